@@ -1,0 +1,37 @@
+"""Weight initializers for Keras 3 that know the model around a kernel."""
+
+from keras_varinit.analysis import analyze
+from keras_varinit.callbacks import ContextInjector
+from keras_varinit.context import LayerContext
+from keras_varinit.initializers import (
+    ASVBackward,
+    ASVForward,
+    DepthScaled,
+    Enhanced,
+    EnhancedGlorotNormal,
+    EnhancedGlorotUniform,
+    EnhancedHeNormal,
+    EnhancedHeUniform,
+    EnhancedLecunNormal,
+    EnhancedLecunUniform,
+)
+from keras_varinit.injection import inject
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "ASVBackward",
+    "ASVForward",
+    "ContextInjector",
+    "DepthScaled",
+    "Enhanced",
+    "EnhancedGlorotNormal",
+    "EnhancedGlorotUniform",
+    "EnhancedHeNormal",
+    "EnhancedHeUniform",
+    "EnhancedLecunNormal",
+    "EnhancedLecunUniform",
+    "LayerContext",
+    "analyze",
+    "inject",
+]

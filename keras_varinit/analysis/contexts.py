@@ -1,0 +1,385 @@
+"""From a model's graph to one `LayerContext` per kernel.
+
+The rules, for graphs that are more than a chain:
+
+* Depth is the number of kernels on the longest path from an input up to and with this one. The two
+  kernels of a separable convolution count one after the other.
+* Looking forward for a layer's own activation and pooling: normalization, dropout, reshaping and
+  merges (add, concatenate, …) are passed through. Where a tensor is used more than once, the branch
+  that reaches a weight layer through the fewest operations is followed, the earlier one on a tie.
+  The stage ends at the next weight layer, a model output, or an operation without a rule.
+* Looking back for what a layer reads: a stage begins at a weight layer or at a merge, whose result
+  counts as a unit-variance pre-activation; a concatenation read as it is has the mean second moment
+  of its parts, weighted by their channels. Up to the first weight layer everything is the model's
+  input, whose second moment counts as 1.
+* A layer that is called more than once has the context of its first call.
+* Softmax, and a sigmoid that leads straight to a model output, belong to the loss: its gradient
+  enters in front of them, so they count as the identity.
+"""
+
+import dataclasses
+import math
+import re
+from typing import Any
+
+from keras_varinit.analysis import layer_rules
+from keras_varinit.analysis.rules import (
+    Call,
+    Concatenation,
+    Elementwise,
+    Padding,
+    Pooling,
+    Role,
+    Source,
+    Transparent,
+    Unknown,
+    Weights,
+    role_of,
+)
+from keras_varinit.context import LayerContext
+from keras_varinit.graph import (
+    Graph,
+    Node,
+    build_graph,
+    check_built,
+    layers_of,
+    own_variable,
+    own_variables,
+)
+from keras_varinit.moments import Activation, Pool, stage_gains
+
+__all__ = ["Analysis", "analyze", "layer_rules"]
+
+Steps = tuple[Activation | Pool, ...]
+_INFINITE = math.inf
+
+
+@dataclasses.dataclass(frozen=True)
+class Analysis:
+    """What `analyze` found: contexts by the path of the kernel, and what it could not know."""
+
+    contexts: dict[str, LayerContext]
+    notes: tuple[str, ...]
+    by_variable: dict[int, LayerContext] = dataclasses.field(repr=False)
+
+    def context_of(self, variable: Any) -> LayerContext | None:
+        """The context of a kernel's variable, or None."""
+        return self.by_variable.get(id(variable))
+
+    def __str__(self) -> str:
+        lines = [f"{'kernel':<40} depth  fan-in fan-out  activation  pooling    tau  gamma"]
+        for path, c in self.contexts.items():
+            pooling = "-" if c.pooling is None else f"{c.pooling} {c.pool_size}"
+            lines.append(
+                f"{path:<40} {c.depth:>5} {c.mean_fan_in:>7.5g} {c.mean_fan_out:>7.5g}  "
+                f"{c.activation or '-':<10}  {pooling:<9} {c.forward_gain:>5.3f}  "
+                f"{c.backward_gain:>5.3f}"
+            )
+        return "\n".join([*lines, *(f"note: {note}" for note in self.notes)])
+
+
+@dataclasses.dataclass(frozen=True)
+class _Signal:
+    """What a tensor carries: steps since its stage began, or a known second moment.
+
+    `raw` marks the model's input, `value` the mean second moment of a concatenation.
+    """
+
+    steps: Steps = ()
+    value: float | None = None
+    raw: bool = False
+
+    def then(self, step: Activation | Pool) -> "_Signal":
+        if self.raw:
+            return self
+        return _Signal((*self.steps, step))
+
+
+def analyze(model: Any) -> Analysis:
+    """Reads the context of every kernel off a built model; nothing is changed.
+
+    Args:
+        model: A built Functional or Sequential `keras.Model`.
+
+    Returns:
+        An `Analysis`: `.contexts[path]` is the `LayerContext` of the kernel at that path, in the
+        order of the graph; `.notes` says what could not be known. Two kernels of one path (layers
+        of one name in two nested models) are told apart by `"path#2"`.
+
+    Raises:
+        TypeError: `model` is no Keras model.
+        ValueError: it is not built, or defines its own `call`.
+
+    Example:
+        >>> import keras, keras_varinit as kv
+        >>> model = keras.Sequential([keras.Input((8,)), keras.layers.Dense(4, activation="relu")])
+        >>> kv.analyze(model).contexts[model.layers[0].kernel.path].fan_in
+        8
+    """
+    return _Analyzer(build_graph(model), model).run()
+
+
+class _Analyzer:
+    def __init__(self, graph: Graph, model: Any) -> None:
+        self.graph = graph
+        self.names = _variable_names(check_built(model))
+        self.notes = list(graph.notes)
+        self.pads: dict[int, tuple[tuple[int, int], ...]] = {}
+        self.roles = [self._role(node) for node in graph.nodes]
+        self.distances = self._distances_to_weights()
+        self.gains: dict[Steps, tuple[float, float]] = {}
+
+    def run(self) -> Analysis:
+        signals, depths = self._forward()
+        total_depth = max(
+            (
+                depths[node.outputs[0]]
+                for node, role in zip(self.graph.nodes, self.roles, strict=True)
+                if isinstance(role, Weights)
+            ),
+            default=0,
+        )
+        if total_depth == 0:
+            self.notes.append("no weight layer was found")
+        contexts: dict[str, LayerContext] = {}
+        by_variable: dict[int, LayerContext] = {}
+        for node, role in zip(self.graph.nodes, self.roles, strict=True):
+            if not isinstance(role, Weights):
+                continue
+            for context, variable in self._contexts_of(node, role, signals, depths, total_depth):
+                if id(variable) not in by_variable:
+                    contexts[context.path] = by_variable[id(variable)] = context
+        return Analysis(contexts, tuple(dict.fromkeys(self.notes)), by_variable)
+
+    def _role(self, node: Node) -> Role:
+        shapes = self.graph.shapes
+        call = Call(
+            node,
+            tuple(shapes[t] for t in node.inputs),
+            tuple(shapes[t] for t in node.outputs),
+            self.pads.get(node.inputs[0]) if node.inputs else None,
+        )
+        try:
+            role = role_of(call)
+        except ValueError as error:
+            self.notes.append(f"{node.operation.name}: {error}; what follows is not modelled")
+            return Unknown(weighted=bool(getattr(node.operation, "weights", ())))
+        if isinstance(role, Unknown):
+            what = "weights of unknown use" if role.weighted else "no rule"
+            self.notes.append(f"{node.operation.name} ({type(node.operation).__name__}): {what}")
+        self._track_pads(node, role, call.pads)
+        return role
+
+    def _track_pads(
+        self, node: Node, role: Role, before: tuple[tuple[int, int], ...] | None
+    ) -> None:
+        """Zeros around a map belong to the convolution that reads it."""
+        if isinstance(role, Padding):
+            if before is not None:
+                pads = tuple(
+                    (low + more_low, high + more_high)
+                    for (low, high), (more_low, more_high) in zip(before, role.pads, strict=True)
+                )
+            else:
+                pads = role.pads
+            self.pads[node.outputs[0]] = pads
+        elif isinstance(role, Transparent) and before is not None and self._keeps_zeros(node):
+            self.pads[node.outputs[0]] = before
+
+    def _keeps_zeros(self, node: Node) -> bool:
+        kept = ("Identity", "Dropout", "SpatialDropout", "Cast", "ActivityRegularization")
+        same = self.graph.shapes[node.inputs[0]] == self.graph.shapes[node.outputs[0]]
+        return same and type(node.operation).__name__.rstrip("123D").startswith(kept)
+
+    def _distances_to_weights(self) -> list[float]:
+        """For each tensor, operations up to and with the nearest weight layer ahead."""
+        distances = [_INFINITE] * len(self.graph.shapes)
+        for node, role in zip(reversed(self.graph.nodes), reversed(self.roles), strict=True):
+            ahead = min((distances[t] for t in node.outputs), default=_INFINITE)
+            distance = 1.0 if isinstance(role, Weights) else 1.0 + ahead
+            for tensor in node.inputs:
+                distances[tensor] = min(distances[tensor], distance)
+        return distances
+
+    def _forward(self) -> tuple[list[_Signal], list[int]]:
+        """What every tensor carries, and the depth of the deepest kernel behind it."""
+        signals = [_Signal(raw=True)] * len(self.graph.shapes)
+        depths = [0] * len(self.graph.shapes)
+        for node, role in zip(self.graph.nodes, self.roles, strict=True):
+            depth = max((depths[t] for t in node.inputs), default=0)
+            if isinstance(role, Weights):
+                depth += 1 + max(kernel.level for kernel in role.kernels)
+            signal = self._signal_after(node, role, signals)
+            for tensor in node.outputs:
+                signals[tensor], depths[tensor] = signal, depth
+        return signals, depths
+
+    def _signal_after(self, node: Node, role: Role, signals: list[_Signal]) -> _Signal:
+        inputs = [signals[t] for t in node.inputs]
+        if isinstance(role, Weights):
+            return _Signal(() if role.activation is None else (role.activation,))
+        if not inputs or isinstance(role, Source):
+            return _Signal(raw=True)
+        if isinstance(role, Elementwise):
+            return inputs[0].then(role.activation)
+        if isinstance(role, Pooling):
+            step = role.step()
+            return inputs[0] if step is None else inputs[0].then(step)
+        if isinstance(role, Transparent | Padding):
+            return inputs[0]
+        if all(signal.raw for signal in inputs):
+            return _Signal(raw=True)
+        if isinstance(role, Concatenation):
+            return _Signal(value=self._concatenated(node, role, inputs))
+        return _Signal()
+
+    def _concatenated(self, node: Node, role: Concatenation, inputs: list[_Signal]) -> float:
+        shapes = [self.graph.shapes[t] for t in node.inputs]
+        sizes = [shape[role.axis] for shape in shapes]
+        weights = [1 if None in sizes or size is None else size for size in sizes]
+        total = sum(
+            weight * self._second_moment(signal)
+            for weight, signal in zip(weights, inputs, strict=True)
+        )
+        return total / sum(weights)
+
+    def _second_moment(self, signal: _Signal) -> float:
+        """τ of a signal."""
+        if signal.raw:
+            return 1.0
+        return self._gains(signal.steps)[0] if signal.value is None else signal.value
+
+    def _gains(self, steps: Steps) -> tuple[float, float]:
+        if steps not in self.gains:
+            self.gains[steps] = stage_gains(steps)
+        return self.gains[steps]
+
+    def _contexts_of(
+        self,
+        node: Node,
+        role: Weights,
+        signals: list[_Signal],
+        depths: list[int],
+        total_depth: int,
+    ) -> list[tuple[LayerContext, Any]]:
+        found = []
+        levels = 1 + max(kernel.level for kernel in role.kernels)
+        for kernel in role.kernels:
+            variable: Any = own_variable(node.operation, kernel.name)
+            path, stream = self.names[id(variable)]
+            last = kernel.level == levels - 1
+            ahead = self._stage_ahead(node, role, path) if last else _StageAhead()
+            tau = self._second_moment(signals[node.inputs[0]]) if kernel.level == 0 else 1.0
+            if kernel.fans.connections is None:
+                self.notes.append(
+                    f"{path}: a spatial size is unknown, so the interior limit is used"
+                )
+            context = LayerContext(
+                path=path,
+                layer=node.operation.name,
+                stream=stream,
+                kernel_shape=tuple(int(n) for n in variable.shape),
+                depth=depths[node.outputs[0]] - levels + 1 + kernel.level,
+                total_depth=total_depth,
+                activation=ahead.activation,
+                pooling=ahead.pooling,
+                pool_size=ahead.pool_size,
+                forward_gain=tau,
+                backward_gain=self._gains(ahead.steps)[1],
+                **dataclasses.asdict(kernel.fans),
+            )
+            found.append((context, variable))
+        return found
+
+    def _stage_ahead(self, node: Node, role: Weights, path: str) -> "_StageAhead":
+        """Follows a layer's output to the end of its stage."""
+        stage = _StageAhead()
+        if role.activation is not None:
+            stage = stage.with_activation(role.activation)
+        tensor = node.outputs[0]
+        while self.graph.consumers[tensor]:
+            ahead = min(
+                self.graph.consumers[tensor],
+                key=lambda index: (self._distance_through(index), index),
+            )
+            role_ahead = self.roles[ahead]
+            if isinstance(role_ahead, Weights | Unknown | Source):
+                return stage
+            if isinstance(role_ahead, Elementwise):
+                stage = stage.with_activation(role_ahead.activation)
+            elif isinstance(role_ahead, Pooling):
+                stage = stage.with_pooling(role_ahead)
+                if role_ahead.size is None:
+                    self.notes.append(
+                        f"{path}: the map that is pooled has an unknown size; pooling is left out"
+                    )
+            tensor = self.graph.nodes[ahead].outputs[0]
+        return stage.at_output()
+
+    def _distance_through(self, index: int) -> float:
+        if isinstance(self.roles[index], Weights):
+            return 1.0
+        return 1.0 + min((self.distances[t] for t in self.graph.nodes[index].outputs), default=0.0)
+
+
+@dataclasses.dataclass(frozen=True)
+class _StageAhead:
+    """The steps behind a layer; the first activation and pooling, T the product of that kind."""
+
+    steps: Steps = ()
+    activation: str | None = None
+    pooling: str | None = None
+    pool_size: int | None = 1
+
+    def with_activation(self, activation: Activation) -> "_StageAhead":
+        return dataclasses.replace(
+            self,
+            steps=(*self.steps, activation),
+            activation=self.activation or activation.name,
+        )
+
+    def with_pooling(self, pooling: Pooling) -> "_StageAhead":
+        step = pooling.step()
+        known = self.pool_size
+        if self.pooling is None:
+            size = pooling.size
+        elif self.pooling == pooling.kind and known is not None and pooling.size is not None:
+            size = known * pooling.size
+        else:
+            size = known
+        return dataclasses.replace(
+            self,
+            steps=self.steps if step is None else (*self.steps, step),
+            pooling=self.pooling or pooling.kind,
+            pool_size=size,
+        )
+
+    def at_output(self) -> "_StageAhead":
+        """A sigmoid at the end of the model is part of the loss."""
+        last = self.steps[-1] if self.steps else None
+        if isinstance(last, Activation) and last.name == "sigmoid":
+            return dataclasses.replace(self, steps=self.steps[:-1])
+        return self
+
+
+def _variable_names(model: Any) -> dict[int, tuple[str, str]]:
+    """Path and stream name of every variable that a layer of the model created.
+
+    A stream's name is the layer's and the variable's name, without Keras's counters and with the
+    occurrence in the model in their place: it does not depend on what else the process built, nor
+    on how the model is nested or loaded.
+    """
+    names: dict[int, tuple[str, str]] = {}
+    paths: dict[str, int] = {}
+    streams: dict[str, int] = {}
+    for layer in [model, *layers_of(model)]:
+        plain = re.sub(r"_\d+$", "", layer.name)
+        for variable in own_variables(layer):
+            if id(variable) in names:
+                continue
+            path, stream = variable.path, f"{plain}/{variable.name}"
+            paths[path] = paths.get(path, 0) + 1
+            streams[stream] = streams.get(stream, 0) + 1
+            unique = path if paths[path] == 1 else f"{path}#{paths[path]}"
+            names[id(variable)] = (unique, f"{stream}#{streams[stream]}")
+    return names

@@ -1,0 +1,169 @@
+"""What an initializer knows about the model around its kernel: plain, immutable values."""
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from typing import Any, Self
+
+_POOLINGS = (None, "max", "average")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LayerContext:
+    """The surroundings of one kernel, as `analyze` reads them off a model.
+
+    A weight layer, the activation behind it and the pooling behind that form a *stage*:
+    `u = W·z_{l-1} + b`, `v = f(u)`, `z_l = pool(v)`. The context describes stage `l` of one kernel
+    and the gain of the stage that feeds it. It is part of the initializer's configuration, so a
+    saved model re-creates the same distribution.
+
+    Args:
+        path: Path of the kernel's variable, the key in reports (`"conv2d/kernel"`).
+        layer: Name of the layer that owns the kernel.
+        stream: Name of the kernel's random stream. It is the path without the counters that Keras
+            adds to automatic names (they depend on what the process built before), with the
+            occurrence within the model in their place, so it is unique in the model and equal in
+            every process.
+        kernel_shape: Shape of the kernel.
+        depth: Weight layers on the longest path from an input up to and with this one (1-based).
+        total_depth: The greatest `depth` in the model.
+        fan_in: Inputs summed into one output far from any boundary.
+        fan_out: Outputs that one input feeds, at stride 1 and far from any boundary.
+        stride: Product of a convolution's strides; 1 for every other kind, transposed included.
+        connections: Exact number ε of (input, output) pairs joined by a weight, zero padding not
+            counted. None when a spatial size is unknown.
+        input_size: Number M of input entries, None when a spatial size is unknown.
+        output_size: Number M' of output entries, None when a spatial size is unknown.
+        filter_axes: Kernel axes that tell filters apart.
+        spatial_axes: Kernel axes that are positions of the window.
+        activation: Name of the activation of this stage, None for none.
+        pooling: `"max"`, `"average"` or None: the pooling of this stage.
+        pool_size: Entries T in one pooling window; 1 without pooling, None when unknown (global
+            pooling of a map of unknown size).
+        forward_gain: τ_{l-1}, the second moment of this layer's input when the stage that feeds it
+            has unit-variance pre-activations; 1 at the model's input.
+        backward_gain: γ_l, the share of gradient variance that this stage passes back from one of
+            its outputs to one pre-activation.
+
+    Units: gains are ratios of second moments (variances), not of standard deviations.
+
+    Raises:
+        TypeError, ValueError: a field has the wrong type or lies out of range.
+    """
+
+    path: str
+    layer: str
+    stream: str
+    kernel_shape: tuple[int, ...]
+    depth: int
+    total_depth: int
+    fan_in: float
+    fan_out: float
+    filter_axes: tuple[int, ...]
+    spatial_axes: tuple[int, ...] = ()
+    stride: int = 1
+    connections: int | None = None
+    input_size: int | None = None
+    output_size: int | None = None
+    activation: str | None = None
+    pooling: str | None = None
+    pool_size: int | None = 1
+    forward_gain: float = 1.0
+    backward_gain: float = 1.0
+
+    def __post_init__(self) -> None:
+        for name in ("path", "layer", "stream"):
+            self._require(isinstance(getattr(self, name), str), name, "a string", TypeError)
+        for name in ("kernel_shape", "filter_axes", "spatial_axes"):
+            value = getattr(self, name)
+            is_ints = isinstance(value, list | tuple) and all(_is_int(v) for v in value)
+            self._require(is_ints, name, "a sequence of integers", TypeError)
+            object.__setattr__(self, name, tuple(value))
+        rank = len(self.kernel_shape)
+        for name in ("filter_axes", "spatial_axes"):
+            in_range = all(0 <= axis < rank for axis in getattr(self, name))
+            self._require(in_range, name, f"axes of a rank-{rank} kernel")
+        for name in ("depth", "total_depth", "stride"):
+            self._require(_is_int(getattr(self, name)), name, "an integer", TypeError)
+            self._require(getattr(self, name) >= 1, name, "at least 1")
+        self._require(self.depth <= self.total_depth, "depth", "at most `total_depth`")
+        for name in ("connections", "input_size", "output_size", "pool_size"):
+            value = getattr(self, name)
+            self._require(value is None or _is_int(value), name, "an integer or None", TypeError)
+            self._require(value is None or value >= 1, name, "at least 1 or None")
+        for name in ("fan_in", "fan_out", "forward_gain", "backward_gain"):
+            value = getattr(self, name)
+            self._require(_is_real(value), name, "a number", TypeError)
+            positive = math.isfinite(value) and value > 0
+            if name in ("forward_gain", "backward_gain"):
+                positive = math.isfinite(value) and value >= 0
+            self._require(positive, name, "finite and positive")
+        is_name = self.activation is None or isinstance(self.activation, str)
+        self._require(is_name, "activation", "a string or None", TypeError)
+        self._require(self.pooling in _POOLINGS, "pooling", "one of None, 'max', 'average'")
+
+    def _require(
+        self, holds: bool, name: str, wanted: str, error: type[Exception] = ValueError
+    ) -> None:
+        if not holds:
+            raise error(
+                f"LayerContext: `{name}` must be {wanted}. "
+                f"Received: {name}={getattr(self, name)!r}."
+            )
+
+    @property
+    def mean_fan_in(self) -> float:
+        """ε/M', inputs summed into one output on average; `fan_in` when a size is unknown."""
+        if self.connections is None or self.output_size is None:
+            return self.fan_in
+        return self.connections / self.output_size
+
+    @property
+    def mean_fan_out(self) -> float:
+        """ε/M, outputs fed by one input on average; `fan_out/stride` when a size is unknown."""
+        if self.connections is None or self.input_size is None:
+            return self.fan_out / self.stride
+        return self.connections / self.input_size
+
+    def draws_like(self, other: "LayerContext") -> bool:
+        """Whether kernels for the two contexts are the same draw: all but `path` agrees.
+
+        Gains may differ by rounding, as they do between machines.
+        """
+        for field in dataclasses.fields(self):
+            mine, others = getattr(self, field.name), getattr(other, field.name)
+            if field.name == "path":
+                continue
+            if isinstance(mine, float) and isinstance(others, float | int):
+                if not math.isclose(mine, others, rel_tol=1e-9):
+                    return False
+            elif mine != others:
+                return False
+        return True
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns the fields as a dictionary of JSON primitives."""
+        fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in fields.items()}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        """Builds a context from what `to_dict` returned.
+
+        Fields that this version does not know raise a ValueError, missing ones a TypeError.
+        """
+        known = {f.name for f in dataclasses.fields(cls)}
+        unknown = sorted(set(values) - known)
+        if unknown:
+            raise ValueError(
+                f"LayerContext: unknown fields {unknown}. Known fields: {sorted(known)}."
+            )
+        return cls(**values)
+
+
+def _is_int(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_real(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)

@@ -1,0 +1,203 @@
+"""Fans, filter axes and exact connection counts of every layer kind, from plain numbers.
+
+A *connection* is a pair (input entry, output entry) joined by a kernel entry. With M inputs, M'
+outputs and ε connections, ε/M' is the mean fan-in and ε/M the mean fan-out; stride, padding and
+dilation are all in them.
+"""
+
+import dataclasses
+import math
+from collections.abc import Sequence
+
+Spatial = Sequence[int | None]
+Pads = Sequence[tuple[int, int]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Fans:
+    """Counts of one kernel in one layer; the fields mean what they mean in `LayerContext`."""
+
+    fan_in: float
+    fan_out: float
+    filter_axes: tuple[int, ...]
+    spatial_axes: tuple[int, ...] = ()
+    stride: int = 1
+    connections: int | None = None
+    input_size: int | None = None
+    output_size: int | None = None
+
+
+def dense(shape: Sequence[int], positions: int | None = 1) -> Fans:
+    """A matrix (in, out), applied at each of `positions` places."""
+    fan_in, fan_out = shape
+    return _with_counts(
+        Fans(fan_in, fan_out, filter_axes=(1,)),
+        None if positions is None else positions * fan_in * fan_out,
+        None if positions is None else positions * fan_in,
+        None if positions is None else positions * fan_out,
+    )
+
+
+def einsum(shape: Sequence[int], contracted: Sequence[int]) -> Fans:
+    """A kernel whose `contracted` axes are summed over; the others are kept."""
+    kept = tuple(axis for axis in range(len(shape)) if axis not in contracted)
+    fan_in = math.prod(shape[axis] for axis in contracted)
+    fan_out = math.prod(shape[axis] for axis in kept)
+    return _with_counts(Fans(fan_in, fan_out, filter_axes=kept), fan_in * fan_out, fan_in, fan_out)
+
+
+def embedding(shape: Sequence[int]) -> Fans:
+    """A table (vocabulary, dimension): one row is looked up, so each output reads one entry."""
+    return _with_counts(Fans(1, shape[1], filter_axes=(0,)), shape[1], 1, shape[1])
+
+
+def recurrent(shape: Sequence[int], gates: int) -> Fans:
+    """A kernel or recurrent kernel (rows, gates·units), the gates packed on the last axis."""
+    fan_in, fan_out = shape[0], shape[1] // gates
+    return _with_counts(Fans(fan_in, fan_out, filter_axes=(1,)), fan_in * fan_out, fan_in, fan_out)
+
+
+def conv(
+    shape: Sequence[int],
+    spatial: Spatial,
+    *,
+    strides: Sequence[int],
+    padding: str,
+    dilation: Sequence[int],
+    groups: int = 1,
+    extra_pads: Pads | None = None,
+) -> Fans:
+    """A convolution with kernel (*k, in/groups, out).
+
+    `spatial` is the map *before* `extra_pads`, the zeros that padding layers put around it.
+    """
+    *window, in_per_group, out = shape
+    taps = math.prod(window)
+    fans = Fans(
+        fan_in=taps * in_per_group,
+        fan_out=taps * out // groups,
+        filter_axes=(len(window) + 1,),
+        spatial_axes=tuple(range(len(window))),
+        stride=math.prod(strides),
+    )
+    overlap, positions = _conv_overlap(window, spatial, strides, padding, dilation, extra_pads)
+    if overlap is None or positions is None:
+        return fans
+    inputs = math.prod(n for n in spatial if n is not None)
+    return _with_counts(
+        fans, overlap * in_per_group * out, inputs * in_per_group * groups, positions * out
+    )
+
+
+def depthwise(
+    shape: Sequence[int],
+    spatial: Spatial,
+    *,
+    strides: Sequence[int],
+    padding: str,
+    dilation: Sequence[int],
+    extra_pads: Pads | None = None,
+) -> Fans:
+    """A depthwise convolution with kernel (*k, in, multiplier): one filter per pair of the two."""
+    *window, channels, multiplier = shape
+    taps = math.prod(window)
+    fans = Fans(
+        fan_in=taps,
+        fan_out=taps * multiplier,
+        filter_axes=(len(window), len(window) + 1),
+        spatial_axes=tuple(range(len(window))),
+        stride=math.prod(strides),
+    )
+    overlap, positions = _conv_overlap(window, spatial, strides, padding, dilation, extra_pads)
+    if overlap is None or positions is None:
+        return fans
+    inputs = math.prod(n for n in spatial if n is not None)
+    filters = channels * multiplier
+    return _with_counts(fans, overlap * filters, inputs * channels, positions * filters)
+
+
+def conv_transpose(
+    shape: Sequence[int],
+    spatial: Spatial,
+    out_spatial: Spatial,
+    *,
+    strides: Sequence[int],
+    padding: str,
+    dilation: Sequence[int],
+) -> Fans:
+    """A transposed convolution with kernel (*k, out, in).
+
+    It is the adjoint of a convolution from the output map to the input map, so its connections are
+    that convolution's: zeros put around the *input* map by padding layers would count as inputs.
+    """
+    *window, out, channels = shape
+    taps = math.prod(window)
+    fans = Fans(
+        fan_in=taps * channels / math.prod(strides),
+        fan_out=taps * out,
+        filter_axes=(len(window),),
+        spatial_axes=tuple(range(len(window))),
+    )
+    if any(n is None for n in (*spatial, *out_spatial)):
+        return fans
+    overlap = 1
+    for k, n, m, s, d in zip(window, spatial, out_spatial, strides, dilation, strict=True):
+        if n is None or m is None:
+            return fans
+        low = 0
+        if padding == "same":
+            low = max((n - 1) * s + (k - 1) * d + 1 - m, 0) // 2
+        overlap *= _taps_inside(m, k, s, d, low, n)
+    inputs = math.prod(n for n in spatial if n is not None)
+    outputs = math.prod(n for n in out_spatial if n is not None)
+    return _with_counts(fans, overlap * channels * out, inputs * channels, outputs * out)
+
+
+def _with_counts(
+    fans: Fans, connections: int | None, input_size: int | None, output_size: int | None
+) -> Fans:
+    return dataclasses.replace(
+        fans, connections=connections, input_size=input_size, output_size=output_size
+    )
+
+
+def _conv_overlap(
+    window: Sequence[int],
+    spatial: Spatial,
+    strides: Sequence[int],
+    padding: str,
+    dilation: Sequence[int],
+    extra_pads: Pads | None,
+) -> tuple[int | None, int | None]:
+    """∏ over dimensions of Σ_j overlap(j), and the number of output positions."""
+    pads = extra_pads or [(0, 0)] * len(window)
+    overlap = positions = 1
+    for k, n, s, d, (before, after) in zip(window, spatial, strides, dilation, pads, strict=True):
+        if n is None:
+            return None, None
+        low, outputs = _padding_and_outputs(n + before + after, k, s, d, padding)
+        overlap *= _taps_inside(n, k, s, d, low + before, outputs)
+        positions *= outputs
+    return overlap, positions
+
+
+def _padding_and_outputs(n: int, k: int, s: int, d: int, padding: str) -> tuple[int, int]:
+    """Zeros that the layer itself puts before `n` entries, and the number of its outputs."""
+    reach = (k - 1) * d + 1
+    if padding == "same":
+        outputs = -(-n // s)
+        return max((outputs - 1) * s + reach - n, 0) // 2, outputs
+    if padding == "causal":
+        return reach - 1, -(-n // s)
+    return 0, (n - reach) // s + 1
+
+
+def _taps_inside(n: int, k: int, s: int, d: int, low: int, outputs: int) -> int:
+    """Σ_j overlap(j): pairs (output j, tap a) whose input j·s + a·d - low lies in [0, n)."""
+    total = 0
+    for tap in range(k):
+        shift = tap * d - low
+        first = max(0, -(shift // s))
+        last = min(outputs - 1, (n - 1 - shift) // s)
+        total += max(0, last - first + 1)
+    return total

@@ -1,0 +1,28 @@
+"""The initializers: one file per paper over one shared base."""
+
+from keras_varinit.initializers.asv import ASVBackward, ASVForward
+from keras_varinit.initializers.base import ContextualInitializer
+from keras_varinit.initializers.depth import DepthScaled
+from keras_varinit.initializers.enhanced import (
+    Enhanced,
+    EnhancedGlorotNormal,
+    EnhancedGlorotUniform,
+    EnhancedHeNormal,
+    EnhancedHeUniform,
+    EnhancedLecunNormal,
+    EnhancedLecunUniform,
+)
+
+__all__ = [
+    "ASVBackward",
+    "ASVForward",
+    "ContextualInitializer",
+    "DepthScaled",
+    "Enhanced",
+    "EnhancedGlorotNormal",
+    "EnhancedGlorotUniform",
+    "EnhancedHeNormal",
+    "EnhancedHeUniform",
+    "EnhancedLecunNormal",
+    "EnhancedLecunUniform",
+]

@@ -1,0 +1,165 @@
+"""ASV, Adaptive Signal Variance (Henmi, Zara, Hirohashi, Kato; arXiv 2008.06885).
+
+With M inputs, M' outputs and ε connections of a layer, u = Wz has
+Var(u) = (ε/M')·Var(w)·E z², and E z² = τ of the stage before. Unit variance at every u:
+
+    forward:   Var(w_l) = M'_l / (τ_{l-1} · ε_l)
+
+Backwards, one z gets Var(∂z) = (ε/M)·Var(w)·Var(∂u), and Var(∂u) = γ·(variance at the stage's
+output). Unit variance at every stage's output:
+
+    backward:  Var(w_l) = M_{l-1} / (γ_l · ε_l)
+
+The authors' code caps the standard deviation at 3 times the one that τ = γ = ½ gives.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+from keras_varinit.context import LayerContext
+from keras_varinit.initializers.base import (
+    ContextualInitializer,
+    Float32Array,
+    draw,
+    neutral_fans,
+    register,
+)
+
+Distribution = Literal["normal", "truncated_normal", "uniform"]
+_DISTRIBUTIONS = ("normal", "truncated_normal", "uniform")
+_NEUTRAL_GAIN = 0.5
+
+
+class _ASV(ContextualInitializer):
+    """Variance 1/(gain · mean fan), capped."""
+
+    def __init__(
+        self,
+        distribution: Distribution = "normal",
+        max_gain: float | None = 3.0,
+        seed: int | None = None,
+        context: LayerContext | Mapping[str, Any] | None = None,
+    ) -> None:
+        super().__init__(seed=seed, context=context)
+        self.distribution = self._checked_choice("distribution", distribution, _DISTRIBUTIONS)
+        self.max_gain = (
+            None if max_gain is None else self._checked_number("max_gain", max_gain, above=0)
+        )
+
+    @property
+    def family(self) -> str:
+        """Distribution of an entry."""
+        return self.distribution
+
+    def stddev(self, shape: Sequence[int]) -> float:
+        """Returns the standard deviation of every entry."""
+        gain, mean_fan = self._gain_and_mean_fan(shape)
+        neutral = math.sqrt(1 / (_NEUTRAL_GAIN * mean_fan))
+        limit = math.inf if self.max_gain is None else self.max_gain * neutral
+        if gain > 0:
+            return min(math.sqrt(1 / (gain * mean_fan)), limit)
+        if self.max_gain is None:
+            place = "" if self.context is None else f" for {self.context.path!r}"
+            raise ValueError(
+                f"{self._name}: the gain{place} is 0 (an activation that passes nothing), so the "
+                "variance is unbounded. Set `max_gain`. Received: max_gain=None."
+            )
+        return limit
+
+    def get_config(self) -> dict[str, Any]:
+        """Returns the configuration, JSON primitives only."""
+        return {
+            "distribution": self.distribution,
+            "max_gain": self.max_gain,
+            **super().get_config(),
+        }
+
+    def _gain_and_mean_fan(self, shape: Sequence[int]) -> tuple[float, float]:
+        raise NotImplementedError
+
+    def _sample(self, shape: tuple[int, ...]) -> Float32Array:
+        return draw(self._stream_key(), shape, self.distribution, self.stddev(shape))
+
+
+@register("asv_forward")
+class ASVForward(_ASV):
+    """Keeps the forward signal at unit variance through convolution, activation and pooling.
+
+    Var(w) = M'/(τ·ε): one over the mean number of inputs per output times τ, the second moment
+    that the stage before hands on (½ after ReLU). Zero padding, stride and dilation are in ε, the
+    exact count of connections. Where a spatial size is unknown, ε/M' is the fan-in far from any
+    boundary.
+
+    Args:
+        distribution: `"normal"`, `"truncated_normal"` (at two standard deviations, rescaled) or
+            `"uniform"`; the variance is the same.
+        max_gain: The standard deviation is at most `max_gain` times what τ = ½ gives. None for no
+            limit. Defaults to 3, as in the authors' code.
+        seed: Integer or None.
+        context: Set by `inject`. Without it τ = ½ and fan-in is read off the shape: He's forward
+            initialization.
+
+    Shape: any kernel; with a context the fans are the layer's true ones.
+
+    Units: `stddev` is a standard deviation; τ is a ratio of second moments; `max_gain` is a ratio
+    of standard deviations.
+
+    Raises:
+        TypeError, ValueError: an argument is of the wrong type or out of range.
+
+    Example:
+        >>> import keras_varinit as kv
+        >>> round(kv.ASVForward().stddev((3, 3, 64, 64)), 5)  # √(2/576)
+        0.05893
+
+    Reference: Henmi, Zara, Hirohashi, Kato (2020), arXiv 2008.06885.
+    """
+
+    def _gain_and_mean_fan(self, shape: Sequence[int]) -> tuple[float, float]:
+        context = self._context_for(shape)
+        if context is None:
+            return _NEUTRAL_GAIN, neutral_fans(shape)[0]
+        return context.forward_gain, context.mean_fan_in
+
+
+@register("asv_backward")
+class ASVBackward(_ASV):
+    """Keeps the gradient at unit variance through pooling, activation and convolution.
+
+    Var(w) = M/(γ·ε): one over the mean number of outputs per input times γ, the share of gradient
+    variance that the activation and pooling behind the layer pass back (½ for ReLU, (1-2^-T)/T
+    with max pooling of T entries, 1/(2T²) with average pooling). Where a spatial size is unknown,
+    ε/M is the fan-out far from any boundary over the stride.
+
+    Args:
+        distribution: `"normal"`, `"truncated_normal"` (at two standard deviations, rescaled) or
+            `"uniform"`; the variance is the same.
+        max_gain: The standard deviation is at most `max_gain` times what γ = ½ gives; it is what
+            keeps a layer in front of global average pooling from a huge kernel. None for no
+            limit. Defaults to 3, as in the authors' code.
+        seed: Integer or None.
+        context: Set by `inject`. Without it γ = ½ and fan-out is read off the shape: He's backward
+            initialization.
+
+    Shape: any kernel; with a context the fans are the layer's true ones.
+
+    Units: `stddev` is a standard deviation; γ is a ratio of variances; `max_gain` is a ratio of
+    standard deviations.
+
+    Raises:
+        TypeError, ValueError: an argument is of the wrong type or out of range.
+
+    Example:
+        >>> import keras_varinit as kv
+        >>> round(kv.ASVBackward().stddev((3, 3, 64, 128)), 5)  # √(2/1152)
+        0.04167
+
+    Reference: Henmi, Zara, Hirohashi, Kato (2020), arXiv 2008.06885.
+    """
+
+    def _gain_and_mean_fan(self, shape: Sequence[int]) -> tuple[float, float]:
+        context = self._context_for(shape)
+        if context is None:
+            return _NEUTRAL_GAIN, neutral_fans(shape)[1]
+        return context.backward_gain, context.mean_fan_out

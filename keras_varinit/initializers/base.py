@@ -1,0 +1,259 @@
+"""What every initializer here shares: seed, context, random streams, config and registration."""
+
+import concurrent.futures
+import copy
+import hashlib
+import math
+import numbers
+import os
+import random
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, Self
+
+import keras
+import numpy as np
+import numpy.typing as npt
+
+from keras_varinit.context import LayerContext
+
+Float32Array = npt.NDArray[np.float32]
+
+PACKAGE = "keras_varinit"
+
+# Standard deviation of N(0, 1) truncated to [-2, 2], as in Keras's truncated normal.
+TRUNCATED_STDDEV = 0.87962566103423978
+
+_BLOCK = 2**16
+_THREADS = min(8, os.cpu_count() or 1)
+
+
+class ContextualInitializer(keras.initializers.Initializer):
+    """Base of the initializers that can be told about the model around their kernel.
+
+    A subclass implements `stddev` and `_sample`, and lists its constructor's arguments in
+    `get_config`. `__call__` is a pure function of shape, dtype and configuration: it draws with
+    NumPy in float32 and casts last, so one seed gives the same kernel on TensorFlow, JAX and
+    PyTorch, on CPU and GPU.
+
+    Args:
+        seed: Integer or None. None draws a fresh seed from Python's `random`, which
+            `keras.utils.set_random_seed` controls, as for Keras's own initializers.
+        context: A `LayerContext`, its dictionary, or None for the neutral case.
+    """
+
+    uses_context: ClassVar[bool] = True
+
+    def __init__(
+        self,
+        seed: int | None = None,
+        context: LayerContext | Mapping[str, Any] | None = None,
+    ) -> None:
+        self.seed = self._checked_seed(seed)
+        self._entropy = random.randint(1, 10**9) if self.seed is None else self.seed
+        self._context = self._checked_context(context)
+
+    @property
+    def context(self) -> LayerContext | None:
+        """The `LayerContext` that this initializer draws for, or None."""
+        return self._context
+
+    def with_context(self, context: LayerContext | None) -> Self:
+        """Returns a copy that draws for `context`, from the same seed."""
+        twin = copy.copy(self)
+        twin._context = context  # noqa: SLF001 - an object of this class, not yet handed out
+        return twin
+
+    def stddev(self, shape: Sequence[int]) -> float | None:
+        """Returns the target standard deviation √E[var] of an entry of a kernel of that shape.
+
+        None where it is not known: a base initializer that is neither of ours nor of Keras's.
+        """
+        raise NotImplementedError
+
+    def __call__(self, shape: Sequence[int], dtype: Any = None) -> Any:
+        """Returns a kernel of that shape: a backend tensor of `dtype` (default: Keras's floatx)."""
+        shape = self._checked_shape(shape)
+        dtype = keras.backend.standardize_dtype(dtype)
+        if not keras.backend.is_float_dtype(dtype):
+            raise ValueError(
+                f"{self._name}: `dtype` must be a floating-point type. Received: dtype={dtype!r}."
+            )
+        values = keras.ops.convert_to_tensor(self._sample(shape))
+        return keras.ops.cast(values, dtype)
+
+    def get_config(self) -> dict[str, Any]:
+        """Returns the configuration, JSON primitives only."""
+        context = None if self._context is None else self._context.to_dict()
+        return {"seed": self.seed, "context": context}
+
+    def __repr__(self) -> str:
+        arguments = {k: v for k, v in self.get_config().items() if k != "context"}
+        shown = ", ".join(
+            f"{k}={v['class_name'] if isinstance(v, dict) else v!r}" for k, v in arguments.items()
+        )
+        place = "" if self._context is None else f", context=<{self._context.path}>"
+        return f"{self._name}({shown}{place})"
+
+    def _sample(self, shape: tuple[int, ...]) -> Any:
+        """Returns the kernel: a float32 array, or a float32 tensor of the backend."""
+        raise NotImplementedError
+
+    def _context_for(self, shape: Sequence[int]) -> LayerContext | None:
+        """The context, if it is for a kernel of that shape."""
+        context = self._context
+        if context is None or tuple(shape) == context.kernel_shape:
+            return context
+        warnings.warn(
+            f"{self._name}: the context of {context.path!r} is for a kernel of shape "
+            f"{context.kernel_shape}, but shape {tuple(shape)} is drawn: the neutral case is used. "
+            "Call keras_varinit.inject(model) to give the new layer its own context.",
+            stacklevel=4,
+        )
+        return None
+
+    def _stream_key(self) -> int:
+        """Key of the random stream of (seed, kernel): the same in every process."""
+        stream = "" if self._context is None else self._context.stream
+        digest = hashlib.sha256(f"{PACKAGE}|{self._entropy}|{stream}".encode()).digest()
+        return int.from_bytes(digest[:16], "big")
+
+    @property
+    def _name(self) -> str:
+        return type(self).__name__
+
+    def _error(self, argument: str, value: object, wanted: str, error: type[Exception]) -> Any:
+        return error(
+            f"{self._name}: `{argument}` must be {wanted}. Received: {argument}={value!r}."
+        )
+
+    def _checked_seed(self, seed: Any) -> int | None:
+        if seed is None:
+            return None
+        if isinstance(seed, bool) or not isinstance(seed, numbers.Integral):
+            raise self._error(
+                "seed",
+                seed,
+                "an integer or None (calls are pure, so a SeedGenerator cannot be used)",
+                TypeError,
+            )
+        return int(seed)
+
+    def _checked_context(self, context: Any) -> LayerContext | None:
+        if context is None or isinstance(context, LayerContext):
+            return context
+        if isinstance(context, Mapping):
+            return LayerContext.from_dict(context)
+        raise self._error("context", context, "a LayerContext, its dictionary or None", TypeError)
+
+    def _checked_shape(self, shape: Any) -> tuple[int, ...]:
+        try:
+            checked = tuple(int(n) for n in shape)
+        except (TypeError, ValueError):
+            raise self._error("shape", shape, "a sequence of integers", TypeError) from None
+        if not checked or any(n < 0 for n in checked):
+            raise self._error("shape", shape, "a non-empty sequence of sizes >= 0", ValueError)
+        return checked
+
+    def _checked_choice(self, argument: str, value: Any, choices: Sequence[str]) -> str:
+        if value not in choices:
+            wanted = "one of " + ", ".join(repr(c) for c in choices)
+            error = ValueError if isinstance(value, str) else TypeError
+            raise self._error(argument, value, wanted, error)
+        return str(value)
+
+    def _checked_number(
+        self,
+        argument: str,
+        value: Any,
+        *,
+        above: float | None = None,
+        at_least: float | None = None,
+        at_most: float | None = None,
+    ) -> float:
+        if isinstance(value, bool) or not isinstance(value, numbers.Real):
+            raise self._error(argument, value, "a number", TypeError)
+        number = float(value)
+        bounds = []
+        if above is not None:
+            bounds.append((number > above, f"greater than {above:g}"))
+        if at_least is not None:
+            bounds.append((number >= at_least, f"at least {at_least:g}"))
+        if at_most is not None:
+            bounds.append((number <= at_most, f"at most {at_most:g}"))
+        if not math.isfinite(number) or not all(holds for holds, _ in bounds):
+            wanted = " and ".join(["finite", *(text for _, text in bounds)])
+            raise self._error(argument, value, wanted, ValueError)
+        return number
+
+
+def register(*names: str) -> Any:
+    """Class decorator: Keras then knows a class by registered name, class name and string ids."""
+
+    def decorate(cls: type) -> type:
+        keras.saving.register_keras_serializable(package=PACKAGE)(cls)
+        for name in (cls.__name__, *names):
+            keras.saving.get_custom_objects()[name] = cls
+        return cls
+
+    return decorate
+
+
+def draw(key: int, shape: tuple[int, ...], distribution: str, stddev: float = 1.0) -> Float32Array:
+    """Zero-mean float32 entries of a "normal", "truncated_normal" or "uniform" distribution.
+
+    Each block of 2^16 entries has a stream of its own, so blocks are drawn side by side and the
+    result does not depend on how many threads there are.
+    """
+    values = np.empty(shape, np.float32)
+    flat = values.reshape(-1)
+    blocks = [flat[start : start + _BLOCK] for start in range(0, flat.size, _BLOCK)]
+
+    def fill(numbered: tuple[int, Float32Array]) -> None:
+        number, block = numbered
+        _FILL[distribution](random_stream(key, number + 1), block, stddev)
+
+    if len(blocks) == 1:
+        fill((0, blocks[0]))
+    elif blocks:
+        with concurrent.futures.ThreadPoolExecutor(min(len(blocks), _THREADS)) as pool:
+            list(pool.map(fill, enumerate(blocks)))
+    return values
+
+
+def random_stream(key: int, number: int) -> np.random.Generator:
+    """Stream `number` of a key: 0 for draws per filter, the others for blocks of entries."""
+    sequence = np.random.SeedSequence(key, spawn_key=(number,))
+    return np.random.Generator(np.random.PCG64(sequence))
+
+
+def _fill_normal(generator: np.random.Generator, block: Float32Array, stddev: float) -> None:
+    generator.standard_normal(dtype=np.float32, out=block)
+    block *= np.float32(stddev)
+
+
+def _fill_truncated(generator: np.random.Generator, block: Float32Array, stddev: float) -> None:
+    """Redraws what lies beyond two standard deviations until nothing does, then rescales."""
+    generator.standard_normal(dtype=np.float32, out=block)
+    outside = np.flatnonzero(np.abs(block) > 2)
+    while outside.size:
+        block[outside] = generator.standard_normal(outside.size, dtype=np.float32)
+        outside = outside[np.abs(block[outside]) > 2]
+    block *= np.float32(stddev / TRUNCATED_STDDEV)
+
+
+def _fill_uniform(generator: np.random.Generator, block: Float32Array, stddev: float) -> None:
+    generator.random(dtype=np.float32, out=block)
+    block -= np.float32(0.5)
+    block *= np.float32(stddev * math.sqrt(12))
+
+
+_FILL = {"normal": _fill_normal, "truncated_normal": _fill_truncated, "uniform": _fill_uniform}
+
+
+def neutral_fans(shape: Sequence[int]) -> tuple[float, float]:
+    """Fan-in and fan-out of a kernel of which only the shape is known, in Keras's layouts."""
+    if len(shape) == 1:
+        return shape[0], shape[0]
+    window = math.prod(shape[:-2])
+    return window * shape[-2], window * shape[-1]

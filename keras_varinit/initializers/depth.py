@@ -1,0 +1,173 @@
+"""Depth-scaled initialization (Pandey, arXiv 2509.05018).
+
+Layer l of L (1 is nearest the input) multiplies the base initializer's variance by
+
+    k_l = log_base(l + offset),
+
+below one for l + offset < base and above one beyond. The network's variance is V = ∏ k_l, and
+k_l = ln(l + offset)/ln(base) gives ln V = Σ ln ln(l + offset) - L·ln ln(base), so the base that
+reaches a given V is exp(exp((Σ ln ln(l + offset) - ln V)/L)). The paper's rule of thumb, a third of
+the layers below one, is base = L/3 + offset.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+import keras
+
+from keras_varinit.context import LayerContext
+from keras_varinit.initializers.base import ContextualInitializer, register
+from keras_varinit.initializers.laws import Law, describe, reseeded, resolve_base, seed_of
+
+Schedule = Literal["increasing", "decreasing", "constant"]
+_SCHEDULES = ("increasing", "decreasing", "constant")
+
+
+@register("depth_scaled")
+class DepthScaled(ContextualInitializer):
+    """Multiplies a base initializer's variance by log_base(depth + offset).
+
+    Variance grows from the first weight layer to the last: k_l = log_base(l + offset), l = the
+    layer's depth. `schedule="decreasing"` mirrors it (l becomes L+1-l), `"constant"` gives every
+    layer the geometric mean k = V^{1/L}, V = ∏ k_l.
+
+    Args:
+        initializer: The base: a string id, config or initializer object, of Keras or of this
+            library, that is zero-mean and takes a `seed`. Defaults to `"he_normal"`.
+        base: Base of the logarithm, greater than 1; the larger, the smaller the weights. None
+            means L/3 + offset, or what `network_variance` asks for.
+        offset: Non-negative; keeps the first layers from getting almost no variance.
+        schedule: `"increasing"`, `"decreasing"` or `"constant"`.
+        network_variance: Target V = ∏ k_l over l = 1…L; it determines `base`, so give one of the
+            two. In a network with branches l runs over the depths, not over the layers.
+        seed: Integer or None. None takes the base initializer's own seed if it has one.
+        context: Set by `inject`. Without it k = 1: the base initializer, bit for bit.
+
+    Shape: what the base initializer takes.
+
+    Units: k scales the *variance*; the standard deviation is multiplied by √k.
+
+    Raises:
+        TypeError, ValueError: an argument is of the wrong type or out of range, both `base` and
+            `network_variance` are given, or (with a context) depth + offset <= 1 or L/3 + offset
+            <= 1, where the logarithm gives no variance.
+
+    Example:
+        >>> import keras_varinit as kv
+        >>> round(kv.DepthScaled(base=20.0).scale(depth=19, total_depth=54), 6)
+        1.0
+
+    Reference: V. Pandey (2025), arXiv 2509.05018, sections 4.1.2, 6 to 8.
+    """
+
+    def __init__(
+        self,
+        initializer: Any = "he_normal",
+        base: float | None = None,
+        offset: float = 1.0,
+        schedule: Schedule = "increasing",
+        network_variance: float | None = None,
+        seed: int | None = None,
+        context: LayerContext | Mapping[str, Any] | None = None,
+    ) -> None:
+        if seed is None:
+            seed = seed_of(self._name, resolve_base(self._name, initializer, None))
+        super().__init__(seed=seed, context=context)
+        self.initializer = resolve_base(self._name, initializer, self._entropy)
+        self.base = None if base is None else self._checked_number("base", base, above=1)
+        self.offset = self._checked_number("offset", offset, at_least=0)
+        self.schedule = self._checked_choice("schedule", schedule, _SCHEDULES)
+        self.network_variance = (
+            None
+            if network_variance is None
+            else self._checked_number("network_variance", network_variance, above=0)
+        )
+        if self.base is not None and self.network_variance is not None:
+            raise ValueError(
+                f"{self._name}: `network_variance` determines the base, so give only one of the "
+                f"two. Received: base={base!r}, network_variance={network_variance!r}."
+            )
+        if self._context is not None:
+            self.scale(self._context.depth, self._context.total_depth)
+
+    @property
+    def family(self) -> str:
+        """Distribution of an entry."""
+        return describe(self.initializer, (1, 1), None).family
+
+    def scale(self, depth: int, total_depth: int) -> float:
+        """Returns k, the factor on the base initializer's variance, for one depth of a network."""
+        if self.schedule == "constant":
+            logs = [self._log_scale(l, total_depth) for l in range(1, total_depth + 1)]  # noqa: E741
+            return math.exp(math.fsum(logs) / total_depth)
+        if self.schedule == "decreasing":
+            depth = total_depth + 1 - depth
+        return math.exp(self._log_scale(depth, total_depth))
+
+    def stddev(self, shape: Sequence[int]) -> float | None:
+        """Returns √k times the base initializer's standard deviation."""
+        stddev = self._law(shape).stddev
+        return None if stddev is None else math.sqrt(self._scale_for(shape)) * stddev
+
+    def get_config(self) -> dict[str, Any]:
+        """Returns the configuration, JSON primitives only."""
+        base_config = keras.initializers.serialize(reseeded(self.initializer, 0))
+        base_config["config"]["seed"] = self.seed
+        return {
+            "initializer": base_config,
+            "base": self.base,
+            "offset": self.offset,
+            "schedule": self.schedule,
+            "network_variance": self.network_variance,
+            **super().get_config(),
+        }
+
+    def _log_scale(self, depth: int, total_depth: int) -> float:
+        """Ln k_depth of the increasing schedule."""
+        return self._log_log(depth) - self._log_log_base(total_depth)
+
+    def _log_log(self, depth: int) -> float:
+        """Ln ln(depth + offset)."""
+        argument = depth + self.offset
+        if argument <= 1:
+            raise ValueError(
+                f"{self._name}: depth + offset must be greater than 1, or log(depth + offset) "
+                f"leaves no variance{self._place()}. Received: depth={depth}, "
+                f"offset={self.offset:g}. Use an offset greater than 0."
+            )
+        return math.log(math.log(argument))
+
+    def _log_log_base(self, total_depth: int) -> float:
+        """Ln ln(base), for the base in force in a network of that depth."""
+        if self.network_variance is not None:
+            logs = math.fsum(self._log_log(l) for l in range(1, total_depth + 1))  # noqa: E741
+            return (logs - math.log(self.network_variance)) / total_depth
+        base = total_depth / 3 + self.offset if self.base is None else self.base
+        if base <= 1:
+            raise ValueError(
+                f"{self._name}: base = L/3 + offset must be greater than 1{self._place()}. "
+                f"Received: L={total_depth}, offset={self.offset:g}, so base={base:g}. "
+                "Give `base` or a larger `offset`."
+            )
+        return math.log(math.log(base))
+
+    def _place(self) -> str:
+        return "" if self._context is None else f" for {self._context.path!r}"
+
+    def _law(self, shape: Sequence[int]) -> Law:
+        return describe(self.initializer, shape, self._context_for(shape))
+
+    def _scale_for(self, shape: Sequence[int]) -> float:
+        context = self._context_for(shape)
+        return 1.0 if context is None else self.scale(context.depth, context.total_depth)
+
+    def _sample(self, shape: tuple[int, ...]) -> Any:
+        context = self._context_for(shape)
+        if context is None:
+            return self.initializer(shape, dtype="float32")
+        base = reseeded(self.initializer, self._stream_key() % 2**31)
+        if isinstance(base, ContextualInitializer):
+            base = base.with_context(context)
+        factor = math.sqrt(self._scale_for(shape)) * self._law(shape).correction
+        return base(shape, dtype="float32") * factor

@@ -1,0 +1,265 @@
+"""Enhanced ("variety") initialization: every filter draws its own variance (Sharkansky).
+
+Filters drawn from one distribution are statistically alike. Here a filter's variance is itself
+random, σ'² = σ²·g with E g = 1, so a layer keeps the base initializer's mean variance σ².
+
+Normal base N(0, σ²), eq. 3.1.5: a squared entry is distributed as σ²·χ²(1) = Gamma(½, 2σ²), and
+that law is taken for the filter's variance; Gamma(k, σ²/k) generalizes it (mean σ², and the base
+itself as k → ∞), so g ~ Gamma(k, 1/k).
+
+Uniform base U(-a, a), eqs. 3.2.2-3.2.4: the filter is U(-√3|t|, √3|t|), whose variance is t², with
+t ~ U(-a, a); E t² = a²/3 = σ². With v = |t|/a ~ U(0, 1), g = 3v². It is k = ½ of
+g = (k+1)/k · v^{1/k}, again of mean 1 and with the base as limit. (The report prints a' without the
+root that its own derivation gives.)
+
+Naive variant, eq. 3.1.1 with its misprint corrected: g ~ U(1-δ, 1+δ).
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+import keras
+import numpy as np
+
+from keras_varinit.context import LayerContext
+from keras_varinit.initializers.base import (
+    ContextualInitializer,
+    Float32Array,
+    draw,
+    random_stream,
+    register,
+)
+from keras_varinit.initializers.laws import Law, describe, reseeded, resolve_base, seed_of
+
+Granularity = Literal["filter", "position"]
+
+
+class _EnhancedBase(ContextualInitializer):
+    """The sampler that `Enhanced` and its presets share."""
+
+    family = "other"
+
+    def __init__(
+        self,
+        initializer: Any,
+        granularity: Granularity,
+        concentration: float,
+        delta: float | None,
+        seed: int | None,
+        context: LayerContext | Mapping[str, Any] | None,
+    ) -> None:
+        if seed is None:
+            seed = seed_of(self._name, resolve_base(self._name, initializer, None))
+        super().__init__(seed=seed, context=context)
+        self.initializer = resolve_base(self._name, initializer, self.seed)
+        self.granularity = self._checked_choice("granularity", granularity, ("filter", "position"))
+        self.concentration = self._checked_number("concentration", concentration, above=0)
+        self.delta = (
+            None if delta is None else self._checked_number("delta", delta, above=0, at_most=1)
+        )
+        if self.delta is not None and self.concentration != 0.5:
+            raise ValueError(
+                f"{self._name}: `delta` picks the naive uniform law of the variance, which has no "
+                f"`concentration`. Received: delta={delta!r}, concentration={concentration!r}."
+            )
+
+    def stddev(self, shape: Sequence[int]) -> float | None:
+        """Returns the base's standard deviation: a filter's variance has the base's as its mean."""
+        return self._law(shape).stddev
+
+    def _law(self, shape: Sequence[int]) -> Law:
+        return describe(self.initializer, shape, self._context_for(shape))
+
+    def _sample(self, shape: tuple[int, ...]) -> Float32Array:
+        law, key = self._law(shape), self._stream_key()
+        factors = self._variance_factors(random_stream(key, 0), shape, law.family)
+        if law.family == "other" or law.stddev is None:
+            values = self._base_draw(shape)
+        else:
+            distribution = "uniform" if law.family == "uniform" else "normal"
+            values = draw(key, shape, distribution, law.stddev)
+        values *= np.sqrt(factors).astype(np.float32)
+        return values
+
+    def _base_draw(self, shape: tuple[int, ...]) -> Float32Array:
+        base = reseeded(self.initializer, self._stream_key() % 2**31)
+        if isinstance(base, ContextualInitializer):
+            base = base.with_context(self._context_for(shape))
+        return np.array(keras.ops.convert_to_numpy(base(shape, dtype="float32")), np.float32)
+
+    def _variance_factors(
+        self, generator: np.random.Generator, shape: tuple[int, ...], family: str
+    ) -> Any:
+        """Draws g for each filter (and position), in a shape that broadcasts over the kernel."""
+        varying = self._varying_axes(shape)
+        size = tuple(n if axis in varying else 1 for axis, n in enumerate(shape))
+        k = self.concentration
+        if self.delta is not None:
+            return generator.uniform(1 - self.delta, 1 + self.delta, size)
+        if family == "uniform":
+            return (k + 1) / k * generator.random(size) ** (1 / k)
+        return generator.standard_gamma(k, size) / k
+
+    def _varying_axes(self, shape: tuple[int, ...]) -> set[int]:
+        context = self._context_for(shape)
+        if context is None:
+            filters, positions = {len(shape) - 1}, set(range(len(shape) - 2))
+        else:
+            filters, positions = set(context.filter_axes), set(context.spatial_axes)
+        return filters | positions if self.granularity == "position" else filters
+
+
+@register("enhanced")
+class Enhanced(_EnhancedBase):
+    """Gives every filter of a base initializer's kernel its own random variance.
+
+    A filter is drawn with variance σ²·g, where σ² is the base's variance and E g = 1, so the
+    layer's mean variance is the base's. For a normal base g ~ Gamma(k, 1/k), k = `concentration`
+    (k = ½: the filter's variance is σ²·χ²(1)); for a uniform one g = (k+1)/k·v^{1/k}, v ~ U(0, 1)
+    (k = ½: the filter is U(-√3|t|, √3|t|) with t drawn from the base); with `delta`, the naive
+    variant, g ~ U(1-δ, 1+δ). A truncated normal base gives untruncated normal filters. Any other
+    base is drawn as it is and each filter multiplied by √g, g ~ Gamma(k, 1/k).
+
+    Args:
+        initializer: The base: a string id, config or initializer object, of Keras or of this
+            library, that is zero-mean and takes a `seed`. With a context its fans are the true
+            ones of the layer.
+        granularity: `"filter"`: one g per filter. `"position"`: one per filter and position of the
+            window, so each sub-vector along the input channels has its own.
+        concentration: k > 0. The larger, the closer to the base. Defaults to 0.5.
+        delta: 0 < δ <= 1 for the naive variant, relative to σ²; None for the Gamma law.
+        seed: Integer or None. None takes the base's own seed if it has one.
+        context: Set by `inject`. Without it the last axis tells filters apart and fans are read
+            off the shape as Keras reads them.
+
+    Shape: any; filters and positions come from the context's `filter_axes` and `spatial_axes`.
+
+    Units: `stddev` is a standard deviation, `concentration` and `delta` concern the variance.
+
+    Raises:
+        TypeError, ValueError: an argument is of the wrong type or out of range; the base is not
+            zero-mean or takes no seed; `delta` together with a `concentration`.
+
+    Example:
+        >>> import keras_varinit as kv
+        >>> kernel = kv.Enhanced("he_normal", concentration=2.0, seed=0)((3, 3, 16, 32))
+        >>> tuple(kernel.shape)
+        (3, 3, 16, 32)
+
+    Reference: M. Sharkansky, "Enhancing performance of deep convolutional neural networks
+    initialization methods", eqs. 3.1.1, 3.1.5, 3.1.6, 3.2.4, 3.2.6.
+    """
+
+    def __init__(
+        self,
+        initializer: Any,
+        granularity: Granularity = "filter",
+        concentration: float = 0.5,
+        delta: float | None = None,
+        seed: int | None = None,
+        context: LayerContext | Mapping[str, Any] | None = None,
+    ) -> None:
+        super().__init__(initializer, granularity, concentration, delta, seed, context)
+
+    def get_config(self) -> dict[str, Any]:
+        """Returns the configuration, JSON primitives only."""
+        return {
+            "initializer": keras.initializers.serialize(self.initializer),
+            "granularity": self.granularity,
+            "concentration": self.concentration,
+            "delta": self.delta,
+            **super().get_config(),
+        }
+
+
+class _Preset(_EnhancedBase):
+    """An `Enhanced` whose base is fixed by the class."""
+
+    base_name: str
+
+    def __init__(
+        self,
+        granularity: Granularity = "filter",
+        concentration: float = 0.5,
+        delta: float | None = None,
+        seed: int | None = None,
+        context: LayerContext | Mapping[str, Any] | None = None,
+    ) -> None:
+        super().__init__(self.base_name, granularity, concentration, delta, seed, context)
+
+    def get_config(self) -> dict[str, Any]:
+        """Returns the configuration, JSON primitives only."""
+        return {
+            "granularity": self.granularity,
+            "concentration": self.concentration,
+            "delta": self.delta,
+            **super().get_config(),
+        }
+
+
+@register("enhanced_he_normal")
+class EnhancedHeNormal(_Preset):
+    """`Enhanced("he_normal")`: mean variance 2/fan_in, each filter's variance times χ²(1).
+
+    The choice for ReLU networks that would use `he_normal`. Arguments, shapes, units, errors and
+    reference: see `Enhanced`.
+
+    Example:
+        >>> import keras_varinit as kv
+        >>> tuple(kv.EnhancedHeNormal(seed=0)((64, 32)).shape)
+        (64, 32)
+    """
+
+    base_name = "he_normal"
+
+
+@register("enhanced_he_uniform")
+class EnhancedHeUniform(_Preset):
+    """`Enhanced("he_uniform")`: mean variance 2/fan_in, each filter uniform with its own bound.
+
+    Arguments, shapes, units, errors and reference: see `Enhanced`.
+    """
+
+    base_name = "he_uniform"
+
+
+@register("enhanced_glorot_normal")
+class EnhancedGlorotNormal(_Preset):
+    """`Enhanced("glorot_normal")`: mean variance 2/(fan_in + fan_out), χ²(1) filter variances.
+
+    The choice for symmetric activations such as tanh. Arguments, shapes, units, errors and
+    reference: see `Enhanced`.
+    """
+
+    base_name = "glorot_normal"
+
+
+@register("enhanced_glorot_uniform")
+class EnhancedGlorotUniform(_Preset):
+    """`Enhanced("glorot_uniform")`: mean variance 2/(fan_in + fan_out), uniform filters.
+
+    Arguments, shapes, units, errors and reference: see `Enhanced`.
+    """
+
+    base_name = "glorot_uniform"
+
+
+@register("enhanced_lecun_normal")
+class EnhancedLecunNormal(_Preset):
+    """`Enhanced("lecun_normal")`: mean variance 1/fan_in, χ²(1) filter variances.
+
+    The choice for SELU and linear layers. Arguments, shapes, units, errors and reference: see
+    `Enhanced`.
+    """
+
+    base_name = "lecun_normal"
+
+
+@register("enhanced_lecun_uniform")
+class EnhancedLecunUniform(_Preset):
+    """`Enhanced("lecun_uniform")`: mean variance 1/fan_in, uniform filters.
+
+    Arguments, shapes, units, errors and reference: see `Enhanced`.
+    """
+
+    base_name = "lecun_uniform"

@@ -1,0 +1,141 @@
+"""The distribution that a base initializer draws from: its family and its standard deviation."""
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import keras
+
+from keras_varinit.context import LayerContext
+from keras_varinit.initializers.base import (
+    TRUNCATED_STDDEV,
+    ContextualInitializer,
+    neutral_fans,
+)
+
+Family = Literal["normal", "truncated_normal", "uniform", "other"]
+
+_VARIANCE_SCALING_FAMILIES: dict[str, Family] = {
+    "uniform": "uniform",
+    "untruncated_normal": "normal",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Law:
+    """Family and standard deviation of an entry; `correction` takes Keras's draw to that scale."""
+
+    family: Family
+    stddev: float | None
+    correction: float = 1.0
+
+
+def resolve_base(owner: str, initializer: Any, seed: int | None) -> keras.initializers.Initializer:
+    """Turns a name, config or object into a base initializer, seeded with `seed` unless None.
+
+    Raises:
+        TypeError, ValueError: not an initializer, not zero-mean, or not seedable.
+    """
+    try:
+        base = keras.initializers.get(initializer)
+    except (ValueError, TypeError) as error:
+        raise ValueError(
+            f"{owner}: `initializer` must name a Keras or keras_varinit initializer. "
+            f"Received: initializer={initializer!r}."
+        ) from error
+    if not isinstance(base, keras.initializers.Initializer):
+        raise TypeError(
+            f"{owner}: `initializer` must be an initializer, its name or its config. "
+            f"Received: initializer={initializer!r}."
+        )
+    _check_zero_mean(owner, base)
+    if "seed" not in base.get_config():
+        raise ValueError(
+            f"{owner}: `initializer` must draw random values from a `seed` in its config, so that "
+            f"each kernel gets its own stream. Received: initializer={base!r}."
+        )
+    return base if seed is None else reseeded(base, seed)
+
+
+def seed_of(owner: str, base: keras.initializers.Initializer) -> int | None:
+    """The integer seed that a base was constructed with, None if it had none."""
+    seed = base.get_config()["seed"]
+    if seed is None or (isinstance(seed, int) and not isinstance(seed, bool)):
+        return seed
+    raise ValueError(
+        f"{owner}: the seed of `initializer` must be an integer or None, since calls are pure. "
+        f"Received: seed={getattr(base, 'seed', seed)!r}."
+    )
+
+
+def reseeded(base: keras.initializers.Initializer, seed: int) -> keras.initializers.Initializer:
+    """A copy of a base that draws from `seed`."""
+    return type(base).from_config({**base.get_config(), "seed": seed})
+
+
+def describe(
+    base: keras.initializers.Initializer, shape: Sequence[int], context: LayerContext | None
+) -> Law:
+    """The law of a base for one kernel; with a context, variance scaling uses the true fans.
+
+    * `VarianceScaling`: variance scale/fan, whatever the distribution (Keras corrects for
+      truncation).
+    * `RandomNormal`: stddev; `TruncatedNormal`: 0.8796·stddev, what is left after truncation;
+      `RandomUniform(-a, a)`: a/√3.
+    * `Orthogonal`: gain/√max(rows, columns), rows = ∏ of all axes but the last.
+    * Initializers of this library: what they say themselves.
+    """
+    if isinstance(base, ContextualInitializer):
+        family = getattr(base, "family", "other")
+        return Law(family, base.with_context(context).stddev(shape))
+    if isinstance(base, keras.initializers.VarianceScaling):
+        return _variance_scaling_law(base, shape, context)
+    if isinstance(base, keras.initializers.TruncatedNormal):
+        return Law("truncated_normal", float(base.stddev) * TRUNCATED_STDDEV)
+    if isinstance(base, keras.initializers.RandomNormal):
+        return Law("normal", float(base.stddev))
+    if isinstance(base, keras.initializers.RandomUniform):
+        return Law("uniform", (float(base.maxval) - float(base.minval)) / math.sqrt(12))
+    if isinstance(base, keras.initializers.Orthogonal) and len(shape) >= 2:
+        return Law("other", float(base.gain) / math.sqrt(max(math.prod(shape[:-1]), shape[-1])))
+    return Law("other", None)
+
+
+def _variance_scaling_law(base: Any, shape: Sequence[int], context: LayerContext | None) -> Law:
+    counted = _fan(base.mode, *_fans_as_keras_counts(base, shape))
+    fan = counted if context is None else _fan(base.mode, context.fan_in, context.fan_out)
+    family: Family = _VARIANCE_SCALING_FAMILIES.get(str(base.distribution), "truncated_normal")
+    return Law(family, stddev=math.sqrt(base.scale / fan), correction=math.sqrt(counted / fan))
+
+
+def _fans_as_keras_counts(base: Any, shape: Sequence[int]) -> tuple[float, float]:
+    """The fans that Keras's own draw uses; newer versions may name the axes."""
+    inputs, outputs = getattr(base, "input_axes", None), getattr(base, "output_axes", None)
+    if inputs is None or outputs is None:
+        return neutral_fans(shape)
+    return math.prod(shape[i] for i in inputs), math.prod(shape[i] for i in outputs)
+
+
+def _fan(mode: str, fan_in: float, fan_out: float) -> float:
+    fans = {"fan_in": fan_in, "fan_out": fan_out, "fan_avg": (fan_in + fan_out) / 2}
+    return max(1.0, fans[mode])
+
+
+def _check_zero_mean(owner: str, base: Any) -> None:
+    mean, expected = None, "have mean 0"
+    if isinstance(base, keras.initializers.RandomNormal | keras.initializers.TruncatedNormal):
+        mean = float(base.mean)
+    elif isinstance(base, keras.initializers.RandomUniform):
+        mean, expected = (float(base.minval) + float(base.maxval)) / 2, "satisfy minval = -maxval"
+    elif isinstance(base, keras.initializers.Constant | keras.initializers.Ones):
+        mean = float(getattr(base, "value", 1.0)) if not _is_array(base) else 1.0
+    if mean is not None and mean != 0.0:
+        raise ValueError(
+            f"{owner}: `initializer` must be zero-mean ({expected}). Received: "
+            f"{type(base).__name__} with mean {mean:g}."
+        )
+
+
+def _is_array(base: Any) -> bool:
+    return bool(getattr(getattr(base, "value", None), "shape", ()))

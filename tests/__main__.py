@@ -1,0 +1,37 @@
+"""Runs the suite once per Keras backend: `python -m tests [backend ...] [-- pytest options]`."""
+
+import importlib.util
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+BACKENDS = ("tensorflow", "jax", "torch")
+
+
+def main(arguments: list[str]) -> int:
+    """Returns 0 when every backend's run passed."""
+    split = arguments.index("--") if "--" in arguments else len(arguments)
+    backends, options = arguments[:split] or list(BACKENDS), arguments[split + 1 :]
+    unknown = [b for b in backends if b not in BACKENDS]
+    if unknown:
+        print(f"unknown backend {unknown[0]!r}; choose from {', '.join(BACKENDS)}")
+        return 2
+    failed = []
+    for backend in backends:
+        print(f"== {backend}", flush=True)
+        if importlib.util.find_spec(backend) is None:
+            print(f'{backend} is not installed: python -m pip install -e ".[dev]"')
+            failed.append(backend)
+            continue
+        command = [sys.executable, "-m", "pytest", "-n", "auto", *options]
+        environment = {**os.environ, "KERAS_BACKEND": backend}
+        root = Path(__file__).resolve().parent.parent
+        if subprocess.run(command, cwd=root, env=environment, check=False).returncode != 0:
+            failed.append(backend)
+    print("failed on: " + ", ".join(failed) if failed else f"passed on: {', '.join(backends)}")
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
