@@ -20,6 +20,7 @@ from typing import Any, Literal
 from keras_varinit.context import LayerContext
 from keras_varinit.initializers.base import (
     ContextualInitializer,
+    Family,
     Float32Array,
     draw,
     neutral_fans,
@@ -42,13 +43,14 @@ class _ASV(ContextualInitializer):
         context: LayerContext | Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__(seed=seed, context=context)
-        self.distribution = self._checked_choice("distribution", distribution, _DISTRIBUTIONS)
+        self._checked_choice("distribution", distribution, _DISTRIBUTIONS)
+        self.distribution: Distribution = distribution
         self.max_gain = (
             None if max_gain is None else self._checked_number("max_gain", max_gain, above=0)
         )
 
     @property
-    def family(self) -> str:
+    def family(self) -> Family:
         """Distribution of an entry."""
         return self.distribution
 

@@ -9,7 +9,7 @@ import os
 import random
 import warnings
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, Self
+from typing import Any, Literal, Self
 
 import keras
 import numpy as np
@@ -18,6 +18,7 @@ import numpy.typing as npt
 from keras_varinit.context import LayerContext
 
 Float32Array = npt.NDArray[np.float32]
+Family = Literal["normal", "truncated_normal", "uniform", "other"]
 
 PACKAGE = "keras_varinit"
 
@@ -42,8 +43,6 @@ class ContextualInitializer(keras.initializers.Initializer):
         context: A `LayerContext`, its dictionary, or None for the neutral case.
     """
 
-    uses_context: ClassVar[bool] = True
-
     def __init__(
         self,
         seed: int | None = None,
@@ -57,6 +56,11 @@ class ContextualInitializer(keras.initializers.Initializer):
     def context(self) -> LayerContext | None:
         """The `LayerContext` that this initializer draws for, or None."""
         return self._context
+
+    @property
+    def family(self) -> Family:
+        """Distribution of an entry, as far as a wrapper can use it."""
+        return "other"
 
     def with_context(self, context: LayerContext | None) -> Self:
         """Returns a copy that draws for `context`, from the same seed."""

@@ -17,7 +17,7 @@ from typing import Any, Literal
 import keras
 
 from keras_varinit.context import LayerContext
-from keras_varinit.initializers.base import ContextualInitializer, register
+from keras_varinit.initializers.base import ContextualInitializer, Family, register
 from keras_varinit.initializers.laws import Law, describe, reseeded, resolve_base, seed_of
 
 Schedule = Literal["increasing", "decreasing", "constant"]
@@ -92,7 +92,7 @@ class DepthScaled(ContextualInitializer):
             self.scale(self._context.depth, self._context.total_depth)
 
     @property
-    def family(self) -> str:
+    def family(self) -> Family:
         """Distribution of an entry."""
         return describe(self.initializer, (1, 1), None).family
 

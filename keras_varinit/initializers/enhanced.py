@@ -37,8 +37,6 @@ Granularity = Literal["filter", "position"]
 class _EnhancedBase(ContextualInitializer):
     """The sampler that `Enhanced` and its presets share."""
 
-    family = "other"
-
     def __init__(
         self,
         initializer: Any,

@@ -3,7 +3,7 @@
 import dataclasses
 import math
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any
 
 import keras
 
@@ -11,10 +11,9 @@ from keras_varinit.context import LayerContext
 from keras_varinit.initializers.base import (
     TRUNCATED_STDDEV,
     ContextualInitializer,
+    Family,
     neutral_fans,
 )
-
-Family = Literal["normal", "truncated_normal", "uniform", "other"]
 
 _VARIANCE_SCALING_FAMILIES: dict[str, Family] = {
     "uniform": "uniform",
@@ -87,8 +86,7 @@ def describe(
     * Initializers of this library: what they say themselves.
     """
     if isinstance(base, ContextualInitializer):
-        family = getattr(base, "family", "other")
-        return Law(family, base.with_context(context).stddev(shape))
+        return Law(base.family, base.with_context(context).stddev(shape))
     if isinstance(base, keras.initializers.VarianceScaling):
         return _variance_scaling_law(base, shape, context)
     if isinstance(base, keras.initializers.TruncatedNormal):
