@@ -95,6 +95,9 @@ def stage_gains(stage: Stage) -> tuple[float, float]:
       distribution function of f(u) in place of Φ for any f;
     * average: τ = (E f² + (T-1)(E f)²)/T, γ = E f'²/T². What follows an average sees a Gaussian of
       that mean and variance.
+
+    Both are rounded to twelve digits, which quadrature has to spare, so that they are the same
+    numbers on every machine.
     """
     s, width, _ = _rule()
     distribution = _Distribution(values=s, weights=width * normal_density(s), slope_scale=1.0)
@@ -106,7 +109,11 @@ def stage_gains(stage: Stage) -> tuple[float, float]:
         elif step.size > 1:
             distribution = distribution.average_pooled(step.size)
     tau = float(np.sum(distribution.weights * distribution.values**2))
-    return tau, distribution.gradient_share()
+    return _rounded(tau), _rounded(distribution.gradient_share())
+
+
+def _rounded(value: float) -> float:
+    return float(f"{value:.12g}")
 
 
 @dataclasses.dataclass(frozen=True)

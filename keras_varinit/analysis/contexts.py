@@ -22,7 +22,7 @@ import math
 import re
 from typing import Any
 
-from keras_varinit.analysis import layer_rules
+from keras_varinit.analysis import activation_rules, signal_rules, weight_rules
 from keras_varinit.analysis.rules import (
     Call,
     Concatenation,
@@ -48,7 +48,8 @@ from keras_varinit.graph import (
 )
 from keras_varinit.moments import Activation, Pool, stage_gains
 
-__all__ = ["Analysis", "analyze", "layer_rules"]
+# Importing these registers the rules of Keras's own layers.
+_RULES = (activation_rules, signal_rules, weight_rules)
 
 Steps = tuple[Activation | Pool, ...]
 _INFINITE = math.inf

@@ -155,3 +155,13 @@ def layer_classes(*names: str) -> tuple[type, ...]:
     """Classes of `keras.layers` by name; those that the installed Keras lacks are left out."""
     found = (getattr(keras.layers, name, None) for name in names)
     return tuple(cls for cls in found if cls is not None)
+
+
+def spatial_shape(shape: Shape, data_format: str) -> Shape:
+    """The positions of a map: its shape without batch and channels."""
+    return shape[1:-1] if data_format == "channels_last" else shape[2:]
+
+
+def per_dimension(value: Any, rank: int) -> tuple[int, ...]:
+    """A size given once or per dimension, per dimension."""
+    return (value,) * rank if isinstance(value, int) else tuple(value)

@@ -1,0 +1,227 @@
+"""The rules of layers and operations without kernels: pooling, padding, merging, reshaping."""
+
+import math
+
+import keras
+import numpy as np
+
+from keras_varinit.analysis.activation_rules import snake_case
+from keras_varinit.analysis.rules import (
+    Call,
+    Concatenation,
+    Elementwise,
+    Merge,
+    Padding,
+    Pooling,
+    Role,
+    Source,
+    Transparent,
+    Unknown,
+    layer_classes,
+    per_dimension,
+    rule,
+    spatial_shape,
+)
+from keras_varinit.graph import call_argument, evaluate
+from keras_varinit.moments import Activation
+
+
+@rule(*layer_classes("MaxPooling1D", "MaxPooling2D", "MaxPooling3D"))
+def _max_pooling(call: Call) -> Role:
+    return Pooling("max", math.prod(_window(call)))
+
+
+@rule(*layer_classes("AveragePooling1D", "AveragePooling2D", "AveragePooling3D"))
+def _average_pooling(call: Call) -> Role:
+    return Pooling("average", math.prod(_window(call)))
+
+
+def _window(call: Call) -> tuple[int, ...]:
+    size = call.operation.pool_size
+    return (size,) if isinstance(size, int) else tuple(size)
+
+
+@rule(*layer_classes("GlobalMaxPooling1D", "GlobalMaxPooling2D", "GlobalMaxPooling3D"))
+def _global_max_pooling(call: Call) -> Role:
+    return Pooling("max", _map_size(call))
+
+
+@rule(*layer_classes("GlobalAveragePooling1D", "GlobalAveragePooling2D", "GlobalAveragePooling3D"))
+def _global_average_pooling(call: Call) -> Role:
+    return Pooling("average", _map_size(call))
+
+
+def _map_size(call: Call) -> int | None:
+    spatial = spatial_shape(call.input_shapes[0], call.operation.data_format)
+    return None if None in spatial else math.prod(n for n in spatial if n is not None)
+
+
+@rule(
+    *layer_classes(
+        "AdaptiveAveragePooling1D", "AdaptiveAveragePooling2D", "AdaptiveAveragePooling3D"
+    )
+)
+def _adaptive_average_pooling(call: Call) -> Role:
+    return Pooling("average", _adaptive_window(call))
+
+
+@rule(*layer_classes("AdaptiveMaxPooling1D", "AdaptiveMaxPooling2D", "AdaptiveMaxPooling3D"))
+def _adaptive_max_pooling(call: Call) -> Role:
+    return Pooling("max", _adaptive_window(call))
+
+
+def _adaptive_window(call: Call) -> int | None:
+    inputs = _map_size(call)
+    outputs = spatial_shape(call.output_shapes[0], call.operation.data_format)
+    if inputs is None or None in outputs:
+        return None
+    return max(1, round(inputs / math.prod(n for n in outputs if n is not None)))
+
+
+@rule("MaxPool", "AveragePool")
+def _raw_pooling(call: Call) -> Role:
+    size = getattr(call.operation, "pool_size", None)
+    if size is None:
+        return Unknown(weighted=False)
+    rank = len(call.input_shapes[0]) - 2
+    kind = "max" if type(call.operation).__name__ == "MaxPool" else "average"
+    return Pooling(kind, math.prod(per_dimension(size, rank)))
+
+
+@rule("Mean", "Max")
+def _raw_reduction(call: Call) -> Role:
+    """A mean or maximum over all positions is global pooling; over anything else it is unknown."""
+    shape, axis = call.input_shapes[0], call.operation.axis
+    axes = {
+        a % len(shape) for a in ([axis] if isinstance(axis, int) else axis or range(len(shape)))
+    }
+    inner = set(range(1, len(shape)))
+    if not axes < inner or len(inner - axes) != 1:
+        return Unknown(weighted=False)
+    sizes = [shape[a] for a in axes]
+    size = None if None in sizes else math.prod(n for n in sizes if n is not None)
+    return Pooling("max" if type(call.operation).__name__ == "Max" else "average", size)
+
+
+@rule(*layer_classes("ZeroPadding1D", "ZeroPadding2D", "ZeroPadding3D"))
+def _zero_padding(call: Call) -> Role:
+    padding = call.operation.padding
+    if isinstance(padding, int):
+        padding = ((padding, padding),)
+    elif isinstance(padding[0], int):
+        padding = (tuple(padding),)
+    return Padding(tuple((int(before), int(after)) for before, after in padding))
+
+
+@rule("Add", "Subtract", "Multiply", "Divide", "TrueDivide", "Maximum", "Minimum", "Power")
+def _raw_arithmetic(call: Call) -> Role:
+    """Two signals merge; a signal and a number are a function of each entry."""
+    if len(call.node.inputs) == 2:
+        return Merge()
+    node = call.node
+    others = [call_argument(node, position, "") for position in range(2)]
+    if not any(isinstance(v, int | float | np.number) for v in others):
+        return Transparent()  # a constant array: a mask or a bias, one factor per entry
+    name = snake_case(type(call.operation).__name__)
+    return Elementwise(Activation(name, lambda s: evaluate(node, s), (id(node.arguments),)))
+
+
+@rule(
+    *layer_classes("Add", "Subtract", "Multiply", "Average", "Maximum", "Minimum", "Dot"),
+    "Matmul",
+    "Einsum",
+    "Dot",
+    "Tensordot",
+    "Where",
+)
+def _merge(call: Call) -> Role:
+    return Merge() if len(call.node.inputs) > 1 else Transparent()
+
+
+@rule(keras.layers.Concatenate, "Concatenate")
+def _concatenate(call: Call) -> Role:
+    return Concatenation(int(call.operation.axis))
+
+
+@rule("Stack", "Hstack", "Vstack", "Append")
+def _stack(call: Call) -> Role:
+    return Concatenation(-1)
+
+
+@rule("Pad")
+def _raw_pad(call: Call) -> Role:
+    widths = getattr(call.operation, "pad_width", None)
+    mode = getattr(call.operation, "mode", "constant")
+    if widths is None or mode != "constant":
+        return Transparent()
+    pairs = np.broadcast_to(np.asarray(widths, int), (len(call.input_shapes[0]), 2)).tolist()
+    inner = pairs[1:-1]
+    if any(before or after for before, after in (pairs[0], pairs[-1])):
+        return Transparent()
+    return Padding(tuple((int(before), int(after)) for before, after in inner))
+
+
+@rule(keras.layers.InputLayer)
+def _input(call: Call) -> Role:
+    return Source()
+
+
+@rule(
+    *layer_classes(
+        "ActivityRegularization",
+        "AlphaDropout",
+        "BatchNormalization",
+        "Cropping1D",
+        "Cropping2D",
+        "Cropping3D",
+        "Dropout",
+        "Flatten",
+        "GaussianDropout",
+        "GaussianNoise",
+        "GroupNormalization",
+        "Identity",
+        "LayerNormalization",
+        "Masking",
+        "Normalization",
+        "Permute",
+        "RMSNormalization",
+        "RepeatVector",
+        "Rescaling",
+        "Reshape",
+        "SpatialDropout1D",
+        "SpatialDropout2D",
+        "SpatialDropout3D",
+        "UnitNormalization",
+        "UpSampling1D",
+        "UpSampling2D",
+        "UpSampling3D",
+    ),
+    "BatchNorm",
+    "BroadcastTo",
+    "Cast",
+    "ConvertToTensor",
+    "Copy",
+    "ExpandDims",
+    "Flip",
+    "GetItem",
+    "LayerNorm",
+    "Moveaxis",
+    "Normalize",
+    "RMSNorm",
+    "Ravel",
+    "Repeat",
+    "Reshape",
+    "Resize",
+    "Roll",
+    "Slice",
+    "Split",
+    "Squeeze",
+    "StopGradient",
+    "Swapaxes",
+    "Take",
+    "Tile",
+    "Transpose",
+    "Unstack",
+)
+def _transparent(call: Call) -> Role:
+    return Transparent()

@@ -1,0 +1,76 @@
+"""Who may import whom, and which names are public."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+import keras_varinit as kv
+
+ROOT = Path(kv.__file__).parent
+
+# Each room, and what it may import beyond the standard library.
+ROOMS = {
+    "context": set(),
+    "fans": set(),
+    "moments": {"numpy"},
+    "graph": {"keras", "numpy"},
+    "analysis": {"keras", "numpy", "graph", "fans", "moments", "context"},
+    "initializers": {"keras", "numpy", "context", "moments"},
+    "injection": {"numpy", "graph", "context", "analysis", "initializers"},
+    "callbacks": {"keras", "graph", "injection"},
+}
+STANDARD = {
+    "collections", "concurrent", "copy", "dataclasses", "functools", "hashlib", "math", "numbers",
+    "os", "random", "re", "typing", "warnings",
+}  # fmt: skip
+
+
+def files():
+    return sorted(ROOT.rglob("*.py"))
+
+
+def room_of(path):
+    return path.relative_to(ROOT).parts[0].removesuffix(".py")
+
+
+def imports_of(path):
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path} imports relatively"
+            if node.module == "keras_varinit":
+                yield from (f"keras_varinit.{alias.name}" for alias in node.names)
+            else:
+                yield node.module
+
+
+@pytest.mark.parametrize("path", files(), ids=lambda p: str(p.relative_to(ROOT)))
+def test_imports_point_upward_only(path):
+    room = room_of(path)
+    if room == "__init__":
+        return
+    allowed = ROOMS[room] | {room}
+    for name in imports_of(path):
+        parts = name.split(".")
+        target = parts[1] if parts[0] == "keras_varinit" else parts[0]
+        assert target in allowed or target in STANDARD, f"{room} may not import {name}"
+
+
+@pytest.mark.parametrize("path", files(), ids=lambda p: str(p.relative_to(ROOT)))
+def test_files_are_of_a_readable_length(path):
+    assert len(path.read_text().splitlines()) <= 400
+
+
+def test_private_keras_is_touched_in_one_file():
+    for path in files():
+        if path.name != "graph.py":
+            assert not any(name.startswith("keras.src") for name in imports_of(path))
+
+
+def test_public_names_are_what_all_says():
+    public = {n for n in vars(kv) if not n.startswith("_")}
+    modules = {room for room in ROOMS if room in vars(kv)}
+    assert public - modules == set(kv.__all__)
+    assert all(getattr(kv, name).__doc__ for name in kv.__all__)
