@@ -2,7 +2,7 @@
 
 A `Graph` is the model's computation flattened: nested Functional and Sequential models are opened,
 raw operations (`x + y`, `ops.relu(x)`) are nodes like layers, tensors are numbers. Nothing here
-changes a model except `replace_initializer`, `assign` and `assign_averages`.
+changes a model except `replace_initializer` and `assign`.
 """
 
 import dataclasses
@@ -85,7 +85,7 @@ def check_built(model: Any) -> Any:
             "`model` must be a built keras.Model. "
             f"Received: model={model!r} of type {type(model).__name__}."
         )
-    if not model.built or not all(layer.built for layer in layers_of(model)):
+    if not model.built:
         raise ValueError(
             f"Model {model.name!r} is not built, so its kernels do not exist yet. Call "
             "model.build(input_shape), start a Sequential with keras.Input(shape), or use "
@@ -181,18 +181,16 @@ def replace_initializer(layer: Any, attribute: str, initializer: Any) -> None:
     setattr(layer, attribute, initializer)
 
 
-def average_of(model: Any, variable: Any) -> Any | None:
-    """The optimizer's moving average of a variable, or None if there is none."""
+def moving_averages(model: Any) -> dict[int, Any]:
+    """The optimizer's moving averages by the `id` of the variable that they average."""
     optimizer = getattr(model, "optimizer", None)
     optimizer = getattr(optimizer, "inner_optimizer", optimizer)
     if optimizer is None or not optimizer.built or not getattr(optimizer, "use_ema", False):
-        return None
-    for tracked, average in zip(
+        return {}
+    averaged = zip(
         optimizer._trainable_variables, optimizer._model_variables_moving_average, strict=True
-    ):
-        if tracked is variable:
-            return average
-    return None
+    )
+    return {id(variable): average for variable, average in averaged if average is not None}
 
 
 def training_steps(model: Any) -> int:

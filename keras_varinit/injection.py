@@ -228,13 +228,13 @@ def _row(
 
 def _commit(model: Any, changes: list[_Change]) -> None:
     """Applies all changes, or none: on any error every variable and initializer is put back."""
+    averages = graph.moving_averages(model)
     undo: list[tuple[Any, Any]] = []
     replaced: list[_Owned] = []
     try:
         for change in changes:
             variable = change.owned.variable
-            average = graph.average_of(model, variable)
-            for target in (variable, average):
+            for target in (variable, averages.get(id(variable))):
                 if target is not None:
                     undo.append((target, graph.to_numpy(target)))
                     graph.assign(target, change.value)

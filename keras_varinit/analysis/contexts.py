@@ -19,10 +19,10 @@ The rules, for graphs that are more than a chain:
 
 import dataclasses
 import math
-import re
 from typing import Any
 
 from keras_varinit.analysis import activation_rules, signal_rules, weight_rules
+from keras_varinit.analysis.names import variable_names
 from keras_varinit.analysis.rules import (
     Call,
     Concatenation,
@@ -42,9 +42,7 @@ from keras_varinit.graph import (
     Node,
     build_graph,
     check_built,
-    layers_of,
     own_variable,
-    own_variables,
 )
 from keras_varinit.moments import Activation, Pool, stage_gains
 
@@ -123,7 +121,7 @@ def analyze(model: Any) -> Analysis:
 class _Analyzer:
     def __init__(self, graph: Graph, model: Any) -> None:
         self.graph = graph
-        self.names = _variable_names(check_built(model))
+        self.names = variable_names(check_built(model))
         self.notes = list(graph.notes)
         self.pads: dict[int, tuple[tuple[int, int], ...]] = {}
         self.roles = [self._role(node) for node in graph.nodes]
@@ -361,26 +359,3 @@ class _StageAhead:
         if isinstance(last, Activation) and last.name == "sigmoid":
             return dataclasses.replace(self, steps=self.steps[:-1])
         return self
-
-
-def _variable_names(model: Any) -> dict[int, tuple[str, str]]:
-    """Path and stream name of every variable that a layer of the model created.
-
-    A stream's name is the layer's and the variable's name, without Keras's counters and with the
-    occurrence in the model in their place: it does not depend on what else the process built, nor
-    on how the model is nested or loaded.
-    """
-    names: dict[int, tuple[str, str]] = {}
-    paths: dict[str, int] = {}
-    streams: dict[str, int] = {}
-    for layer in [model, *layers_of(model)]:
-        plain = re.sub(r"_\d+$", "", layer.name)
-        for variable in own_variables(layer):
-            if id(variable) in names:
-                continue
-            path, stream = variable.path, f"{plain}/{variable.name}"
-            paths[path] = paths.get(path, 0) + 1
-            streams[stream] = streams.get(stream, 0) + 1
-            unique = path if paths[path] == 1 else f"{path}#{paths[path]}"
-            names[id(variable)] = (unique, f"{stream}#{streams[stream]}")
-    return names

@@ -1,0 +1,45 @@
+"""Names of kernels: the path that users see, and the stream that random numbers come from."""
+
+import re
+from collections import Counter
+from collections.abc import Iterable
+from typing import Any
+
+from keras_varinit.graph import layers_of, own_variables
+
+
+def variable_names(model: Any) -> dict[int, tuple[str, str]]:
+    """Path and stream name, by `id`, of every variable that a layer of the model created.
+
+    A stream's name is the layer's and the variable's name without the counter that Keras adds, and
+    the rank of that counter among the model's layers of the name. So it does not depend on what
+    else the process built, nor on how the model is nested, saved or loaded.
+    """
+    found: dict[int, tuple[int, str, str]] = {}
+    for layer in [model, *layers_of(model)]:
+        counted = re.search(r"_(\d+)$", layer.name)
+        plain = layer.name if counted is None else layer.name[: counted.start()]
+        counter = 0 if counted is None else int(counted[1])
+        for variable in own_variables(layer):
+            stream = f"{plain}/{variable.name}"
+            found.setdefault(id(variable), (counter, variable.path, stream))
+    paths = _numbered((key, path) for key, (_, path, _) in found.items())
+    by_counter = sorted(found.items(), key=lambda item: item[1][0])
+    streams = _numbered((key, stream) for key, (_, _, stream) in by_counter)
+    return {
+        key: (
+            path if paths[key] == 1 else f"{path}#{paths[key]}",
+            f"{stream}#{streams[key]}",
+        )
+        for key, (_, path, stream) in found.items()
+    }
+
+
+def _numbered(items: Iterable[tuple[int, str]]) -> dict[int, int]:
+    """For each key, how many times its name has occurred so far."""
+    seen = Counter[str]()
+    numbers = {}
+    for key, name in items:
+        seen[name] += 1
+        numbers[key] = seen[name]
+    return numbers
