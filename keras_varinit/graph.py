@@ -1,81 +1,30 @@
-"""Keras models as plain graphs. The one file that touches Keras's private fields.
+"""Access to Keras: the one file that touches its private fields.
 
-A `Graph` is the model's computation flattened: nested Functional and Sequential models are opened,
-raw operations (`x + y`, `ops.relu(x)`) are nodes like layers, tensors are numbers. Nothing here
-changes a model except `replace_initializer` and `assign`.
+Layers and their variables, the records ("nodes") that Keras makes of symbolic calls, optimizers.
+Only `replace_initializer` and `assign` change a model, and `recorded_call` for a moment.
 """
 
+import contextlib
 import dataclasses
+import inspect
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import keras
 import numpy as np
 import numpy.typing as npt
+from keras.src.backend.common import global_state
 
 Shape = tuple[int | None, ...]
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class Node:
-    """One call of one operation. `inputs` and `outputs` are tensor numbers of the graph."""
+@dataclasses.dataclass(frozen=True)
+class Recorded:
+    """A symbolic computation: input tensors, output tensors, and Keras's nodes between them."""
 
-    index: int
-    operation: Any
-    inputs: tuple[int, ...]
-    outputs: tuple[int, ...]
-    arguments: Any = None
-
-
-@dataclasses.dataclass
-class Graph:
-    """Nodes in topological order; `shapes`, `producers` and `consumers` are indexed by tensor."""
-
-    nodes: list[Node] = dataclasses.field(default_factory=list)
-    shapes: list[Shape] = dataclasses.field(default_factory=list)
-    producers: list[int | None] = dataclasses.field(default_factory=list)
-    consumers: list[list[int]] = dataclasses.field(default_factory=list)
-    inputs: tuple[int, ...] = ()
-    outputs: tuple[int, ...] = ()
-    notes: list[str] = dataclasses.field(default_factory=list)
-
-    def _new_tensor(self, shape: Shape) -> int:
-        self.shapes.append(shape)
-        self.producers.append(None)
-        self.consumers.append([])
-        return len(self.shapes) - 1
-
-    def _new_node(
-        self, operation: Any, inputs: Sequence[int], shapes: Sequence[Shape], arguments: Any
-    ) -> tuple[int, ...]:
-        outputs = tuple(self._new_tensor(shape) for shape in shapes)
-        node = Node(len(self.nodes), operation, tuple(inputs), outputs, arguments)
-        self.nodes.append(node)
-        for tensor in outputs:
-            self.producers[tensor] = node.index
-        for tensor in inputs:
-            self.consumers[tensor].append(node.index)
-        return outputs
-
-
-def build_graph(model: Any) -> Graph:
-    """Reads the graph off a Functional or a built Sequential model.
-
-    Raises:
-        TypeError: not a Keras model.
-        ValueError: the model is not built, or its graph is not recorded (a subclassed model).
-    """
-    functional = _functional(check_built(model))
-    if functional is None:
-        raise ValueError(
-            f"Model {model.name!r} of class {type(model).__name__} defines its own `call`, so "
-            "Keras records no graph for it. Pass a Functional or Sequential model, for example "
-            "keras.Model(inputs, outputs) around the same layers."
-        )
-    graph = Graph()
-    graph.inputs = tuple(graph._new_tensor(_shape(t)) for t in functional.inputs)
-    graph.outputs = _inline(graph, functional, graph.inputs)
-    return graph
+    inputs: list[Any]
+    outputs: list[Any]
+    nodes: list[Any]
 
 
 def check_built(model: Any) -> Any:
@@ -148,24 +97,6 @@ def operation_name(operation: Any) -> str:
     return type(operation).__name__
 
 
-def call_argument(node: Node, position: int, name: str, default: Any = None) -> Any:
-    """An argument of the call that made a node, by position or by name."""
-    if node.arguments is None:
-        return default
-    if len(node.arguments.args) > position:
-        return node.arguments.args[position]
-    return node.arguments.kwargs.get(name, default)
-
-
-def evaluate(node: Node, values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """Runs an element-wise operation on numbers in place of its symbolic input."""
-    tensor = keras.ops.convert_to_tensor(values.astype(np.float32))
-    filled = {id(t): tensor for t in node.arguments.keras_tensors}
-    args, kwargs = node.arguments.fill_in(filled)
-    result = keras.ops.convert_to_numpy(node.operation.call(*args, **kwargs))
-    return np.asarray(result, np.float64)
-
-
 def to_numpy(variable: Any) -> npt.NDArray[Any]:
     """A copy of a variable's value; half-precision values in a NumPy type that holds them."""
     return np.array(keras.ops.convert_to_numpy(variable))
@@ -199,7 +130,7 @@ def training_steps(model: Any) -> int:
     return 0 if optimizer is None else int(optimizer.iterations)
 
 
-def _functional(model: Any) -> Any | None:
+def functional_of(model: Any) -> Any | None:
     """The Functional model behind a model, or None where Keras records no graph."""
     functional = getattr(model, "_functional", None)
     if functional is not None:
@@ -208,30 +139,107 @@ def _functional(model: Any) -> Any | None:
     return model if is_functional else None
 
 
-def _inline(graph: Graph, functional: Any, outer: Sequence[int]) -> tuple[int, ...]:
-    """Adds a Functional model's nodes, its inputs bound to outer tensors; returns its outputs."""
-    numbers = {id(t): n for t, n in zip(functional.inputs, outer, strict=True)}
-    refined = _refined_shapes(graph, functional, outer)
-    for keras_node in _topological(functional):
-        tensors = keras_node.input_tensors
-        inputs = [numbers[id(t)] for t in tensors]
-        nested = _functional(keras_node.operation)
-        if nested is not None and len(nested.inputs) == len(inputs):
-            outputs = _inline(graph, nested, inputs)
-        else:
-            shapes = [refined.get(id(t), _shape(t)) for t in keras_node.output_tensors]
-            outputs = graph._new_node(keras_node.operation, inputs, shapes, keras_node.arguments)
-        for tensor, number in zip(keras_node.output_tensors, outputs, strict=True):
-            numbers[id(tensor)] = number
-    return tuple(numbers[id(t)] for t in functional.outputs)
+def recorded_model(functional: Any) -> Recorded:
+    """What a Functional model computes."""
+    inputs, outputs = list(functional.inputs), list(functional.outputs)
+    return Recorded(inputs, outputs, _topological(inputs, outputs))
 
 
-def _topological(functional: Any) -> list[Any]:
-    """The nodes between a Functional model's inputs and outputs, producers before consumers."""
-    known = {id(t) for t in functional.inputs}
+def recorded_call(layer: Any, args: Any, kwargs: Any) -> Recorded:
+    """What a layer's own `call` does, seen by calling it on symbolic tensors.
+
+    Nothing of it stays behind: not on the layer, not on those inside it, not in the counters from
+    which Keras makes names.
+
+    Raises:
+        Exception: whatever `call` raises on symbolic tensors.
+    """
+    inputs = [t for t in keras.tree.flatten((args, kwargs)) if is_symbolic(t)]
+    with _leaving_no_trace([layer, *layers_of(layer)]):
+        results = layer.call(*args, **kwargs)
+        outputs = [t for t in keras.tree.flatten(results) if is_symbolic(t)]
+        return Recorded(inputs, outputs, _topological(inputs, outputs))
+
+
+@contextlib.contextmanager
+def _leaving_no_trace(layers: Sequence[Any]) -> Iterator[None]:
+    records = [
+        (record, len(record))
+        for layer in layers
+        for record in (layer._inbound_nodes, layer._outbound_nodes)
+    ]
+    losses = [(layer, list(layer._losses)) for layer in layers]
+    counters = global_state.get_global_attribute("object_name_uids")
+    counted = None if counters is None else dict(counters)
+    try:
+        yield
+    finally:
+        for record, length in records:
+            del record[length:]
+        for layer, kept in losses:
+            layer._losses[:] = kept
+        if counted is not None:
+            counters.clear()
+            counters.update(counted)
+
+
+def is_variable(value: Any) -> bool:
+    """Whether a value is a Keras variable."""
+    return isinstance(value, keras.Variable)
+
+
+def is_symbolic(value: Any) -> bool:
+    """Whether a value is one of Keras's symbolic tensors."""
+    return isinstance(value, keras.KerasTensor)
+
+
+def symbolic(shape: Shape, dtype: str | None = None) -> Any:
+    """A new symbolic tensor."""
+    return keras.KerasTensor(shape, dtype=dtype or keras.config.floatx())
+
+
+def arguments_of_build(model: Any, *, training: bool) -> tuple[list[Any], dict[str, Any]]:
+    """Symbolic arguments for `call`, of the shapes that a model was built with.
+
+    Raises:
+        ValueError: Keras did not record the shapes.
+    """
+    shapes = {k: v for k, v in (model._build_shapes_dict or {}).items() if v is not None}
+    if not shapes:
+        raise ValueError("the shapes that it was built with are not recorded")
+    kwargs = {"training": True} if training else {}
+    tensors = [_symbolic_structure(shape) for shape in shapes.values()]
+    if len(shapes) == 1:
+        return tensors, kwargs
+    names = [name.removesuffix("_shape") for name in shapes]
+    return [], {**dict(zip(names, tensors, strict=True)), **kwargs}
+
+
+def takes_training(layer: Any) -> bool:
+    """Whether a layer's `call` has an argument `training`."""
+    return "training" in inspect.signature(layer.call).parameters
+
+
+def _symbolic_structure(shape: Any) -> Any:
+    """Symbolic tensors in the structure of nested shapes."""
+    if isinstance(shape, dict):
+        return {key: _symbolic_structure(value) for key, value in shape.items()}
+    if all(n is None or isinstance(n, int) for n in shape):
+        return symbolic(tuple(shape))
+    return type(shape)(_symbolic_structure(value) for value in shape)
+
+
+def shape_of(tensor: Any) -> Shape:
+    """The shape of a symbolic tensor."""
+    return tuple(tensor.shape)
+
+
+def _topological(inputs: Sequence[Any], outputs: Sequence[Any]) -> list[Any]:
+    """The nodes between tensors, producers before consumers."""
+    known = {id(t) for t in inputs}
     done: set[int] = set()
     order = []
-    stack = [(t, False) for t in reversed(functional.outputs)]
+    stack = [(t, False) for t in reversed(outputs)]
     while stack:
         tensor, expanded = stack.pop()
         if id(tensor) in known:
@@ -248,31 +256,3 @@ def _topological(functional: Any) -> list[Any]:
             stack.append((tensor, True))
             stack.extend((t, False) for t in reversed(node.input_tensors))
     return order
-
-
-def _refined_shapes(graph: Graph, functional: Any, outer: Sequence[int]) -> dict[int, Shape]:
-    """Shapes inside a nested model that is called with other sizes than it was built with."""
-    given = [graph.shapes[n] for n in outer]
-    if given == [_shape(t) for t in functional.inputs]:
-        return {}
-    specs = {
-        id(t): keras.KerasTensor(shape, dtype=t.dtype)
-        for t, shape in zip(functional.inputs, given, strict=True)
-    }
-    for node in _topological(functional):
-        args, kwargs = node.arguments.fill_in(specs)
-        try:
-            results = node.operation.compute_output_spec(*args, **kwargs)
-        except (ValueError, TypeError) as error:
-            graph.notes.append(
-                f"{functional.name}: sizes inside are those it was built with, since "
-                f"{node.operation.name} takes no {given}: {error}"
-            )
-            return {}
-        for tensor, result in zip(node.output_tensors, keras.tree.flatten(results), strict=True):
-            specs[id(tensor)] = result
-    return {key: _shape(spec) for key, spec in specs.items()}
-
-
-def _shape(tensor: Any) -> Shape:
-    return tuple(tensor.shape)

@@ -8,6 +8,7 @@ import keras
 import numpy as np
 import numpy.typing as npt
 
+from keras_varinit.analysis.reader import Node, evaluate
 from keras_varinit.analysis.rules import (
     Call,
     Elementwise,
@@ -16,7 +17,7 @@ from keras_varinit.analysis.rules import (
     role_of,
     rule,
 )
-from keras_varinit.graph import Node, evaluate, own_variable
+from keras_varinit.graph import own_variable
 from keras_varinit.moments import FUNCTIONS, Activation, named_activation
 
 _FUNCTION_NAMES = {

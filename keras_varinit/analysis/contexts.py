@@ -21,8 +21,11 @@ import dataclasses
 import math
 from typing import Any
 
+import keras
+
 from keras_varinit.analysis import activation_rules, signal_rules, weight_rules
 from keras_varinit.analysis.names import variable_names
+from keras_varinit.analysis.reader import Graph, Node, build_graph
 from keras_varinit.analysis.rules import (
     Call,
     Concatenation,
@@ -34,22 +37,22 @@ from keras_varinit.analysis.rules import (
     Transparent,
     Unknown,
     Weights,
+    has_rule,
     role_of,
 )
+from keras_varinit.analysis.stages import Gains, Signal, StageAhead
 from keras_varinit.context import LayerContext
 from keras_varinit.graph import (
-    Graph,
-    Node,
-    build_graph,
     check_built,
-    own_variable,
+    functional_of,
+    layers_of,
+    own_variables,
+    takes_training,
 )
-from keras_varinit.moments import Activation, Pool, stage_gains
 
 # Importing these registers the rules of Keras's own layers.
 _RULES = (activation_rules, signal_rules, weight_rules)
 
-Steps = tuple[Activation | Pool, ...]
 _INFINITE = math.inf
 
 
@@ -65,6 +68,14 @@ class Analysis:
         """The context of a kernel's variable, or None."""
         return self.by_variable.get(id(variable))
 
+    def extended(self, other: "Analysis") -> "Analysis":
+        """This analysis with what only the other one saw."""
+        return Analysis(
+            {**other.contexts, **self.contexts},
+            (*self.notes, *other.notes),
+            {**other.by_variable, **self.by_variable},
+        )
+
     def __str__(self) -> str:
         lines = [f"{'kernel':<40} depth  fan-in fan-out  activation  pooling    tau  gamma"]
         for path, c in self.contexts.items():
@@ -77,28 +88,12 @@ class Analysis:
         return "\n".join([*lines, *(f"note: {note}" for note in self.notes)])
 
 
-@dataclasses.dataclass(frozen=True)
-class _Signal:
-    """What a tensor carries: steps since its stage began, or a known second moment.
-
-    `raw` marks the model's input, `value` the mean second moment of a concatenation.
-    """
-
-    steps: Steps = ()
-    value: float | None = None
-    raw: bool = False
-
-    def then(self, step: Activation | Pool) -> "_Signal":
-        if self.raw:
-            return self
-        return _Signal((*self.steps, step))
-
-
 def analyze(model: Any) -> Analysis:
     """Reads the context of every kernel off a built model; nothing is changed.
 
     Args:
-        model: A built Functional or Sequential `keras.Model`.
+        model: A built `keras.Model` of any kind. One that defines its own `call` is called on
+            symbolic tensors, of which nothing stays behind.
 
     Returns:
         An `Analysis`: `.contexts[path]` is the `LayerContext` of the kernel at that path, in the
@@ -107,7 +102,7 @@ def analyze(model: Any) -> Analysis:
 
     Raises:
         TypeError: `model` is no Keras model.
-        ValueError: it is not built, or defines its own `call`.
+        ValueError: it is not built, or its own `call` cannot be followed symbolically.
 
     Example:
         >>> import keras, keras_varinit as kv
@@ -115,18 +110,45 @@ def analyze(model: Any) -> Analysis:
         >>> kv.analyze(model).contexts[model.layers[0].kernel.path].fan_in
         8
     """
-    return _Analyzer(build_graph(model), model).run()
+    names = variable_names(check_built(model))
+    analyzer = _Analyzer(build_graph(model, has_rule), names)
+    found = analyzer.run()
+    missing = _kernels_without(found, model, analyzer)
+    if missing and functional_of(model) is None and takes_training(model):
+        in_training = _Analyzer(build_graph(model, has_rule, training=True), names)
+        found = found.extended(in_training.run())
+        missing = _kernels_without(found, model, analyzer)
+    notes = [f"{names[id(v)][0]}: how it is used is not known" for v in missing]
+    return dataclasses.replace(found, notes=tuple(dict.fromkeys((*found.notes, *notes))))
+
+
+def _kernels_without(found: Analysis, model: Any, analyzer: "_Analyzer") -> list[Any]:
+    """Variables that look like kernels and have no context, in layers that no rule explains."""
+    explained = {
+        id(node.operation)
+        for node, role in zip(analyzer.graph.nodes, analyzer.roles, strict=True)
+        if not isinstance(role, Unknown)
+    }
+    return [
+        variable
+        for layer in [model, *layers_of(model)]
+        if id(layer) not in explained
+        for variable in own_variables(layer)
+        if len(variable.shape) >= 2
+        and keras.backend.is_float_dtype(variable.dtype)
+        and found.context_of(variable) is None
+    ]
 
 
 class _Analyzer:
-    def __init__(self, graph: Graph, model: Any) -> None:
+    def __init__(self, graph: Graph, names: dict[int, tuple[str, str, str]]) -> None:
         self.graph = graph
-        self.names = variable_names(check_built(model))
+        self.names = names
         self.notes = list(graph.notes)
         self.pads: dict[int, tuple[tuple[int, int], ...]] = {}
         self.roles = [self._role(node) for node in graph.nodes]
         self.distances = self._distances_to_weights()
-        self.gains: dict[Steps, tuple[float, float]] = {}
+        self.gains = Gains()
 
     def run(self) -> Analysis:
         signals, depths = self._forward()
@@ -162,10 +184,10 @@ class _Analyzer:
             role = role_of(call)
         except ValueError as error:
             self.notes.append(f"{node.operation.name}: {error}; what follows is not modelled")
-            return Unknown(weighted=bool(getattr(node.operation, "weights", ())))
+            return Unknown()
         if isinstance(role, Unknown):
-            what = "weights of unknown use" if role.weighted else "no rule"
-            self.notes.append(f"{node.operation.name} ({type(node.operation).__name__}): {what}")
+            kind = type(node.operation).__name__
+            self.notes.append(f"{node.operation.name} ({kind}): {role.reason}")
         self._track_pads(node, role, call.pads)
         return role
 
@@ -200,9 +222,9 @@ class _Analyzer:
                 distances[tensor] = min(distances[tensor], distance)
         return distances
 
-    def _forward(self) -> tuple[list[_Signal], list[int]]:
+    def _forward(self) -> tuple[list[Signal], list[int]]:
         """What every tensor carries, and the depth of the deepest kernel behind it."""
-        signals = [_Signal(raw=True)] * len(self.graph.shapes)
+        signals = [Signal(raw=True)] * len(self.graph.shapes)
         depths = [0] * len(self.graph.shapes)
         for node, role in zip(self.graph.nodes, self.roles, strict=True):
             depth = max((depths[t] for t in node.inputs), default=0)
@@ -213,12 +235,12 @@ class _Analyzer:
                 signals[tensor], depths[tensor] = signal, depth
         return signals, depths
 
-    def _signal_after(self, node: Node, role: Role, signals: list[_Signal]) -> _Signal:
+    def _signal_after(self, node: Node, role: Role, signals: list[Signal]) -> Signal:
         inputs = [signals[t] for t in node.inputs]
         if isinstance(role, Weights):
-            return _Signal(() if role.activation is None else (role.activation,))
+            return Signal(() if role.activation is None else (role.activation,))
         if not inputs or isinstance(role, Source):
-            return _Signal(raw=True)
+            return Signal(raw=True)
         if isinstance(role, Elementwise):
             return inputs[0].then(role.activation)
         if isinstance(role, Pooling):
@@ -227,72 +249,65 @@ class _Analyzer:
         if isinstance(role, Transparent | Padding):
             return inputs[0]
         if all(signal.raw for signal in inputs):
-            return _Signal(raw=True)
+            return Signal(raw=True)
         if isinstance(role, Concatenation):
-            return _Signal(value=self._concatenated(node, role, inputs))
-        return _Signal()
+            return Signal(value=self._concatenated(node, role, inputs))
+        return Signal()
 
-    def _concatenated(self, node: Node, role: Concatenation, inputs: list[_Signal]) -> float:
+    def _concatenated(self, node: Node, role: Concatenation, inputs: list[Signal]) -> float:
         shapes = [self.graph.shapes[t] for t in node.inputs]
         sizes = [shape[role.axis] for shape in shapes]
         weights = [1 if None in sizes or size is None else size for size in sizes]
         total = sum(
-            weight * self._second_moment(signal)
+            weight * self.gains.second_moment(signal)
             for weight, signal in zip(weights, inputs, strict=True)
         )
         return total / sum(weights)
-
-    def _second_moment(self, signal: _Signal) -> float:
-        """τ of a signal."""
-        if signal.raw:
-            return 1.0
-        return self._gains(signal.steps)[0] if signal.value is None else signal.value
-
-    def _gains(self, steps: Steps) -> tuple[float, float]:
-        if steps not in self.gains:
-            self.gains[steps] = stage_gains(steps)
-        return self.gains[steps]
 
     def _contexts_of(
         self,
         node: Node,
         role: Weights,
-        signals: list[_Signal],
+        signals: list[Signal],
         depths: list[int],
         total_depth: int,
     ) -> list[tuple[LayerContext, Any]]:
         found = []
         levels = 1 + max(kernel.level for kernel in role.kernels)
         for kernel in role.kernels:
-            variable: Any = own_variable(node.operation, kernel.name)
-            path, stream = self.names[id(variable)]
+            path, layer, stream = self.names[id(kernel.variable)]
             last = kernel.level == levels - 1
-            ahead = self._stage_ahead(node, role, path) if last else _StageAhead()
-            tau = self._second_moment(signals[node.inputs[0]]) if kernel.level == 0 else 1.0
+            ahead = self._stage_ahead(node, role, path) if last else StageAhead()
+            if kernel.reads_own_output and role.activation is not None:
+                tau = self.gains.of((role.activation,))[0]
+            elif kernel.level == 0:
+                tau = self.gains.second_moment(signals[node.inputs[0]])
+            else:
+                tau = 1.0
             if kernel.fans.connections is None:
                 self.notes.append(
                     f"{path}: a spatial size is unknown, so the interior limit is used"
                 )
             context = LayerContext(
                 path=path,
-                layer=node.operation.name,
+                layer=layer,
                 stream=stream,
-                kernel_shape=tuple(int(n) for n in variable.shape),
+                kernel_shape=tuple(int(n) for n in kernel.variable.shape),
                 depth=depths[node.outputs[0]] - levels + 1 + kernel.level,
                 total_depth=total_depth,
                 activation=ahead.activation,
                 pooling=ahead.pooling,
                 pool_size=ahead.pool_size,
                 forward_gain=tau,
-                backward_gain=self._gains(ahead.steps)[1],
+                backward_gain=self.gains.of(ahead.steps)[1],
                 **dataclasses.asdict(kernel.fans),
             )
-            found.append((context, variable))
+            found.append((context, kernel.variable))
         return found
 
-    def _stage_ahead(self, node: Node, role: Weights, path: str) -> "_StageAhead":
+    def _stage_ahead(self, node: Node, role: Weights, path: str) -> "StageAhead":
         """Follows a layer's output to the end of its stage."""
-        stage = _StageAhead()
+        stage = StageAhead()
         if role.activation is not None:
             stage = stage.with_activation(role.activation)
         tensor = node.outputs[0]
@@ -319,43 +334,3 @@ class _Analyzer:
         if isinstance(self.roles[index], Weights):
             return 1.0
         return 1.0 + min((self.distances[t] for t in self.graph.nodes[index].outputs), default=0.0)
-
-
-@dataclasses.dataclass(frozen=True)
-class _StageAhead:
-    """The steps behind a layer; the first activation and pooling, T the product of that kind."""
-
-    steps: Steps = ()
-    activation: str | None = None
-    pooling: str | None = None
-    pool_size: int | None = 1
-
-    def with_activation(self, activation: Activation) -> "_StageAhead":
-        return dataclasses.replace(
-            self,
-            steps=(*self.steps, activation),
-            activation=self.activation or activation.name,
-        )
-
-    def with_pooling(self, pooling: Pooling) -> "_StageAhead":
-        step = pooling.step()
-        known = self.pool_size
-        if self.pooling is None:
-            size = pooling.size
-        elif self.pooling == pooling.kind and known is not None and pooling.size is not None:
-            size = known * pooling.size
-        else:
-            size = known
-        return dataclasses.replace(
-            self,
-            steps=self.steps if step is None else (*self.steps, step),
-            pooling=self.pooling or pooling.kind,
-            pool_size=size,
-        )
-
-    def at_output(self) -> "_StageAhead":
-        """A sigmoid at the end of the model is part of the loss."""
-        last = self.steps[-1] if self.steps else None
-        if isinstance(last, Activation) and last.name == "sigmoid":
-            return dataclasses.replace(self, steps=self.steps[:-1])
-        return self

@@ -8,30 +8,31 @@ from typing import Any
 from keras_varinit.graph import layers_of, own_variables
 
 
-def variable_names(model: Any) -> dict[int, tuple[str, str]]:
-    """Path and stream name, by `id`, of every variable that a layer of the model created.
+def variable_names(model: Any) -> dict[int, tuple[str, str, str]]:
+    """Path, layer's name and stream, by `id`, of every variable that a layer of the model created.
 
     A stream's name is the layer's and the variable's name without the counter that Keras adds, and
     the rank of that counter among the model's layers of the name. So it does not depend on what
     else the process built, nor on how the model is nested, saved or loaded.
     """
-    found: dict[int, tuple[int, str, str]] = {}
+    found: dict[int, tuple[int, str, str, str]] = {}
     for layer in [model, *layers_of(model)]:
         counted = re.search(r"_(\d+)$", layer.name)
         plain = layer.name if counted is None else layer.name[: counted.start()]
         counter = 0 if counted is None else int(counted[1])
         for variable in own_variables(layer):
             stream = f"{plain}/{variable.name}"
-            found.setdefault(id(variable), (counter, variable.path, stream))
-    paths = _numbered((key, path) for key, (_, path, _) in found.items())
+            found.setdefault(id(variable), (counter, variable.path, stream, layer.name))
+    paths = _numbered((key, path) for key, (_, path, _, _) in found.items())
     by_counter = sorted(found.items(), key=lambda item: item[1][0])
-    streams = _numbered((key, stream) for key, (_, _, stream) in by_counter)
+    streams = _numbered((key, stream) for key, (_, _, stream, _) in by_counter)
     return {
         key: (
             path if paths[key] == 1 else f"{path}#{paths[key]}",
+            layer,
             f"{stream}#{streams[key]}",
         )
-        for key, (_, path, stream) in found.items()
+        for key, (_, path, stream, layer) in found.items()
     }
 
 

@@ -11,13 +11,9 @@ from typing import Any
 
 import keras
 
+from keras_varinit.analysis.reader import Node
 from keras_varinit.fans import Fans
-from keras_varinit.graph import (
-    Node,
-    Shape,
-    is_raw_operation,
-    operation_name,
-)
+from keras_varinit.graph import Shape, is_raw_operation, operation_name
 from keras_varinit.moments import Activation, Pool
 
 
@@ -38,11 +34,15 @@ class Call:
 
 @dataclasses.dataclass(frozen=True)
 class Kernel:
-    """A kernel of a weight layer; those of one layer with rising `level` act in turn."""
+    """A kernel of a weight layer; those of one layer with rising `level` act in turn.
 
-    name: str
+    `reads_own_output` marks the recurrent kernel of a cell.
+    """
+
+    variable: Any
     fans: Fans
     level: int = 0
+    reads_own_output: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,9 +103,9 @@ class Source:
 
 @dataclasses.dataclass(frozen=True)
 class Unknown:
-    """No rule. `weighted` says whether the operation owns weights."""
+    """Not modelled: there is no rule, or the rule does not cover this case, for `reason`."""
 
-    weighted: bool
+    reason: str = "no rule"
 
 
 Role = (
@@ -144,11 +144,18 @@ def role_of(call: Call) -> Role:
     operation = call.operation
     if is_raw_operation(operation):
         function = _BY_NAME.get(operation_name(operation))
-        return Unknown(weighted=False) if function is None else function(call)
+        return Unknown() if function is None else function(call)
     for cls in type(operation).__mro__:
         if cls in _BY_CLASS:
             return _BY_CLASS[cls](call)
-    return Unknown(weighted=bool(operation.weights))
+    return Unknown()
+
+
+def has_rule(operation: Any) -> bool:
+    """Whether there is a rule for an operation."""
+    if is_raw_operation(operation):
+        return operation_name(operation) in _BY_NAME
+    return any(cls in _BY_CLASS for cls in type(operation).__mro__)
 
 
 def layer_classes(*names: str) -> tuple[type, ...]:

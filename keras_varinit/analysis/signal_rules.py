@@ -6,6 +6,7 @@ import keras
 import numpy as np
 
 from keras_varinit.analysis.activation_rules import snake_case
+from keras_varinit.analysis.reader import call_argument, evaluate
 from keras_varinit.analysis.rules import (
     Call,
     Concatenation,
@@ -22,7 +23,6 @@ from keras_varinit.analysis.rules import (
     rule,
     spatial_shape,
 )
-from keras_varinit.graph import call_argument, evaluate
 from keras_varinit.moments import Activation
 
 
@@ -82,7 +82,7 @@ def _adaptive_window(call: Call) -> int | None:
 def _raw_pooling(call: Call) -> Role:
     size = getattr(call.operation, "pool_size", None)
     if size is None:
-        return Unknown(weighted=False)
+        return Unknown()
     rank = len(call.input_shapes[0]) - 2
     kind = "max" if type(call.operation).__name__ == "MaxPool" else "average"
     return Pooling(kind, math.prod(per_dimension(size, rank)))
@@ -97,7 +97,7 @@ def _raw_reduction(call: Call) -> Role:
     }
     inner = set(range(1, len(shape)))
     if not axes < inner or len(inner - axes) != 1:
-        return Unknown(weighted=False)
+        return Unknown()
     sizes = [shape[a] for a in axes]
     size = None if None in sizes else math.prod(n for n in sizes if n is not None)
     return Pooling("max" if type(call.operation).__name__ == "Max" else "average", size)
@@ -127,14 +127,13 @@ def _raw_arithmetic(call: Call) -> Role:
 
 
 @rule(
-    *layer_classes("Add", "Subtract", "Multiply", "Average", "Maximum", "Minimum", "Dot"),
-    "Matmul",
-    "Einsum",
-    "Dot",
-    "Tensordot",
+    *layer_classes(
+        "Add", "Subtract", "Multiply", "Average", "Maximum", "Minimum", "Dot", "Bidirectional"
+    ),
     "Where",
 )
 def _merge(call: Call) -> Role:
+    """Also `Bidirectional`, of which the graph keeps the end where its directions meet."""
     return Merge() if len(call.node.inputs) > 1 else Transparent()
 
 
@@ -169,6 +168,7 @@ def _input(call: Call) -> Role:
 @rule(
     *layer_classes(
         "ActivityRegularization",
+        "TimeDistributed",
         "AlphaDropout",
         "BatchNormalization",
         "Cropping1D",
