@@ -3,6 +3,7 @@
 from keras_varinit.analysis import analyze
 from keras_varinit.callbacks import ContextInjector
 from keras_varinit.context import LayerContext
+from keras_varinit.initialization import initialize
 from keras_varinit.initializers import (
     ASVBackward,
     ASVForward,
@@ -33,5 +34,6 @@ __all__ = [
     "EnhancedLecunUniform",
     "LayerContext",
     "analyze",
+    "initialize",
     "inject",
 ]

@@ -5,7 +5,8 @@ from typing import Any
 import keras
 
 from keras_varinit.graph import training_steps
-from keras_varinit.injection import Report, inject
+from keras_varinit.injection import inject
+from keras_varinit.reports import Report
 
 
 class ContextInjector(keras.callbacks.Callback):

@@ -87,6 +87,14 @@ def variable_of_initializer(layer: Any, attribute: str) -> Any | None:
     return None
 
 
+def initializers_of(layer: Any) -> Iterator[tuple[int, str]]:
+    """The `id` of each variable of a layer, with the attribute that holds its initializer."""
+    for attribute, _ in initializer_attributes(layer, keras.initializers.Initializer):
+        variable = variable_of_initializer(layer, attribute)
+        if variable is not None:
+            yield id(variable), attribute
+
+
 def is_raw_operation(operation: Any) -> bool:
     """Whether an operation is one of `keras.ops` and no layer."""
     return not isinstance(operation, keras.Layer)
@@ -122,6 +130,16 @@ def moving_averages(model: Any) -> dict[int, Any]:
         optimizer._trainable_variables, optimizer._model_variables_moving_average, strict=True
     )
     return {id(variable): average for variable, average in averaged if average is not None}
+
+
+def optimizer_state(model: Any) -> list[Any]:
+    """The optimizer's variables, learning rate and loss scale left out."""
+    optimizer = getattr(model, "optimizer", None)
+    optimizer = getattr(optimizer, "inner_optimizer", optimizer)
+    if optimizer is None:
+        return []
+    rate = getattr(optimizer, "_learning_rate", None)
+    return [v for v in optimizer.variables if v is not rate]
 
 
 def training_steps(model: Any) -> int:

@@ -5,73 +5,13 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from keras_varinit import graph
 from keras_varinit.analysis import Analysis, analyze
+from keras_varinit.changes import Change, commit, drawn_value
 from keras_varinit.context import LayerContext
 from keras_varinit.initializers import ContextualInitializer
-
-DRAWN = "drawn"
-
-
-@dataclasses.dataclass(frozen=True)
-class ReportRow:
-    """What happened to one variable.
-
-    `stddev` is the target standard deviation √E[var] of an entry for that context, None where it is
-    not known; `status` is "drawn" or "skipped: " with the reason.
-    """
-
-    path: str
-    layer: str
-    initializer: str
-    context: LayerContext | None
-    stddev: float | None
-    status: str
-
-
-@dataclasses.dataclass(frozen=True)
-class Report:
-    """The rows of `inject`, in the model's order: iterable, `report[path]`, readable in print."""
-
-    rows: tuple[ReportRow, ...]
-    notes: tuple[str, ...] = ()
-
-    def __iter__(self) -> Iterator[ReportRow]:
-        return iter(self.rows)
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def __getitem__(self, path: str) -> ReportRow:
-        for row in self.rows:
-            if row.path == path:
-                return row
-        raise KeyError(f"no row for {path!r}. Paths: {[row.path for row in self.rows]}")
-
-    @property
-    def drawn(self) -> tuple[ReportRow, ...]:
-        """The rows whose kernels were redrawn."""
-        return tuple(row for row in self.rows if row.status == DRAWN)
-
-    @property
-    def skipped(self) -> tuple[ReportRow, ...]:
-        """The rows whose kernels were left alone."""
-        return tuple(row for row in self.rows if row.status != DRAWN)
-
-    def __str__(self) -> str:
-        header = ("path", "initializer", "depth", "std", "status")
-        cells = [header]
-        for row in self.rows:
-            depth = "-" if row.context is None else str(row.context.depth)
-            stddev = "-" if row.stddev is None else f"{row.stddev:.5f}"
-            cells.append((row.path, row.initializer, depth, stddev, row.status))
-        widths = [max(len(line[i]) for line in cells) for i in range(len(header))]
-        lines = ["  ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)) for line in cells]
-        lines.append(f"{len(self.drawn)} drawn, {len(self.skipped)} skipped")
-        lines.extend(f"note: {note}" for note in self.notes)
-        return "\n".join(line.rstrip() for line in lines)
+from keras_varinit.reports import DRAWN, Report, ReportRow
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,15 +24,6 @@ class _Owned:
     initializer: ContextualInitializer
 
 
-@dataclasses.dataclass(frozen=True)
-class _Change:
-    """A planned redraw."""
-
-    owned: _Owned
-    initializer: ContextualInitializer
-    value: npt.NDArray[Any]
-
-
 def inject(model: Any, *, force: bool = False) -> Report:
     """Gives every initializer of this library in a model its context and redraws its kernel.
 
@@ -103,7 +34,7 @@ def inject(model: Any, *, force: bool = False) -> Report:
     weight and no initializer.
 
     Args:
-        model: A built Functional or Sequential `keras.Model`.
+        model: A built `keras.Model` of any kind.
         force: Whether to redraw also kernels that hold other values, or that are frozen.
 
     Returns:
@@ -130,7 +61,7 @@ def inject(model: Any, *, force: bool = False) -> Report:
         rows.append(row)
         if change is not None:
             changes.append(change)
-    _commit(model, changes)
+    commit(model, changes)
     return Report(tuple(rows), analysis.notes)
 
 
@@ -167,31 +98,19 @@ def _check_any(model: Any, owned: list[_Owned], analysis: Analysis) -> None:
     )
 
 
-def _plan(item: _Owned, analysis: Analysis, force: bool) -> tuple[ReportRow, _Change | None]:
+def _plan(item: _Owned, analysis: Analysis, force: bool) -> tuple[ReportRow, Change | None]:
     """Decides on one variable and draws its new value; changes nothing."""
     variable, context = item.variable, analysis.context_of(item.variable)
     if context is None:
         return _row(item, None, None, "skipped: its layer is not known to the analysis"), None
     initializer = item.initializer.with_context(context)
-    try:
-        stddev = initializer.stddev(context.kernel_shape)
-        status = _status(item, context, force)
-        if status != DRAWN:
-            return _row(item, context, stddev, status), None
-        value = graph.to_numpy(initializer(variable.shape, dtype=variable.dtype))
-    except Exception as error:
-        error.add_note(
-            f"inject: no weight was changed; this was for {context.path!r} of layer "
-            f"{context.layer!r}, kernel shape {context.kernel_shape}."
-        )
-        raise
-    if not np.all(np.isfinite(np.asarray(value, np.float32))):
-        raise ValueError(
-            f"inject: {type(initializer).__name__} drew values for {context.path!r} that are not "
-            f"finite in dtype {variable.dtype} (target standard deviation {stddev}). No weight "
-            "was changed."
-        )
-    return _row(item, context, stddev, DRAWN), _Change(item, initializer, value)
+    stddev = initializer.stddev(context.kernel_shape)
+    status = _status(item, context, force)
+    row = _row(item, context, stddev, status)
+    if status != DRAWN:
+        return row, None
+    value = drawn_value(initializer, variable, context.path)
+    return row, Change(variable, value, item.layer, item.attribute, initializer)
 
 
 def _status(item: _Owned, context: LayerContext, force: bool) -> str:
@@ -224,27 +143,3 @@ def _row(
         stddev=stddev,
         status=status,
     )
-
-
-def _commit(model: Any, changes: list[_Change]) -> None:
-    """Applies all changes, or none: on any error every variable and initializer is put back."""
-    averages = graph.moving_averages(model)
-    undo: list[tuple[Any, Any]] = []
-    replaced: list[_Owned] = []
-    try:
-        for change in changes:
-            variable = change.owned.variable
-            for target in (variable, averages.get(id(variable))):
-                if target is not None:
-                    undo.append((target, graph.to_numpy(target)))
-                    graph.assign(target, change.value)
-            replaced.append(change.owned)
-            graph.replace_initializer(
-                change.owned.layer, change.owned.attribute, change.initializer
-            )
-    except BaseException:
-        for target, value in reversed(undo):
-            graph.assign(target, value)
-        for owned in replaced:
-            graph.replace_initializer(owned.layer, owned.attribute, owned.initializer)
-        raise

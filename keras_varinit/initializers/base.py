@@ -118,9 +118,7 @@ class ContextualInitializer(keras.initializers.Initializer):
 
     def _stream_key(self) -> int:
         """Key of the random stream of (seed, kernel): the same in every process."""
-        stream = "" if self._context is None else self._context.stream
-        digest = hashlib.sha256(f"{PACKAGE}|{self._entropy}|{stream}".encode()).digest()
-        return int.from_bytes(digest[:16], "big")
+        return stream_key(self._entropy, "" if self._context is None else self._context.stream)
 
     @property
     def _name(self) -> str:
@@ -223,6 +221,17 @@ def draw(key: int, shape: tuple[int, ...], distribution: str, stddev: float = 1.
         with concurrent.futures.ThreadPoolExecutor(min(len(blocks), _THREADS)) as pool:
             list(pool.map(fill, enumerate(blocks)))
     return values
+
+
+def stream_key(seed: int, stream: str) -> int:
+    """Key of the stream of that name: a hash, so that streams of near names are unrelated."""
+    digest = hashlib.sha256(f"{PACKAGE}|{seed}|{stream}".encode()).digest()
+    return int.from_bytes(digest[:16], "big")
+
+
+def stream_seed(seed: int, stream: str) -> int:
+    """A seed for Keras's initializers, from the same hash."""
+    return stream_key(seed, stream) % 2**31
 
 
 def random_stream(key: int, number: int) -> np.random.Generator:

@@ -68,9 +68,28 @@ def seed_of(owner: str, base: keras.initializers.Initializer) -> int | None:
     )
 
 
-def reseeded(base: keras.initializers.Initializer, seed: int) -> keras.initializers.Initializer:
+def reseeded(
+    base: keras.initializers.Initializer, seed: int | None
+) -> keras.initializers.Initializer:
     """A copy of a base that draws from `seed`."""
     return type(base).from_config({**base.get_config(), "seed": seed})
+
+
+def for_kernel(
+    base: keras.initializers.Initializer, context: LayerContext, seed: int
+) -> keras.initializers.Initializer:
+    """One of Keras's initializers for one kernel: its own seed, and the scale of the true fans."""
+    if "seed" not in base.get_config():
+        return base
+    correction = describe(base, context.kernel_shape, context).correction
+    if math.isclose(correction, 1, rel_tol=1e-9):
+        return reseeded(base, seed)
+    return keras.initializers.VarianceScaling(
+        scale=base.scale * correction**2,
+        mode=base.mode,
+        distribution=base.distribution,
+        seed=seed,
+    )
 
 
 def describe(

@@ -1,0 +1,81 @@
+"""Changes to a model's variables and initializers: planned first, then applied all or none."""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from keras_varinit import graph
+
+
+@dataclasses.dataclass(frozen=True)
+class Change:
+    """A variable's new value, and the initializer to be kept where the layer keeps it.
+
+    `attribute` is None where the layer keeps none.
+    """
+
+    variable: Any
+    value: npt.NDArray[Any]
+    layer: Any
+    attribute: str | None
+    initializer: Any
+
+
+def drawn_value(initializer: Any, variable: Any, path: str) -> npt.NDArray[Any]:
+    """What an initializer draws for a variable; errors say for which, and that nothing changed."""
+    try:
+        value = graph.to_numpy(initializer(tuple(variable.shape), dtype=variable.dtype))
+    except Exception as error:
+        error.add_note(
+            f"No weight was changed; this was for {path!r}, shape {tuple(variable.shape)}, by "
+            f"{type(initializer).__name__}."
+        )
+        raise
+    if value.shape != tuple(variable.shape):
+        raise ValueError(
+            f"{type(initializer).__name__} returned shape {value.shape} for {path!r}, which has "
+            f"shape {tuple(variable.shape)}. No weight was changed."
+        )
+    if not np.all(np.isfinite(np.asarray(value, np.float32))):
+        raise ValueError(
+            f"{type(initializer).__name__} drew values for {path!r} that are not finite in dtype "
+            f"{variable.dtype}. No weight was changed; use a wider dtype or a smaller variance."
+        )
+    return value
+
+
+def commit(model: Any, changes: Sequence[Change], *, reset_optimizer: bool = False) -> None:
+    """Applies all changes, or none: on any error every variable and initializer is put back.
+
+    A moving average that the optimizer keeps of a variable is set with it.
+    """
+    averages = graph.moving_averages(model)
+    undo: list[tuple[Any, npt.NDArray[Any]]] = []
+    replaced: list[tuple[Any, str, Any]] = []
+
+    def assign(target: Any, value: npt.NDArray[Any]) -> None:
+        undo.append((target, graph.to_numpy(target)))
+        graph.assign(target, value)
+
+    try:
+        for change in changes:
+            assign(change.variable, change.value)
+            if id(change.variable) in averages:
+                assign(averages[id(change.variable)], change.value)
+            if change.attribute is not None:
+                previous = getattr(change.layer, change.attribute)
+                replaced.append((change.layer, change.attribute, previous))
+                graph.replace_initializer(change.layer, change.attribute, change.initializer)
+        if reset_optimizer:
+            for variable in graph.optimizer_state(model):
+                if id(variable) not in {id(average) for average in averages.values()}:
+                    assign(variable, np.zeros_like(graph.to_numpy(variable)))
+    except BaseException:
+        for target, value in reversed(undo):
+            graph.assign(target, value)
+        for layer, attribute, previous in replaced:
+            graph.replace_initializer(layer, attribute, previous)
+        raise

@@ -1,0 +1,216 @@
+"""Re-drawing any built model with any scheme."""
+
+import difflib
+import math
+import random
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import keras
+
+from keras_varinit import graph
+from keras_varinit.analysis import Analysis, analyze
+from keras_varinit.changes import Change, commit, drawn_value
+from keras_varinit.context import LayerContext
+from keras_varinit.initializers import ContextualInitializer
+from keras_varinit.initializers.base import stream_seed
+from keras_varinit.initializers.laws import describe, for_kernel, reseeded
+from keras_varinit.reports import DRAWN, Report, ReportRow
+
+Scheme = Any
+Selection = Callable[[Any], bool] | Sequence[str] | None
+
+
+def initialize(
+    model: Any,
+    scheme: Scheme,
+    *,
+    seed: int | None = None,
+    layers: Selection = None,
+    include_frozen: bool = False,
+    reset_optimizer: bool = False,
+) -> Report:
+    """Re-draws a built model, whatever its weights are now, without editing its layers.
+
+    Every kernel is drawn by `scheme`, in its own random stream. The other weights of the same
+    layers (biases, normalization with its statistics, embeddings) are re-drawn by the initializers
+    that their layers were made with. Where Keras counts fans wrongly (depthwise, transposed and
+    grouped kernels), one of its variance-scaling initializers gets the scale that the true fans
+    ask for, and the report's notes say so. All or nothing: an error changes nothing.
+
+    Args:
+        model: A built `keras.Model` of any kind.
+        scheme: A string id, of this library or of Keras; an initializer; or a function that takes a
+            `LayerContext` and returns one of the two, or None to leave that kernel alone.
+        seed: Integer or None. The same integer gives the same weights, on any machine; None gives
+            fresh ones at every call (unless `scheme` is an object with a seed of its own).
+        layers: Which layers: a predicate on layers, or a list of names; None means all. Embeddings
+            are drawn by `scheme` only where `layers` selects them.
+        include_frozen: Whether to re-draw frozen layers too.
+        reset_optimizer: Whether to set the optimizer's state (momenta, step count) to zero.
+
+    Returns:
+        A `Report` with one row per weight of the selected layers.
+
+    Raises:
+        TypeError: `model` or `scheme` is of the wrong type.
+        ValueError: the model is not built, an initializer or layer name is not known, no kernel is
+            selected, or a drawn value is not finite.
+
+    Example:
+        >>> import keras, keras_varinit as kv
+        >>> model = keras.applications.MobileNetV2(weights=None, input_shape=(32, 32, 3))
+        >>> len(kv.initialize(model, "asv_backward", seed=0).drawn) > 50
+        True
+    """
+    analysis = analyze(model)
+    plan = _Plan(model, analysis, _resolver(scheme), seed, include_frozen)
+    chosen, asked = _selected(model, layers)
+    for layer in chosen:
+        plan.add_layer(layer, embeddings=asked)
+    if not plan.kernels:
+        raise ValueError(
+            f"initialize: no kernel of model {model.name!r} is selected. Received: "
+            f"layers={layers!r}; known kernels: {list(analysis.contexts)[:5]}."
+        )
+    commit(model, plan.changes, reset_optimizer=reset_optimizer)
+    return Report(tuple(plan.rows), (*analysis.notes, *plan.notes))
+
+
+def _resolver(scheme: Scheme) -> Callable[[LayerContext], Any]:
+    """The scheme as a function of the context that returns an initializer or None."""
+    if callable(scheme) and not isinstance(scheme, keras.initializers.Initializer | type):
+        return lambda context: _resolved(scheme(context), optional=True)
+    initializer = _resolved(scheme, optional=False)
+    return lambda context: initializer
+
+
+def _resolved(scheme: Any, *, optional: bool) -> Any:
+    if scheme is None and optional:
+        return None
+    try:
+        initializer = keras.initializers.get(scheme)
+    except (ValueError, TypeError) as error:
+        raise ValueError(
+            f"initialize: `scheme` must name an initializer of Keras or of keras_varinit. "
+            f"Received: scheme={scheme!r}."
+        ) from error
+    if not isinstance(initializer, keras.initializers.Initializer):
+        raise TypeError(
+            "initialize: `scheme` must be a string id, an initializer, or a function that takes a "
+            f"LayerContext and returns one of them. Received: scheme={scheme!r}."
+        )
+    return initializer
+
+
+def _selected(model: Any, layers: Selection) -> tuple[list[Any], bool]:
+    """The selected layers, and whether they were asked for one by one."""
+    everything = [model, *graph.layers_of(model)]
+    if layers is None:
+        return everything, False
+    if callable(layers):
+        return [layer for layer in everything if layers(layer)], True
+    if isinstance(layers, str):
+        raise TypeError(
+            f"initialize: `layers` must be a predicate or a list of names. Received: {layers!r}."
+        )
+    names = {layer.name for layer in everything}
+    for name in layers:
+        if name not in names:
+            near = difflib.get_close_matches(str(name), names, n=3)
+            hint = f" Did you mean {' or '.join(map(repr, near))}?" if near else ""
+            raise ValueError(
+                f"initialize: `layers` names {name!r}, which model {model.name!r} lacks.{hint}"
+            )
+    return [layer for layer in everything if layer.name in set(layers)], True
+
+
+class _Plan:
+    """Collects rows and changes; draws, but changes nothing."""
+
+    def __init__(
+        self,
+        model: Any,
+        analysis: Analysis,
+        resolve: Callable[[LayerContext], Any],
+        seed: int | None,
+        include_frozen: bool,
+    ) -> None:
+        if seed is not None and (isinstance(seed, bool) or not isinstance(seed, int)):
+            raise TypeError(f"initialize: `seed` must be an integer or None. Received: {seed!r}.")
+        self.model = model
+        self.analysis = analysis
+        self.resolve = resolve
+        self.seed = seed
+        self.root = random.randint(1, 10**9) if seed is None else seed
+        self.include_frozen = include_frozen
+        self.rows: list[ReportRow] = []
+        self.changes: list[Change] = []
+        self.notes: list[str] = []
+        self.kernels = 0
+
+    def add_layer(self, layer: Any, *, embeddings: bool) -> None:
+        """Plans for the variables that one layer created."""
+        attributes = dict(graph.initializers_of(layer))
+        for variable in graph.own_variables(layer):
+            context = self.analysis.context_of(variable)
+            attribute = attributes.get(id(variable))
+            by_scheme = embeddings or not isinstance(layer, keras.layers.Embedding)
+            if context is not None and by_scheme:
+                self._add_kernel(layer, variable, attribute, context)
+            elif attribute is not None:
+                self._add_other(layer, variable, attribute)
+
+    def _add_kernel(
+        self, layer: Any, variable: Any, attribute: str | None, context: LayerContext
+    ) -> None:
+        scheme = self.resolve(context)
+        if scheme is None:
+            return
+        self.kernels += 1
+        initializer = self._for_kernel(scheme, context)
+        shape = context.kernel_shape
+        stddev = describe(initializer, shape, context if _is_ours(initializer) else None).stddev
+        frozen = "skipped: frozen (trainable=False)"
+        status = DRAWN if variable.trainable or self.include_frozen else frozen
+        row = ReportRow(context.path, context.layer, type(scheme).__name__, context, stddev, status)
+        self.rows.append(row)
+        if status == DRAWN:
+            value = drawn_value(initializer, variable, context.path)
+            self.changes.append(Change(variable, value, layer, attribute, initializer))
+
+    def _for_kernel(self, scheme: Any, context: LayerContext) -> Any:
+        if _is_ours(scheme):
+            own = scheme.seed if self.seed is None else self.seed
+            return reseeded(scheme, own).with_context(context)
+        correction = describe(scheme, context.kernel_shape, context).correction
+        if not math.isclose(correction, 1, rel_tol=1e-9):
+            self.notes.append(
+                f"{context.path}: Keras's {type(scheme).__name__} miscounts this kernel's fans; "
+                f"its standard deviation was multiplied by {correction:.4g}"
+            )
+        return for_kernel(scheme, context, self._seed_for(scheme, context.stream))
+
+    def _seed_for(self, initializer: Any, stream: str) -> int:
+        own = initializer.get_config().get("seed")
+        root = own if self.seed is None and isinstance(own, int) else self.root
+        return stream_seed(root, stream)
+
+    def _add_other(self, layer: Any, variable: Any, attribute: str) -> None:
+        initializer = getattr(layer, attribute)
+        path = variable.path
+        frozen = not layer.trainable and not self.include_frozen
+        status = "skipped: frozen (trainable=False)" if frozen else DRAWN
+        self.rows.append(
+            ReportRow(path, layer.name, type(initializer).__name__, None, None, status)
+        )
+        if frozen:
+            return
+        if "seed" in initializer.get_config():
+            initializer = reseeded(initializer, stream_seed(self.root, path))
+        value = drawn_value(initializer, variable, path)
+        self.changes.append(Change(variable, value, layer, None, initializer))
+
+
+def _is_ours(initializer: Any) -> bool:
+    return isinstance(initializer, ContextualInitializer)

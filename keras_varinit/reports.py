@@ -1,0 +1,67 @@
+"""What `inject` and `initialize` did, variable by variable."""
+
+import dataclasses
+from collections.abc import Iterator
+
+from keras_varinit.context import LayerContext
+
+DRAWN = "drawn"
+
+
+@dataclasses.dataclass(frozen=True)
+class ReportRow:
+    """What happened to one variable.
+
+    `stddev` is the target standard deviation √E[var] of an entry for that context, None where it is
+    not known; `status` is "drawn" or "skipped: " with the reason.
+    """
+
+    path: str
+    layer: str
+    initializer: str
+    context: LayerContext | None
+    stddev: float | None
+    status: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Report:
+    """The rows, in the order of the model: iterable, `report[path]`, readable in print."""
+
+    rows: tuple[ReportRow, ...]
+    notes: tuple[str, ...] = ()
+
+    def __iter__(self) -> Iterator[ReportRow]:
+        return iter(self.rows)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, path: str) -> ReportRow:
+        for row in self.rows:
+            if row.path == path:
+                return row
+        raise KeyError(f"no row for {path!r}. Paths: {[row.path for row in self.rows]}")
+
+    @property
+    def drawn(self) -> tuple[ReportRow, ...]:
+        """The rows whose kernels were redrawn."""
+        return tuple(row for row in self.rows if row.status == DRAWN)
+
+    @property
+    def skipped(self) -> tuple[ReportRow, ...]:
+        """The rows whose kernels were left alone."""
+        return tuple(row for row in self.rows if row.status != DRAWN)
+
+    def __str__(self) -> str:
+        header = ("path", "initializer", "depth", "std", "status")
+        cells = [header]
+        for row in self.rows:
+            depth = "-" if row.context is None else str(row.context.depth)
+            stddev = "-" if row.stddev is None else f"{row.stddev:.5f}"
+            cells.append((row.path, row.initializer, depth, stddev, row.status))
+        widths = [max(len(line[i]) for line in cells) for i in range(len(header))]
+        lines = ["  ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)) for line in cells]
+        lines.append(f"{len(self.drawn)} drawn, {len(self.skipped)} skipped")
+        lines.extend(f"note: {note}" for note in self.notes)
+        return "\n".join(line.rstrip() for line in lines)
