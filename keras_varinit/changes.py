@@ -24,16 +24,25 @@ class Change:
     initializer: Any
 
 
-def drawn_value(initializer: Any, variable: Any, path: str) -> npt.NDArray[Any]:
+def draw_for(initializer: Any, variable: Any) -> npt.NDArray[Any]:
     """What an initializer draws for a variable; errors say for which, and that nothing changed."""
     try:
-        value = graph.to_numpy(initializer(tuple(variable.shape), dtype=variable.dtype))
+        return graph.to_numpy(initializer(tuple(variable.shape), dtype=variable.dtype))
     except Exception as error:
         error.add_note(
-            f"No weight was changed; this was for {path!r}, shape {tuple(variable.shape)}, by "
-            f"{type(initializer).__name__}."
+            f"No weight was changed. {type(initializer).__name__} was drawing for "
+            f"{variable.path!r}, shape {tuple(variable.shape)}."
         )
         raise
+
+
+def drawn_value(initializer: Any, variable: Any, path: str) -> npt.NDArray[Any]:
+    """What an initializer draws for a variable, if that can be a weight.
+
+    Raises:
+        ValueError: the values have another shape, or are not finite.
+    """
+    value = draw_for(initializer, variable)
     if value.shape != tuple(variable.shape):
         raise ValueError(
             f"{type(initializer).__name__} returned shape {value.shape} for {path!r}, which has "
@@ -73,9 +82,18 @@ def commit(model: Any, changes: Sequence[Change], *, reset_optimizer: bool = Fal
             for variable in graph.optimizer_state(model):
                 if id(variable) not in {id(average) for average in averages.values()}:
                     assign(variable, np.zeros_like(graph.to_numpy(variable)))
-    except BaseException:
-        for target, value in reversed(undo):
-            graph.assign(target, value)
+    except BaseException as error:
         for layer, attribute, previous in replaced:
             graph.replace_initializer(layer, attribute, previous)
+        for target, value in reversed(undo):
+            _put_back(target, value, error)
         raise
+
+
+def _put_back(target: Any, value: npt.NDArray[Any], error: BaseException) -> None:
+    """Restores one variable; one that cannot be set must not keep the others from it."""
+    try:
+        graph.assign(target, value)
+    except Exception as second:
+        if not np.array_equal(graph.to_numpy(target), value):
+            error.add_note(f"{target.path!r} could not be put back: {second}")

@@ -4,11 +4,12 @@ import dataclasses
 from collections.abc import Iterator
 from typing import Any
 
+import keras
 import numpy as np
 
 from keras_varinit import graph
 from keras_varinit.analysis import Analysis, analyze
-from keras_varinit.changes import Change, commit, drawn_value
+from keras_varinit.changes import Change, commit, draw_for, drawn_value
 from keras_varinit.context import LayerContext
 from keras_varinit.initializers import ContextualInitializer
 from keras_varinit.reports import DRAWN, Report, ReportRow
@@ -56,8 +57,8 @@ def inject(model: Any, *, force: bool = False) -> Report:
     owned = list(_owned_variables(model))
     _check_any(model, owned, analysis)
     rows, changes = [], []
-    for item in owned:
-        row, change = _plan(item, analysis, force)
+    for item, context, status in _decisions(owned, analysis, force):
+        row, change = _plan(item, context, status)
         rows.append(row)
         if change is not None:
             changes.append(change)
@@ -78,7 +79,7 @@ def _owned_variables(model: Any) -> Iterator[_Owned]:
             yield _Owned(layer, attribute, variable, initializer)
         for attribute, initializer in unnamed:
             for variable in graph.own_variables(layer):
-                if id(variable) not in claimed and _holds_own_draw(initializer, variable):
+                if id(variable) not in claimed and _may_have_drawn(initializer, variable):
                     claimed.add(id(variable))
                     yield _Owned(layer, attribute, variable, initializer)
                     break
@@ -98,27 +99,59 @@ def _check_any(model: Any, owned: list[_Owned], analysis: Analysis) -> None:
     )
 
 
-def _plan(item: _Owned, analysis: Analysis, force: bool) -> tuple[ReportRow, Change | None]:
-    """Decides on one variable and draws its new value; changes nothing."""
-    variable, context = item.variable, analysis.context_of(item.variable)
+def _decisions(
+    owned: list[_Owned], analysis: Analysis, force: bool
+) -> list[tuple[_Owned, LayerContext | None, str]]:
+    """What is to happen to each variable, and for which context.
+
+    A kernel that is left alone may hold a stream that the analysis now gives to another kernel: it
+    was injected as part of another model, and frozen. The other kernel then gets a stream of its
+    own, so that the two are not equal.
+    """
+    decided = [
+        (item, context, _status(item, context, force))
+        for item in owned
+        for context in [analysis.context_of(item.variable)]
+    ]
+    kept = {
+        item.initializer.context.stream
+        for item, _, status in decided
+        if status not in (DRAWN, _DONE) and item.initializer.context is not None
+    }
+    result = []
+    for item, context, status in decided:
+        if context is not None and status in (DRAWN, _DONE) and context.stream in kept:
+            context = dataclasses.replace(context, stream=f"{context.stream}'")
+            status = _status(item, context, force)
+        result.append((item, context, status))
+    return result
+
+
+def _plan(
+    item: _Owned, context: LayerContext | None, status: str
+) -> tuple[ReportRow, Change | None]:
+    """The row of one variable, and its new value if it is to have one; changes nothing."""
     if context is None:
-        return _row(item, None, None, "skipped: its layer is not known to the analysis"), None
+        return _row(item, None, None, status), None
     initializer = item.initializer.with_context(context)
-    stddev = initializer.stddev(context.kernel_shape)
-    status = _status(item, context, force)
-    row = _row(item, context, stddev, status)
+    row = _row(item, context, initializer.stddev(context.kernel_shape), status)
     if status != DRAWN:
         return row, None
-    value = drawn_value(initializer, variable, context.path)
-    return row, Change(variable, value, item.layer, item.attribute, initializer)
+    value = drawn_value(initializer, item.variable, context.path)
+    return row, Change(item.variable, value, item.layer, item.attribute, initializer)
 
 
-def _status(item: _Owned, context: LayerContext, force: bool) -> str:
+_DONE = "skipped: already drawn for this context"
+
+
+def _status(item: _Owned, context: LayerContext | None, force: bool) -> str:
+    if context is None:
+        return "skipped: its layer is not known to the analysis"
     if force:
         return DRAWN
     known = item.initializer.context
     if known is not None and known.draws_like(context):
-        return "skipped: already drawn for this context"
+        return _DONE
     if not item.variable.trainable:
         return "skipped: frozen (trainable=False)"
     if not _holds_own_draw(item.initializer, item.variable):
@@ -126,10 +159,18 @@ def _status(item: _Owned, context: LayerContext, force: bool) -> str:
     return DRAWN
 
 
+def _may_have_drawn(initializer: ContextualInitializer, variable: Any) -> bool:
+    """Whether a variable that no name ties to an initializer comes from it."""
+    if not keras.backend.is_float_dtype(variable.dtype):
+        return False
+    if initializer.context is not None:
+        return tuple(variable.shape) == initializer.context.kernel_shape
+    return _holds_own_draw(initializer, variable)
+
+
 def _holds_own_draw(initializer: ContextualInitializer, variable: Any) -> bool:
     """Whether a variable holds, bit for bit, what its initializer draws."""
-    drawn = graph.to_numpy(initializer(variable.shape, dtype=variable.dtype))
-    return bool(np.array_equal(drawn, graph.to_numpy(variable)))
+    return bool(np.array_equal(draw_for(initializer, variable), graph.to_numpy(variable)))
 
 
 def _row(

@@ -17,12 +17,19 @@ ROOMS = {
     "graph": {"keras", "numpy"},
     "analysis": {"keras", "numpy", "graph", "fans", "moments", "context"},
     "initializers": {"keras", "numpy", "context", "moments"},
-    "injection": {"numpy", "graph", "context", "analysis", "initializers"},
-    "callbacks": {"keras", "graph", "injection"},
+    "reports": {"context"},
+    "changes": {"numpy", "graph"},
+    "injection": {
+        *("keras", "numpy", "graph", "context", "analysis", "initializers", "changes", "reports")
+    },
+    "initialization": {
+        *("keras", "graph", "context", "analysis", "initializers", "changes", "reports")
+    },
+    "callbacks": {"keras", "graph", "injection", "reports"},
 }
 STANDARD = {
-    "collections", "concurrent", "copy", "dataclasses", "functools", "hashlib", "math", "numbers",
-    "os", "random", "re", "typing", "warnings",
+    "collections", "concurrent", "contextlib", "copy", "dataclasses", "difflib", "functools",
+    "hashlib", "inspect", "math", "numbers", "os", "random", "re", "typing", "warnings",
 }  # fmt: skip
 
 
