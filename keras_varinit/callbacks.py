@@ -4,7 +4,7 @@ from typing import Any
 
 import keras
 
-from keras_varinit.graph import training_steps
+from keras_varinit.graph import before_first_step, training_steps
 from keras_varinit.injection import inject
 from keras_varinit.reports import Report
 
@@ -12,7 +12,8 @@ from keras_varinit.reports import Report
 class ContextInjector(keras.callbacks.Callback):
     """Injects contexts once, when training begins; see `inject`.
 
-    By then every model is built, also a `Sequential` without an input. It does nothing on a model
+    A model that is not built by then, such as a `Sequential` without an input, is built first, from
+    the shapes of the data. The callback does nothing on a model
     that was trained or loaded: not after the optimizer has taken a step, and not to a kernel that
     holds anything but its initializer's own draw. So it may stand before or after
     `BackupAndRestore`, and be left in place when training is resumed.
@@ -48,6 +49,12 @@ class ContextInjector(keras.callbacks.Callback):
         """Injects, unless the optimizer has taken steps already."""
         if training_steps(self.model) > 0:
             return
+        if self.model.built:
+            self._inject()
+        else:
+            before_first_step(self.model, self._inject)
+
+    def _inject(self) -> None:
         self.report = inject(self.model)
         if self.verbose:
             print(self.report)

@@ -7,7 +7,7 @@ Only `replace_initializer` and `assign` change a model, and `recorded_call` for 
 import contextlib
 import dataclasses
 import inspect
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import keras
@@ -155,6 +155,23 @@ def functional_of(model: Any) -> Any | None:
         return functional
     is_functional = isinstance(model, keras.Model) and hasattr(model, "_nodes")
     return model if is_functional else None
+
+
+def before_first_step(model: Any, action: Callable[[], None]) -> None:
+    """Builds an unbuilt model and runs `action`, right before the first step of its training.
+
+    On TensorFlow Keras builds a model while it traces the first step, which then trains it at once;
+    the other backends build it before training begins. The shapes are those of the data iterator.
+    """
+    step = model.train_function
+
+    def first_step(iterator: Any) -> Any:
+        model.train_function = step
+        model._symbolic_build(data_batch=iterator.element_spec)
+        action()
+        return step(iterator)
+
+    model.train_function = first_step
 
 
 def recorded_model(functional: Any) -> Recorded:
