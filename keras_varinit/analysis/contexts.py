@@ -129,15 +129,16 @@ def _kernels_without(found: Analysis, model: Any, analyzer: "_Analyzer") -> list
         for node, role in zip(analyzer.graph.nodes, analyzer.roles, strict=True)
         if not isinstance(role, Unknown)
     }
-    return [
-        variable
-        for layer in [model, *layers_of(model)]
-        if id(layer) not in explained
-        for variable in own_variables(layer)
-        if len(variable.shape) >= 2
-        and keras.backend.is_float_dtype(variable.dtype)
-        and found.context_of(variable) is None
-    ]
+    missing = []
+    for layer in [model, *layers_of(model)]:
+        variables = own_variables(layer)
+        has_kernel = any(found.context_of(v) is not None for v in variables)
+        if has_kernel or id(layer) in explained:
+            continue
+        missing += [
+            v for v in variables if len(v.shape) >= 2 and keras.backend.is_float_dtype(v.dtype)
+        ]
+    return missing
 
 
 class _Analyzer:
