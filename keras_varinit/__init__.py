@@ -1,6 +1,7 @@
 """Weight initializers for Keras 3 that know the model around a kernel."""
 
 from keras_varinit.analysis import analyze
+from keras_varinit.builtin import to_builtin
 from keras_varinit.callbacks import ContextInjector
 from keras_varinit.context import LayerContext
 from keras_varinit.initialization import initialize
@@ -36,4 +37,5 @@ __all__ = [
     "analyze",
     "initialize",
     "inject",
+    "to_builtin",
 ]

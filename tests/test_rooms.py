@@ -25,11 +25,12 @@ ROOMS = {
     "initialization": {
         *("keras", "graph", "context", "analysis", "initializers", "changes", "reports")
     },
+    "builtin": {"keras", "graph", "initializers"},
     "callbacks": {"keras", "graph", "injection", "reports"},
 }
 STANDARD = {
     "collections", "concurrent", "contextlib", "copy", "dataclasses", "difflib", "functools",
-    "hashlib", "inspect", "math", "numbers", "os", "random", "re", "typing", "warnings",
+    "hashlib", "inspect", "json", "math", "numbers", "os", "random", "re", "typing", "warnings",
 }  # fmt: skip
 
 

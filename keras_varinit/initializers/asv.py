@@ -17,6 +17,8 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
+import keras
+
 from keras_varinit.context import LayerContext
 from keras_varinit.initializers.base import (
     ContextualInitializer,
@@ -34,6 +36,8 @@ _NEUTRAL_GAIN = 0.5
 
 class _ASV(ContextualInitializer):
     """Variance 1/(gain · mean fan), capped."""
+
+    _neutral_mode: str
 
     def __init__(
         self,
@@ -68,6 +72,16 @@ class _ASV(ContextualInitializer):
                 "variance is unbounded. Set `max_gain`. Received: max_gain=None."
             )
         return limit
+
+    def neutral(self) -> keras.initializers.Initializer:
+        """Returns He's initialization, forward or backward."""
+        distributions = {"normal": "untruncated_normal"}
+        return keras.initializers.VarianceScaling(
+            scale=1 / _NEUTRAL_GAIN,
+            mode=self._neutral_mode,
+            distribution=distributions.get(self.distribution, self.distribution),
+            seed=self.seed,
+        )
 
     def get_config(self) -> dict[str, Any]:
         """Returns the configuration, JSON primitives only."""
@@ -118,6 +132,8 @@ class ASVForward(_ASV):
     Reference: Henmi, Zara, Hirohashi, Kato (2020), arXiv 2008.06885.
     """
 
+    _neutral_mode = "fan_in"
+
     def _gain_and_mean_fan(self, shape: Sequence[int]) -> tuple[float, float]:
         context = self._context_for(shape)
         if context is None:
@@ -159,6 +175,8 @@ class ASVBackward(_ASV):
 
     Reference: Henmi, Zara, Hirohashi, Kato (2020), arXiv 2008.06885.
     """
+
+    _neutral_mode = "fan_out"
 
     def _gain_and_mean_fan(self, shape: Sequence[int]) -> tuple[float, float]:
         context = self._context_for(shape)

@@ -75,6 +75,10 @@ class ContextualInitializer(keras.initializers.Initializer):
         """
         raise NotImplementedError
 
+    def neutral(self) -> keras.initializers.Initializer:
+        """Returns Keras's initializer that stands for this one without a context."""
+        raise NotImplementedError
+
     def __call__(self, shape: Sequence[int], dtype: Any = None) -> Any:
         """Returns a kernel of that shape: a backend tensor of `dtype` (default: Keras's floatx)."""
         shape = self._checked_shape(shape)
@@ -189,6 +193,9 @@ class ContextualInitializer(keras.initializers.Initializer):
         return number
 
 
+registered_names: dict[str, type] = {}
+
+
 def register(*names: str) -> Any:
     """Class decorator: Keras then knows a class by registered name, class name and string ids."""
 
@@ -196,6 +203,7 @@ def register(*names: str) -> Any:
         keras.saving.register_keras_serializable(package=PACKAGE)(cls)
         for name in (cls.__name__, *names):
             keras.saving.get_custom_objects()[name] = cls
+            registered_names[name] = cls
         return cls
 
     return decorate

@@ -110,12 +110,16 @@ class DepthScaled(ContextualInitializer):
         stddev = self._law(shape).stddev
         return None if stddev is None else math.sqrt(self._scale_for(shape)) * stddev
 
+    def neutral(self) -> keras.initializers.Initializer:
+        """Returns the base initializer."""
+        base = reseeded(self.initializer, self.seed)
+        return base.neutral() if isinstance(base, ContextualInitializer) else base
+
     def get_config(self) -> dict[str, Any]:
         """Returns the configuration, JSON primitives only."""
-        base_config = keras.initializers.serialize(reseeded(self.initializer, 0))
-        base_config["config"]["seed"] = self.seed
+        base = reseeded(self.initializer, self.seed)
         return {
-            "initializer": base_config,
+            "initializer": keras.initializers.serialize(base),
             "base": self.base,
             "offset": self.offset,
             "schedule": self.schedule,

@@ -65,6 +65,11 @@ class _EnhancedBase(ContextualInitializer):
         """Returns the base's standard deviation: a filter's variance has the base's as its mean."""
         return self._law(shape).stddev
 
+    def neutral(self) -> keras.initializers.Initializer:
+        """Returns the base initializer."""
+        base = reseeded(self.initializer, self.seed)
+        return base.neutral() if isinstance(base, ContextualInitializer) else base
+
     def _law(self, shape: Sequence[int]) -> Law:
         return describe(self.initializer, shape, self._context_for(shape))
 

@@ -1,0 +1,95 @@
+"""Copies of models whose configuration needs Keras alone."""
+
+import math
+from typing import Any
+
+import keras
+
+from keras_varinit import graph
+from keras_varinit.initializers import ContextualInitializer
+from keras_varinit.initializers.base import PACKAGE, TRUNCATED_STDDEV, registered_names
+from keras_varinit.initializers.laws import describe
+
+
+def to_builtin(model: Any) -> Any:
+    """Returns a copy of a model whose configuration needs Keras alone; weights are unchanged.
+
+    Every initializer of this library is replaced by one of Keras's with the same distribution
+    family and standard deviation, so a file of the copy loads where this library is not installed.
+    What Keras has no initializer for is lost: the variance of each filter of its own (`Enhanced`)
+    becomes the layer's mean variance. An initializer that was never injected becomes its neutral
+    case.
+
+    Args:
+        model: A built `keras.Model` that Keras can serialize.
+
+    Raises:
+        TypeError: `model` is no Keras model.
+        ValueError: it is not built, or its own `get_config` still asks for this library.
+
+    Example:
+        >>> import keras, keras_varinit as kv
+        >>> layers = [keras.Input((8,)), keras.layers.Dense(4, kernel_initializer="asv_forward")]
+        >>> copy = kv.to_builtin(keras.Sequential(layers))
+        >>> type(copy.layers[0].kernel_initializer).__name__
+        'VarianceScaling'
+    """
+    graph.check_built(model)
+    config = _translated(keras.saving.serialize_keras_object(model))
+    copy = keras.saving.deserialize_keras_object(config)
+    for layer in [copy, *graph.layers_of(copy)]:
+        found = list(graph.initializer_attributes(layer, ContextualInitializer))
+        for attribute, initializer in found:
+            graph.replace_initializer(layer, attribute, _builtin(initializer))
+    copy.set_weights(model.get_weights())
+    if _names_ours(keras.saving.serialize_keras_object(copy)):
+        raise ValueError(
+            f"to_builtin: the configuration of model {model.name!r} still names an initializer of "
+            f"this library, since {type(model).__name__}.get_config writes it. Let get_config "
+            "serialize what the layers hold."
+        )
+    return copy
+
+
+def _translated(config: Any) -> Any:
+    """A configuration with every initializer of this library replaced."""
+    if isinstance(config, dict):
+        if str(config.get("registered_name", "")).startswith(f"{PACKAGE}>"):
+            initializer = keras.saving.deserialize_keras_object(config)
+            if isinstance(initializer, ContextualInitializer):
+                return keras.saving.serialize_keras_object(_builtin(initializer))
+        return {key: _translated(value) for key, value in config.items()}
+    if isinstance(config, list | tuple):
+        return type(config)(_translated(value) for value in config)
+    if isinstance(config, str) and config in registered_names:
+        named = keras.initializers.get(config)
+        return keras.saving.serialize_keras_object(_builtin(named))
+    return config
+
+
+def _names_ours(config: Any) -> bool:
+    """Whether a configuration names an initializer of this library anywhere."""
+    if isinstance(config, dict):
+        return any(_names_ours(value) for value in config.values())
+    if isinstance(config, list | tuple):
+        return any(_names_ours(value) for value in config)
+    return isinstance(config, str) and (
+        config in registered_names or config.startswith(f"{PACKAGE}>")
+    )
+
+
+def _builtin(initializer: ContextualInitializer) -> Any:
+    """Keras's initializer of the same family and standard deviation."""
+    context, seed = initializer.context, initializer.seed
+    if context is None:
+        return initializer.neutral()
+    stddev = initializer.stddev(context.kernel_shape)
+    if stddev is None:
+        return initializer.neutral()
+    family = describe(initializer.neutral(), context.kernel_shape, None).family
+    if family == "uniform":
+        bound = math.sqrt(3) * stddev
+        return keras.initializers.RandomUniform(-bound, bound, seed=seed)
+    if family == "truncated_normal":
+        return keras.initializers.TruncatedNormal(stddev=stddev / TRUNCATED_STDDEV, seed=seed)
+    return keras.initializers.RandomNormal(stddev=stddev, seed=seed)
