@@ -51,31 +51,33 @@ def to_builtin(model: Any) -> Any:
     return copy
 
 
-def _translated(config: Any) -> Any:
+def _translated(config: Any, key: str = "") -> Any:
     """A configuration with every initializer of this library replaced."""
     if isinstance(config, dict):
         if str(config.get("registered_name", "")).startswith(f"{PACKAGE}>"):
             initializer = keras.saving.deserialize_keras_object(config)
             if isinstance(initializer, ContextualInitializer):
                 return keras.saving.serialize_keras_object(_builtin(initializer))
-        return {key: _translated(value) for key, value in config.items()}
+        return {name: _translated(value, str(name)) for name, value in config.items()}
     if isinstance(config, list | tuple):
-        return type(config)(_translated(value) for value in config)
-    if isinstance(config, str) and config in registered_names:
-        named = keras.initializers.get(config)
-        return keras.saving.serialize_keras_object(_builtin(named))
+        return type(config)(_translated(value, key) for value in config)
+    if _is_our_id(config, key):
+        return keras.saving.serialize_keras_object(_builtin(keras.initializers.get(config)))
     return config
 
 
-def _names_ours(config: Any) -> bool:
+def _names_ours(config: Any, key: str = "") -> bool:
     """Whether a configuration names an initializer of this library anywhere."""
     if isinstance(config, dict):
-        return any(_names_ours(value) for value in config.values())
+        return any(_names_ours(value, str(name)) for name, value in config.items())
     if isinstance(config, list | tuple):
-        return any(_names_ours(value) for value in config)
-    return isinstance(config, str) and (
-        config in registered_names or config.startswith(f"{PACKAGE}>")
-    )
+        return any(_names_ours(value, key) for value in config)
+    return _is_our_id(config, key) or str(config).startswith(f"{PACKAGE}>")
+
+
+def _is_our_id(value: Any, key: str) -> bool:
+    """Whether a value is one of our ids; a layer may bear such a name, an initializer has one."""
+    return key.endswith("initializer") and isinstance(value, str) and value in registered_names
 
 
 def _builtin(initializer: ContextualInitializer) -> Any:

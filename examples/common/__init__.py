@@ -1,0 +1,1 @@
+"""Parts of the example programs: options, data, models, progress and results."""
