@@ -18,6 +18,7 @@ from keras_varinit.initializers import (
     EnhancedLecunUniform,
 )
 from keras_varinit.injection import inject
+from keras_varinit.lint import lint
 
 __version__ = "0.1.0"
 
@@ -37,5 +38,6 @@ __all__ = [
     "analyze",
     "initialize",
     "inject",
+    "lint",
     "to_builtin",
 ]

@@ -1,14 +1,13 @@
 """Copies of models whose configuration needs Keras alone."""
 
-import math
 from typing import Any
 
 import keras
 
 from keras_varinit import graph
 from keras_varinit.initializers import ContextualInitializer
-from keras_varinit.initializers.base import PACKAGE, TRUNCATED_STDDEV, registered_names
-from keras_varinit.initializers.laws import describe
+from keras_varinit.initializers.base import PACKAGE, registered_names
+from keras_varinit.initializers.laws import describe, with_stddev
 
 
 def to_builtin(model: Any) -> Any:
@@ -89,9 +88,4 @@ def _builtin(initializer: ContextualInitializer) -> Any:
     if stddev is None:
         return initializer.neutral()
     family = describe(initializer.neutral(), context.kernel_shape, None).family
-    if family == "uniform":
-        bound = math.sqrt(3) * stddev
-        return keras.initializers.RandomUniform(-bound, bound, seed=seed)
-    if family == "truncated_normal":
-        return keras.initializers.TruncatedNormal(stddev=stddev / TRUNCATED_STDDEV, seed=seed)
-    return keras.initializers.RandomNormal(stddev=stddev, seed=seed)
+    return with_stddev(family, stddev, seed)

@@ -215,6 +215,14 @@ def test_an_orthogonal_base_stays_orthogonal():
     assert scaled.stddev((64, 48)) == pytest.approx(math.sqrt(4 * 0.5 / 64))
 
 
+@pytest.mark.parametrize("cls", [kv.DepthScaled, kv.Enhanced])
+def test_an_orthogonal_base_draws_half_precision_kernels(cls):
+    # Keras's own cannot: its decomposition has no half-precision form.
+    for dtype in ("float16", "bfloat16"):
+        kernel = cls("orthogonal", seed=1)((8, 4), dtype=dtype)
+        assert keras.backend.standardize_dtype(kernel.dtype) == dtype
+
+
 def test_our_own_initializers_as_bases_get_the_context_too():
     known = context(depth=3, forward_gain=0.25, shape=(2000, 300), fan_in=2000, fan_out=300)
     forward = kv.DepthScaled(kv.ASVForward(), base=16.0, context=known, seed=0)

@@ -26,6 +26,7 @@ ROOMS = {
         *("keras", "graph", "context", "analysis", "initializers", "changes", "reports")
     },
     "builtin": {"keras", "graph", "initializers"},
+    "lint": {"keras", "numpy", "graph", "analysis", "initializers"},
     "callbacks": {"keras", "graph", "injection", "reports"},
 }
 STANDARD = {
@@ -80,5 +81,5 @@ def test_private_keras_is_touched_in_one_file():
 def test_public_names_are_what_all_says():
     public = {n for n in vars(kv) if not n.startswith("_")}
     modules = {room for room in ROOMS if room in vars(kv)}
-    assert public - modules == set(kv.__all__)
+    assert public - (modules - set(kv.__all__)) == set(kv.__all__)
     assert all(getattr(kv, name).__doc__ for name in kv.__all__)

@@ -40,6 +40,7 @@ from keras_varinit.analysis.rules import (
     has_rule,
     role_of,
 )
+from keras_varinit.analysis.scale import output_scales
 from keras_varinit.analysis.stages import Gains, Signal, StageAhead
 from keras_varinit.context import LayerContext
 from keras_varinit.graph import (
@@ -63,6 +64,8 @@ class Analysis:
     contexts: dict[str, LayerContext]
     notes: tuple[str, ...]
     by_variable: dict[int, LayerContext] = dataclasses.field(repr=False)
+    unknown: tuple[tuple[str, str], ...] = ()
+    scales: tuple[tuple[LayerContext, float], ...] = ()
 
     def context_of(self, variable: Any) -> LayerContext | None:
         """The context of a kernel's variable, or None."""
@@ -74,6 +77,8 @@ class Analysis:
             {**other.contexts, **self.contexts},
             (*self.notes, *other.notes),
             {**other.by_variable, **self.by_variable},
+            (*self.unknown, *other.unknown),
+            self.scales,
         )
 
     def __str__(self) -> str:
@@ -88,12 +93,14 @@ class Analysis:
         return "\n".join([*lines, *(f"note: {note}" for note in self.notes)])
 
 
-def analyze(model: Any) -> Analysis:
+def analyze(model: Any, *, scales: bool = False) -> Analysis:
     """Reads the context of every kernel off a built model; nothing is changed.
 
     Args:
         model: A built `keras.Model` of any kind. One that defines its own `call` is called on
             symbolic tensors, of which nothing stays behind.
+        scales: Whether to fill `.scales`, for which every kernel is read: pairs of a context and
+            the second moment of that kernel's output under the present weights, to first order.
 
     Returns:
         An `Analysis`: `.contexts[path]` is the `LayerContext` of the kernel at that path, in the
@@ -113,13 +120,20 @@ def analyze(model: Any) -> Analysis:
     names = variable_names(check_built(model))
     analyzer = _Analyzer(build_graph(model, has_rule), names)
     found = analyzer.run()
+    if scales:
+        found = dataclasses.replace(found, scales=analyzer.scales(found))
     missing = _kernels_without(found, model, analyzer)
     if missing and functional_of(model) is None and takes_training(model):
         in_training = _Analyzer(build_graph(model, has_rule, training=True), names)
         found = found.extended(in_training.run())
         missing = _kernels_without(found, model, analyzer)
-    notes = [f"{names[id(v)][0]}: how it is used is not known" for v in missing]
-    return dataclasses.replace(found, notes=tuple(dict.fromkeys((*found.notes, *notes))))
+    unknown = [(names[id(v)][0], "how it is used is not known") for v in missing]
+    notes = (*found.notes, *(f"{name}: {reason}" for name, reason in unknown))
+    return dataclasses.replace(
+        found,
+        notes=tuple(dict.fromkeys(notes)),
+        unknown=tuple(dict.fromkeys((*found.unknown, *unknown))),
+    )
 
 
 def _kernels_without(found: Analysis, model: Any, analyzer: "_Analyzer") -> list[Any]:
@@ -146,6 +160,7 @@ class _Analyzer:
         self.graph = graph
         self.names = names
         self.notes = list(graph.notes)
+        self.unknown: list[tuple[str, str]] = []
         self.pads: dict[int, tuple[tuple[int, int], ...]] = {}
         self.roles = [self._role(node) for node in graph.nodes]
         self.distances = self._distances_to_weights()
@@ -171,7 +186,14 @@ class _Analyzer:
             for context, variable in self._contexts_of(node, role, signals, depths, total_depth):
                 if id(variable) not in by_variable:
                     contexts[context.path] = by_variable[id(variable)] = context
-        return Analysis(contexts, tuple(dict.fromkeys(self.notes)), by_variable)
+        return Analysis(
+            contexts, tuple(dict.fromkeys(self.notes)), by_variable, tuple(self.unknown)
+        )
+
+    def scales(self, found: Analysis) -> tuple[tuple[LayerContext, float], ...]:
+        """Each kernel's context and E u² of its output, in the order of the graph."""
+        scales = output_scales(self.graph, self.roles, found.by_variable)
+        return tuple((found.by_variable[key], scale) for key, scale in scales.items())
 
     def _role(self, node: Node) -> Role:
         shapes = self.graph.shapes
@@ -189,6 +211,8 @@ class _Analyzer:
         if isinstance(role, Unknown):
             kind = type(node.operation).__name__
             self.notes.append(f"{node.operation.name} ({kind}): {role.reason}")
+            if getattr(node.operation, "weights", ()):
+                self.unknown.append((node.operation.name, role.reason))
         self._track_pads(node, role, call.pads)
         return role
 

@@ -74,7 +74,9 @@ class Pooling:
 
 @dataclasses.dataclass(frozen=True)
 class Transparent:
-    """Leaves a stage as it is: normalization, dropout, reshaping."""
+    """Leaves a stage as it is: normalization (`normalizes`), dropout, reshaping."""
+
+    normalizes: bool = False
 
 
 @dataclasses.dataclass(frozen=True)

@@ -170,7 +170,6 @@ def _input(call: Call) -> Role:
         "ActivityRegularization",
         "TimeDistributed",
         "AlphaDropout",
-        "BatchNormalization",
         "Cropping1D",
         "Cropping2D",
         "Cropping3D",
@@ -178,25 +177,20 @@ def _input(call: Call) -> Role:
         "Flatten",
         "GaussianDropout",
         "GaussianNoise",
-        "GroupNormalization",
         "Identity",
-        "LayerNormalization",
         "Masking",
         "Normalization",
         "Permute",
-        "RMSNormalization",
         "RepeatVector",
         "Rescaling",
         "Reshape",
         "SpatialDropout1D",
         "SpatialDropout2D",
         "SpatialDropout3D",
-        "UnitNormalization",
         "UpSampling1D",
         "UpSampling2D",
         "UpSampling3D",
     ),
-    "BatchNorm",
     "BroadcastTo",
     "Cast",
     "ConvertToTensor",
@@ -204,10 +198,7 @@ def _input(call: Call) -> Role:
     "ExpandDims",
     "Flip",
     "GetItem",
-    "LayerNorm",
     "Moveaxis",
-    "Normalize",
-    "RMSNorm",
     "Ravel",
     "Repeat",
     "Reshape",
@@ -225,3 +216,20 @@ def _input(call: Call) -> Role:
 )
 def _transparent(call: Call) -> Role:
     return Transparent()
+
+
+@rule(
+    *layer_classes(
+        "BatchNormalization",
+        "GroupNormalization",
+        "LayerNormalization",
+        "RMSNormalization",
+        "UnitNormalization",
+    ),
+    "BatchNorm",
+    "LayerNorm",
+    "Normalize",
+    "RMSNorm",
+)
+def _normalization(call: Call) -> Role:
+    return Transparent(normalizes=True)

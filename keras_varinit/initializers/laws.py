@@ -78,18 +78,26 @@ def reseeded(
 def for_kernel(
     base: keras.initializers.Initializer, context: LayerContext, seed: int
 ) -> keras.initializers.Initializer:
-    """One of Keras's initializers for one kernel: its own seed, and the scale of the true fans."""
+    """One of Keras's initializers for one kernel: its own seed, and the scale of the true fans.
+
+    Where Keras miscounts the fans the result has the right standard deviation written in it.
+    """
     if "seed" not in base.get_config():
         return base
-    correction = describe(base, context.kernel_shape, context).correction
-    if math.isclose(correction, 1, rel_tol=1e-9):
+    law = describe(base, context.kernel_shape, context)
+    if law.stddev is None or math.isclose(law.correction, 1, rel_tol=1e-9):
         return reseeded(base, seed)
-    return keras.initializers.VarianceScaling(
-        scale=base.scale * correction**2,
-        mode=base.mode,
-        distribution=base.distribution,
-        seed=seed,
-    )
+    return with_stddev(law.family, law.stddev, seed)
+
+
+def with_stddev(family: Family, stddev: float, seed: int | None) -> keras.initializers.Initializer:
+    """Keras's initializer of a family and a standard deviation; it counts no fans."""
+    if family == "uniform":
+        bound = math.sqrt(3) * stddev
+        return keras.initializers.RandomUniform(-bound, bound, seed=seed)
+    if family == "truncated_normal":
+        return keras.initializers.TruncatedNormal(stddev=stddev / TRUNCATED_STDDEV, seed=seed)
+    return keras.initializers.RandomNormal(stddev=stddev, seed=seed)
 
 
 def describe(
