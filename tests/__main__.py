@@ -24,7 +24,7 @@ def main(arguments: list[str]) -> int:
             print(f'{backend} is not installed: python -m pip install -e ".[dev]"')
             failed.append(backend)
             continue
-        command = [sys.executable, "-m", "pytest", "-n", "auto", *options]
+        command = [sys.executable, "-m", "pytest", "-n", "auto", "--dist", "loadfile", *options]
         environment = {**os.environ, "KERAS_BACKEND": backend}
         root = Path(__file__).resolve().parent.parent
         if subprocess.run(command, cwd=root, env=environment, check=False).returncode != 0:

@@ -1,0 +1,123 @@
+"""Time of `analyze` and `inject` on whole models, as ratios to the time of building them.
+
+    python examples/benchmarks/models.py [--repeats N]
+
+All three are timed side by side in one process: a model is built from its configuration, its
+kernels named `asv_backward`, then analyzed, then injected; the medians of the paired ratios are
+printed with their range. Growth compares plain networks of 1,000 and 100 layers.
+"""
+
+import argparse
+import os
+import platform
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+import keras
+import numpy as np
+
+import keras_varinit as kv
+
+L = keras.layers
+
+
+def plain(depth: int) -> keras.Model:
+    """A chain of small Dense layers."""
+    layers = [L.Dense(16, activation="relu") for _ in range(depth)]
+    return keras.Sequential([keras.Input((16,)), *layers])
+
+
+def transformer(blocks: int = 12, width: int = 256) -> keras.Model:
+    """Pre-norm blocks of attention and a GELU network."""
+    x = inputs = keras.Input((128, width))
+    for _ in range(blocks):
+        y = L.LayerNormalization()(x)
+        x = L.Add()([x, L.MultiHeadAttention(8, width // 8)(y, y)])
+        y = L.LayerNormalization()(x)
+        x = L.Add()([x, L.Dense(width)(L.Dense(4 * width, activation="gelu")(y))])
+    return keras.Model(inputs, x)
+
+
+MODELS: dict[str, Callable[[], keras.Model]] = {
+    "ResNet50": lambda: keras.applications.ResNet50(weights=None),
+    "EfficientNetB0": lambda: keras.applications.EfficientNetB0(weights=None),
+    "VGG16": lambda: keras.applications.VGG16(weights=None),
+    "plain, 1,000 layers": lambda: plain(1000),
+    "transformer, 12 blocks": transformer,
+}
+
+
+def named(config: Any) -> Any:
+    """A configuration with every kernel's initializer replaced by a string id of ours."""
+    if isinstance(config, dict):
+        return {
+            key: "asv_backward"
+            if key in ("kernel_initializer", "depthwise_initializer", "pointwise_initializer")
+            else named(value)
+            for key, value in config.items()
+        }
+    if isinstance(config, list | tuple):
+        return type(config)(named(value) for value in config)
+    return config
+
+
+def timed(function: Callable[[], Any]) -> tuple[float, Any]:
+    """Seconds that a call took, and its result."""
+    start = time.perf_counter()
+    result = function()
+    return time.perf_counter() - start, result
+
+
+def measure(make: Callable[[], keras.Model], repeats: int) -> list[tuple[float, float, float]]:
+    """Seconds of build, analyze and inject, `repeats` times after one uncounted run."""
+    template = make()
+    cls, config = type(template), named(template.get_config())
+    rows = []
+    for repeat in range(repeats + 1):
+        keras.utils.clear_session()
+        build, model = timed(lambda: cls.from_config(config))
+        analyze, _ = timed(lambda: kv.analyze(model))  # noqa: B023 - called at once
+        inject, report = timed(lambda: kv.inject(model))  # noqa: B023
+        if len(report.drawn) != len(report):
+            raise RuntimeError(f"not every kernel was drawn:\n{report}")
+        if repeat:
+            rows.append((build, analyze, inject))
+    return rows
+
+
+def ratio(values: list[float]) -> str:
+    """Median and range."""
+    return f"{statistics.median(values):6.3f} ({min(values):.3f} to {max(values):.3f})"
+
+
+def main() -> None:
+    """Prints the tables."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--repeats", type=int, default=5, help="counted runs of each model")
+    repeats = parser.parse_args().repeats
+    sys.setrecursionlimit(20_000)  # Keras recurses along a chain when it records a graph
+    print(
+        f"Keras {keras.__version__} on {keras.backend.backend()}, NumPy {np.__version__}, Python "
+        f"{platform.python_version()}, {platform.machine()}, {os.cpu_count()} cores; "
+        f"{repeats} runs, median (range)"
+    )
+    print(f"{'model':<24}{'build, s':>9}  {'analyze ÷ build':<26}  inject ÷ build")
+    for name, make in MODELS.items():
+        rows = measure(make, repeats)
+        build = statistics.median(row[0] for row in rows)
+        analyze = ratio([row[1] / row[0] for row in rows])
+        inject = ratio([row[2] / row[0] for row in rows])
+        print(f"{name:<24}{build:9.2f}  {analyze:<26}  {inject}", flush=True)
+    small = measure(lambda: plain(100), repeats)
+    large = measure(lambda: plain(1000), repeats)
+    growth = [b[1] / a[1] for a, b in zip(small, large, strict=True)]
+    print(f"analysis of 1,000 layers ÷ of 100 layers: {ratio(growth)}")
+
+
+if __name__ == "__main__":
+    main()
