@@ -1,5 +1,6 @@
 """Callbacks for `fit`."""
 
+from collections.abc import Callable
 from typing import Any
 
 import keras
@@ -44,6 +45,7 @@ class ContextInjector(keras.callbacks.Callback):
             )
         self.verbose = verbose
         self.report: Report | None = None
+        self._cancel: Callable[[], None] = lambda: None
 
     def on_train_begin(self, logs: Any = None) -> None:
         """Injects, unless the optimizer has taken steps already."""
@@ -52,7 +54,11 @@ class ContextInjector(keras.callbacks.Callback):
         if self.model.built:
             self._inject()
         else:
-            before_first_step(self.model, self._inject)
+            self._cancel = before_first_step(self.model, self._inject)
+
+    def on_train_end(self, logs: Any = None) -> None:
+        """Calls off an injection that no training step has come to."""
+        self._cancel()
 
     def _inject(self) -> None:
         self.report = inject(self.model)

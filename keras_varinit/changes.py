@@ -1,7 +1,8 @@
 """Changes to a model's variables and initializers: planned first, then applied all or none."""
 
+import contextlib
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -83,17 +84,22 @@ def commit(model: Any, changes: Sequence[Change], *, reset_optimizer: bool = Fal
                 if id(variable) not in {id(average) for average in averages.values()}:
                     assign(variable, np.zeros_like(graph.to_numpy(variable)))
     except BaseException as error:
-        for layer, attribute, previous in replaced:
-            graph.replace_initializer(layer, attribute, previous)
+        # What cannot be put back must not keep the rest from it.
+        for layer, attribute, previous in reversed(replaced):
+            if getattr(layer, attribute) is not previous:
+                with _noting(error, f"{layer.name}.{attribute}"):
+                    graph.replace_initializer(layer, attribute, previous)
         for target, value in reversed(undo):
-            _put_back(target, value, error)
+            if not np.array_equal(graph.to_numpy(target), value):
+                with _noting(error, target.path):
+                    graph.assign(target, value)
         raise
 
 
-def _put_back(target: Any, value: npt.NDArray[Any], error: BaseException) -> None:
-    """Restores one variable; one that cannot be set must not keep the others from it."""
+@contextlib.contextmanager
+def _noting(error: BaseException, place: str) -> Iterator[None]:
+    """Notes on an error what could not be put back after it."""
     try:
-        graph.assign(target, value)
+        yield
     except Exception as second:
-        if not np.array_equal(graph.to_numpy(target), value):
-            error.add_note(f"{target.path!r} could not be put back: {second}")
+        error.add_note(f"{place} could not be put back: {second}")

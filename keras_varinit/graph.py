@@ -145,7 +145,7 @@ def optimizer_state(model: Any) -> list[Any]:
 def training_steps(model: Any) -> int:
     """Optimizer steps taken so far."""
     optimizer = getattr(model, "optimizer", None)
-    return 0 if optimizer is None else int(optimizer.iterations)
+    return 0 if optimizer is None else int(to_numpy(optimizer.iterations))
 
 
 def functional_of(model: Any) -> Any | None:
@@ -157,11 +157,14 @@ def functional_of(model: Any) -> Any | None:
     return model if is_functional else None
 
 
-def before_first_step(model: Any, action: Callable[[], None]) -> None:
+def before_first_step(model: Any, action: Callable[[], None]) -> Callable[[], None]:
     """Builds an unbuilt model and runs `action`, right before the first step of its training.
 
     On TensorFlow Keras builds a model while it traces the first step, which then trains it at once;
     the other backends build it before training begins. The shapes are those of the data iterator.
+
+    Returns:
+        A function that calls it off.
     """
     step = model.train_function
 
@@ -171,7 +174,12 @@ def before_first_step(model: Any, action: Callable[[], None]) -> None:
         action()
         return step(iterator)
 
+    def cancel() -> None:
+        if model.train_function is first_step:
+            model.train_function = step
+
     model.train_function = first_step
+    return cancel
 
 
 def recorded_model(functional: Any) -> Recorded:

@@ -121,7 +121,10 @@ def _decisions(
     result = []
     for item, context, status in decided:
         if context is not None and status in (DRAWN, _DONE) and context.stream in kept:
-            context = dataclasses.replace(context, stream=f"{context.stream}'")
+            stream = context.stream
+            while stream in kept:
+                stream += "'"
+            context = dataclasses.replace(context, stream=stream)
             status = _status(item, context, force)
         result.append((item, context, status))
     return result
