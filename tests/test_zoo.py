@@ -20,6 +20,8 @@ ALL = [
 
 
 def check(name):
+    if name.startswith("NASNet") and keras.backend.backend() == "torch":
+        pytest.skip("Keras offers no NASNet on torch")
     model = getattr(keras.applications, name)(weights=None)
     analysis = kv.analyze(model)
     kernels = [v for v in model.trainable_variables if len(v.shape) >= 2 and "bias" not in v.path]
