@@ -1,5 +1,6 @@
 """Re-drawing any built model with any scheme."""
 
+import dataclasses
 import difflib
 import math
 import random
@@ -7,9 +8,11 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import keras
+import numpy as np
 
 from keras_varinit import graph
 from keras_varinit.analysis import Analysis, analyze
+from keras_varinit.analysis.names import variable_names
 from keras_varinit.changes import Change, commit, drawn_value
 from keras_varinit.context import LayerContext
 from keras_varinit.initializers import ContextualInitializer
@@ -73,6 +76,7 @@ def initialize(
             f"initialize: no kernel of model {model.name!r} is selected. Received: "
             f"layers={layers!r}; known kernels: {list(analysis.contexts)[:5]}."
         )
+    plan.keep_apart()
     commit(model, plan.changes, reset_optimizer=reset_optimizer)
     return Report(tuple(plan.rows), (*analysis.notes, *plan.notes))
 
@@ -139,6 +143,7 @@ class _Plan:
         if seed is not None and (isinstance(seed, bool) or not isinstance(seed, int)):
             raise TypeError(f"initialize: `seed` must be an integer or None. Received: {seed!r}.")
         self.model = model
+        self.names = variable_names(model)
         self.analysis = analysis
         self.resolve = resolve
         self.seed = seed
@@ -148,6 +153,7 @@ class _Plan:
         self.changes: list[Change] = []
         self.notes: list[str] = []
         self.kernels = 0
+        self.drawn: list[tuple[int, int, Any, LayerContext]] = []
 
     def add_layer(self, layer: Any, *, embeddings: bool) -> None:
         """Plans for the variables that one layer created."""
@@ -171,12 +177,12 @@ class _Plan:
         initializer = self._for_kernel(scheme, context)
         shape = context.kernel_shape
         stddev = describe(initializer, shape, context if _is_ours(initializer) else None).stddev
-        frozen = "skipped: frozen (trainable=False)"
-        status = DRAWN if variable.trainable or self.include_frozen else frozen
+        status = self._status(variable.trainable)
         row = ReportRow(context.path, context.layer, type(scheme).__name__, context, stddev, status)
         self.rows.append(row)
         if status == DRAWN:
             value = drawn_value(initializer, variable, context.path)
+            self.drawn.append((len(self.changes), len(self.rows) - 1, scheme, context))
             self.changes.append(Change(variable, value, layer, attribute, initializer))
 
     def _for_kernel(self, scheme: Any, context: LayerContext) -> Any:
@@ -185,10 +191,12 @@ class _Plan:
             return reseeded(scheme, own).with_context(context)
         correction = describe(scheme, context.kernel_shape, context).correction
         if not math.isclose(correction, 1, rel_tol=1e-9):
-            self.notes.append(
+            note = (
                 f"{context.path}: Keras's {type(scheme).__name__} miscounts this kernel's fans; "
                 f"its standard deviation was multiplied by {correction:.4g}"
             )
+            if note not in self.notes:
+                self.notes.append(note)
         return for_kernel(scheme, context, self._seed_for(scheme, context.stream))
 
     def _seed_for(self, initializer: Any, stream: str) -> int:
@@ -196,18 +204,50 @@ class _Plan:
         root = own if self.seed is None and isinstance(own, int) else self.root
         return stream_seed(root, stream)
 
+    def keep_apart(self) -> None:
+        """Draws again, in another stream, what a kernel that stays holds already.
+
+        It was drawn from this seed as part of another model, and frozen or not selected since.
+        """
+        changed = {id(change.variable) for change in self.changes}
+        kept = [
+            variable
+            for layer in [self.model, *graph.layers_of(self.model)]
+            for variable in graph.own_variables(layer)
+            if self.analysis.context_of(variable) is not None and id(variable) not in changed
+        ]
+        for number, row, scheme, context in self.drawn:
+            change = self.changes[number]
+            shape = tuple(change.variable.shape)
+            held = [graph.to_numpy(v) for v in kept if tuple(v.shape) == shape]
+            # Each stream may be held by one of them; what is equal in every stream is a constant.
+            for _ in held:
+                if not any(np.array_equal(graph.to_numpy(change.value), values) for values in held):
+                    break
+                context = dataclasses.replace(context, stream=context.stream + "'")
+                initializer = self._for_kernel(scheme, context)
+                value = drawn_value(initializer, change.variable, context.path)
+                change = dataclasses.replace(change, value=value, initializer=initializer)
+                self.changes[number] = change
+                self.rows[row] = dataclasses.replace(self.rows[row], context=context)
+
+    def _status(self, trainable: bool) -> str:
+        """A frozen model trains nothing, whatever its layers say."""
+        if self.include_frozen or (trainable and self.model.trainable):
+            return DRAWN
+        return "skipped: frozen (trainable=False)"
+
     def _add_other(self, layer: Any, variable: Any, attribute: str) -> None:
         initializer = getattr(layer, attribute)
-        path = variable.path
-        frozen = not layer.trainable and not self.include_frozen
-        status = "skipped: frozen (trainable=False)" if frozen else DRAWN
+        path, _, stream = self.names[id(variable)]
+        status = self._status(layer.trainable)
         self.rows.append(
             ReportRow(path, layer.name, type(initializer).__name__, None, None, status)
         )
-        if frozen:
+        if status != DRAWN:
             return
         if "seed" in initializer.get_config():
-            initializer = reseeded(initializer, stream_seed(self.root, path))
+            initializer = reseeded(initializer, stream_seed(self.root, stream))
         value = drawn_value(initializer, variable, path)
         self.changes.append(Change(variable, value, layer, None, initializer))
 

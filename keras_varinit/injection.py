@@ -23,6 +23,7 @@ class _Owned:
     attribute: str
     variable: Any
     initializer: ContextualInitializer
+    frozen: bool
 
 
 def inject(model: Any, *, force: bool = False) -> Report:
@@ -67,6 +68,11 @@ def inject(model: Any, *, force: bool = False) -> Report:
 
 
 def _owned_variables(model: Any) -> Iterator[_Owned]:
+    def owned(layer: Any, attribute: str, variable: Any, initializer: Any) -> _Owned:
+        # A frozen model trains nothing, whatever its layers say.
+        frozen = not (model.trainable and variable.trainable)
+        return _Owned(layer, attribute, variable, initializer, frozen)
+
     for layer in [model, *graph.layers_of(model)]:
         claimed: set[int] = set()
         unnamed = []
@@ -76,12 +82,12 @@ def _owned_variables(model: Any) -> Iterator[_Owned]:
                 unnamed.append((attribute, initializer))
                 continue
             claimed.add(id(variable))
-            yield _Owned(layer, attribute, variable, initializer)
+            yield owned(layer, attribute, variable, initializer)
         for attribute, initializer in unnamed:
             for variable in graph.own_variables(layer):
                 if id(variable) not in claimed and _may_have_drawn(initializer, variable):
                     claimed.add(id(variable))
-                    yield _Owned(layer, attribute, variable, initializer)
+                    yield owned(layer, attribute, variable, initializer)
                     break
 
 
@@ -155,7 +161,7 @@ def _status(item: _Owned, context: LayerContext | None, force: bool) -> str:
     known = item.initializer.context
     if known is not None and known.draws_like(context):
         return _DONE
-    if not item.variable.trainable:
+    if item.frozen:
         return "skipped: frozen (trainable=False)"
     if not _holds_own_draw(item.initializer, item.variable):
         return "skipped: trained, loaded or set since it was drawn"

@@ -174,6 +174,54 @@ def test_seeds():
     assert not np.array_equal(*drawn)
 
 
+def with_table():
+    inputs = keras.Input((4,), dtype="int32")
+    x = L.Embedding(9, 4)(inputs)
+    return keras.Model(inputs, L.Dense(4, bias_initializer="random_normal")(x))
+
+
+def test_other_weights_depend_on_no_automatic_names():
+    found = []
+    for _ in range(2):
+        model = with_table()
+        kv.initialize(model, "he_normal", seed=3)
+        found.append(values(model))
+    assert_equal(*found)
+
+
+@pytest.mark.parametrize("scheme", ["asv_forward", "he_normal"])
+def test_frozen_part_shares_no_kernel_with_layers_around_it(scheme):
+    """The layers around were made first, so each has the place in the whole that it had alone."""
+    around = [L.Dense(8) for _ in range(2)]
+    model = keras.Sequential([keras.Input((8,)), L.Dense(8)])
+    kv.initialize(model, scheme, seed=7)
+    for layer in reversed(around):
+        model.trainable = False
+        model = keras.Sequential([keras.Input((8,)), layer, model])
+        layer.trainable = True
+        report = kv.initialize(model, scheme, seed=7)
+        assert [row.layer for row in report.drawn] == [layer.name] * 2
+    kernels = {value.tobytes() for value in values(model) if value.ndim == 2}
+    assert len(kernels) == 3
+
+
+def test_constants_beside_frozen_constants_are_drawn():
+    model = keras.Sequential([keras.Input((8,)), L.Dense(8), L.Dense(8, trainable=False)])
+    model.layers[1].kernel.assign(np.zeros((8, 8)))
+    assert len(kv.initialize(model, "zeros").drawn) == 2
+
+
+def test_frozen_model_is_left_alone_even_where_a_layer_is_not():
+    model = network()
+    model.trainable = False
+    for layer in model.layers:
+        layer.trainable = True
+    assert model.trainable_variables == []
+    before = values(model)
+    assert kv.initialize(model, "he_normal").drawn == ()
+    assert_equal(values(model), before)
+
+
 def test_no_two_kernels_are_equal():
     layers = [L.Dense(8, name=f"dense_{n}") for n in range(3)]
     model = keras.Sequential([keras.Input((8,)), *layers])

@@ -115,6 +115,14 @@ def test_layer_frozen_when_it_was_made_is_left_alone():
     assert statuses(kv.inject(model)) == [FROZEN, "drawn"]
 
 
+def test_frozen_model_is_left_alone_even_where_a_layer_is_not():
+    model = cnn("asv_forward")
+    model.trainable = False
+    model.layers[0].trainable = True
+    assert model.trainable_variables == []
+    assert statuses(kv.inject(model)) == [FROZEN] * 3
+
+
 def test_kernel_is_injected_once_it_is_no_longer_frozen():
     model = cnn(kv.ASVForward(seed=1))
     model.layers[0].trainable = False
