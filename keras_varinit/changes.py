@@ -5,30 +5,31 @@ import dataclasses
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import keras
 import numpy as np
-import numpy.typing as npt
 
 from keras_varinit import graph
 
 
 @dataclasses.dataclass(frozen=True)
 class Change:
-    """A variable's new value, and the initializer to be kept where the layer keeps it.
+    """A variable's new value (a tensor), and the initializer to be kept where the layer keeps it.
 
     `attribute` is None where the layer keeps none.
     """
 
     variable: Any
-    value: npt.NDArray[Any]
+    value: Any
     layer: Any
     attribute: str | None
     initializer: Any
 
 
-def draw_for(initializer: Any, variable: Any) -> npt.NDArray[Any]:
-    """What an initializer draws for a variable; errors say for which, and that nothing changed."""
+@contextlib.contextmanager
+def _drawing(initializer: Any, variable: Any) -> Iterator[None]:
+    """Errors say for which variable an initializer was drawing, and that nothing changed."""
     try:
-        return graph.to_numpy(initializer(tuple(variable.shape), dtype=variable.dtype))
+        yield
     except Exception as error:
         error.add_note(
             f"No weight was changed. {type(initializer).__name__} was drawing for "
@@ -37,24 +38,39 @@ def draw_for(initializer: Any, variable: Any) -> npt.NDArray[Any]:
         raise
 
 
-def drawn_value(initializer: Any, variable: Any, path: str) -> npt.NDArray[Any]:
+def holds_own_draw(initializer: Any, variable: Any) -> bool:
+    """Whether a variable holds, bit for bit, what its initializer (one of ours) draws."""
+    with _drawing(initializer, variable):
+        return bool(initializer.is_own_draw(graph.view(variable), variable.dtype))
+
+
+def drawn_value(initializer: Any, variable: Any, path: str) -> Any:
     """What an initializer draws for a variable, if that can be a weight.
 
     Raises:
         ValueError: the values have another shape, or are not finite.
     """
-    value = draw_for(initializer, variable)
-    if value.shape != tuple(variable.shape):
+    with _drawing(initializer, variable):
+        drawn = initializer(tuple(variable.shape), dtype=variable.dtype)
+    value = keras.ops.convert_to_tensor(drawn)
+    shape = tuple(value.shape)
+    if shape != tuple(variable.shape):
         raise ValueError(
-            f"{type(initializer).__name__} returned shape {value.shape} for {path!r}, which has "
-            f"shape {tuple(variable.shape)}. No weight was changed."
+            f"{type(initializer).__name__} returned shape {shape} for {path!r}, which has shape "
+            f"{tuple(variable.shape)}. No weight was changed."
         )
-    if not np.all(np.isfinite(np.asarray(value, np.float32))):
+    if not _is_finite(value):
         raise ValueError(
             f"{type(initializer).__name__} drew values for {path!r} that are not finite in dtype "
             f"{variable.dtype}. No weight was changed; use a wider dtype or a smaller variance."
         )
     return value
+
+
+def _is_finite(value: Any) -> bool:
+    """Whether all entries are finite: an infinite or undefined one is the smallest or largest."""
+    entries = np.asarray(graph.view(value), np.float32)
+    return entries.size == 0 or bool(np.isfinite(entries.min()) and np.isfinite(entries.max()))
 
 
 def commit(model: Any, changes: Sequence[Change], *, reset_optimizer: bool = False) -> None:
@@ -63,18 +79,19 @@ def commit(model: Any, changes: Sequence[Change], *, reset_optimizer: bool = Fal
     A moving average that the optimizer keeps of a variable is set with it.
     """
     averages = graph.moving_averages(model)
-    undo: list[tuple[Any, npt.NDArray[Any]]] = []
+    undo: list[tuple[Any, Any]] = []
     replaced: list[tuple[Any, str, Any]] = []
 
-    def assign(target: Any, value: npt.NDArray[Any]) -> None:
-        undo.append((target, graph.to_numpy(target)))
+    def assign(target: Any, value: Any) -> None:
+        undo.append((target, graph.snapshot(target)))
         graph.assign(target, value)
 
     try:
         for change in changes:
             assign(change.variable, change.value)
             if id(change.variable) in averages:
-                assign(averages[id(change.variable)], change.value)
+                # A copy: on JAX a training step takes over the buffers of both.
+                assign(averages[id(change.variable)], keras.ops.copy(change.value))
             if change.attribute is not None:
                 previous = getattr(change.layer, change.attribute)
                 replaced.append((change.layer, change.attribute, previous))
@@ -90,7 +107,7 @@ def commit(model: Any, changes: Sequence[Change], *, reset_optimizer: bool = Fal
                 with _noting(error, f"{layer.name}.{attribute}"):
                     graph.replace_initializer(layer, attribute, previous)
         for target, value in reversed(undo):
-            if not np.array_equal(graph.to_numpy(target), value):
+            if not np.array_equal(graph.view(target), graph.view(value)):
                 with _noting(error, target.path):
                     graph.assign(target, value)
         raise

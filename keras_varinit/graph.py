@@ -6,7 +6,6 @@ Only `replace_initializer` and `assign` change a model, and `recorded_call` for 
 
 import contextlib
 import dataclasses
-import inspect
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -14,17 +13,22 @@ import keras
 import numpy as np
 import numpy.typing as npt
 from keras.src.backend.common import global_state
+from keras.src.backend.common.symbolic_scope import in_symbolic_scope
 
 Shape = tuple[int | None, ...]
 
 
 @dataclasses.dataclass(frozen=True)
 class Recorded:
-    """A symbolic computation: input tensors, output tensors, and Keras's nodes between them."""
+    """A symbolic computation: input tensors, output tensors, and Keras's nodes between them.
+
+    `constants` stand for numbers that a layer was called on, such as positions to be embedded.
+    """
 
     inputs: list[Any]
     outputs: list[Any]
     nodes: list[Any]
+    constants: list[Any] = dataclasses.field(default_factory=list)
 
 
 def check_built(model: Any) -> Any:
@@ -110,6 +114,34 @@ def to_numpy(variable: Any) -> npt.NDArray[Any]:
     return np.array(keras.ops.convert_to_numpy(variable))
 
 
+def view(value: Any) -> npt.NDArray[Any]:
+    """The entries of a variable or tensor, without a copy where the backend has them in memory.
+
+    For reading at once: they may change with the variable.
+    """
+    tensor = _tensor(value)
+    if keras.backend.backend() == "torch":
+        return np.asarray(keras.ops.convert_to_numpy(tensor))
+    return np.asarray(tensor)
+
+
+def snapshot(variable: Any) -> Any:
+    """A variable's present value, as something that `assign` takes and that no assignment changes.
+
+    On TensorFlow and JAX tensors do not change, so this copies nothing there.
+    """
+    tensor = _tensor(variable)
+    return keras.ops.copy(tensor) if keras.backend.backend() == "torch" else tensor
+
+
+def _tensor(value: Any) -> Any:
+    """The backend's tensor that a Keras variable holds; anything else as it is."""
+    if not isinstance(value, keras.Variable):
+        return value
+    held = value.value
+    return held.read_value() if hasattr(held, "read_value") else held
+
+
 def assign(variable: Any, value: Any) -> None:
     """Sets a variable's value."""
     variable.assign(value)
@@ -191,17 +223,62 @@ def recorded_model(functional: Any) -> Recorded:
 def recorded_call(layer: Any, args: Any, kwargs: Any) -> Recorded:
     """What a layer's own `call` does, seen by calling it on symbolic tensors.
 
-    Nothing of it stays behind: not on the layer, not on those inside it, not in the counters from
-    which Keras makes names.
+    Nothing of it stays behind on the layer and on those inside it; only names are counted on.
 
     Raises:
         Exception: whatever `call` raises on symbolic tensors.
     """
+    try:
+        return _recorded(layer, args, kwargs)
+    except Exception:
+        # Random numbers of the shape of a tensor need to know how many.
+        sized = keras.tree.map_structure(_with_batch_size, (args, kwargs))
+        with contextlib.suppress(Exception):
+            return _recorded(layer, *sized)
+        raise
+
+
+def _recorded(layer: Any, args: Any, kwargs: Any) -> Recorded:
     inputs = [t for t in keras.tree.flatten((args, kwargs)) if is_symbolic(t)]
-    with _leaving_no_trace([layer, *layers_of(layer)]):
+    inner = layers_of(layer)
+    constants: list[Any] = []
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(_leaving_no_trace([layer, *inner]))
+        stack.enter_context(_shadowed(layer, "add_loss", lambda loss: None))
+        for each in inner:
+            if own_variables(each):
+                stack.enter_context(_shadowed(each, "call", _recording(each, constants)))
         results = layer.call(*args, **kwargs)
         outputs = [t for t in keras.tree.flatten(results) if is_symbolic(t)]
-        return Recorded(inputs, outputs, _topological(inputs, outputs))
+        nodes = _topological([*inputs, *constants], outputs)
+        return Recorded(inputs, outputs, nodes, constants)
+
+
+def _recording(layer: Any, constants: list[Any]) -> Callable[..., Any]:
+    """A layer's `call` that is recorded also where it is given numbers."""
+    original = layer.call
+
+    def renew(value: Any) -> Any:
+        if not keras.ops.is_tensor(value):
+            return value
+        constants.append(symbolic(tuple(value.shape), keras.backend.standardize_dtype(value.dtype)))
+        return constants[-1]
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        given = keras.tree.flatten((args, kwargs))
+        if in_symbolic_scope() or any(is_symbolic(value) for value in given):
+            return original(*args, **kwargs)
+        args, kwargs = keras.tree.map_structure(renew, (args, kwargs))
+        return layer(*args, **kwargs)
+
+    return call
+
+
+def _with_batch_size(value: Any) -> Any:
+    """A symbolic tensor of unknown batch size with one of two; any other value as it is."""
+    if not is_symbolic(value) or not value.shape or value.shape[0] is not None:
+        return value
+    return symbolic((2, *value.shape[1:]), value.dtype)
 
 
 @contextlib.contextmanager
@@ -211,19 +288,62 @@ def _leaving_no_trace(layers: Sequence[Any]) -> Iterator[None]:
         for layer in layers
         for record in (layer._inbound_nodes, layer._outbound_nodes)
     ]
-    losses = [(layer, list(layer._losses)) for layer in layers]
+    losses = [(layer, list(layer._losses), set(layer._loss_ids)) for layer in layers]
+    unbuilt = [layer for layer in layers if not layer.built]
+    try:
+        # What `call` assigns to variables (seeds, counters) is forgotten with the scope.
+        with keras.StatelessScope(), contextlib.ExitStack() as stack:
+            for layer in unbuilt:
+                if not getattr(layer.build, "_is_default", False):
+                    refusal = _refusing_to_build(layer.name)
+                    stack.enter_context(_shadowed(layer, "build", refusal))
+            yield
+    finally:
+        for layer in unbuilt:
+            layer.built = False
+        for record, length in records:
+            del record[length:]
+        for layer, kept, identities in losses:
+            layer._losses[:] = kept
+            layer._loss_ids.clear()
+            layer._loss_ids.update(identities)
+
+
+@contextlib.contextmanager
+def keeping_names() -> Iterator[None]:
+    """Puts the counters back from which Keras makes the names of layers and tensors."""
     counters = global_state.get_global_attribute("object_name_uids")
     counted = None if counters is None else dict(counters)
     try:
         yield
     finally:
-        for record, length in records:
-            del record[length:]
-        for layer, kept in losses:
-            layer._losses[:] = kept
         if counted is not None:
             counters.clear()
             counters.update(counted)
+
+
+def _refusing_to_build(name: str) -> Callable[..., None]:
+    """In place of a layer's `build`, which would give the model new variables."""
+
+    def build(*args: Any, **kwargs: Any) -> None:
+        raise ValueError(f"layer {name!r} is not built; call the model on data once before")
+
+    return build
+
+
+@contextlib.contextmanager
+def _shadowed(layer: Any, name: str, method: Callable[..., Any]) -> Iterator[None]:
+    """Puts a function in place of one layer's method."""
+    own, absent = vars(layer), object()
+    before = own.get(name, absent)
+    own[name] = method
+    try:
+        yield
+    finally:
+        if before is absent:
+            del own[name]
+        else:
+            own[name] = before
 
 
 def is_variable(value: Any) -> bool:
@@ -241,35 +361,9 @@ def symbolic(shape: Shape, dtype: str | None = None) -> Any:
     return keras.KerasTensor(shape, dtype=dtype or keras.config.floatx())
 
 
-def arguments_of_build(model: Any, *, training: bool) -> tuple[list[Any], dict[str, Any]]:
-    """Symbolic arguments for `call`, of the shapes that a model was built with.
-
-    Raises:
-        ValueError: Keras did not record the shapes.
-    """
-    shapes = {k: v for k, v in (model._build_shapes_dict or {}).items() if v is not None}
-    if not shapes:
-        raise ValueError("the shapes that it was built with are not recorded")
-    kwargs = {"training": True} if training else {}
-    tensors = [_symbolic_structure(shape) for shape in shapes.values()]
-    if len(shapes) == 1:
-        return tensors, kwargs
-    names = [name.removesuffix("_shape") for name in shapes]
-    return [], {**dict(zip(names, tensors, strict=True)), **kwargs}
-
-
-def takes_training(layer: Any) -> bool:
-    """Whether a layer's `call` has an argument `training`."""
-    return "training" in inspect.signature(layer.call).parameters
-
-
-def _symbolic_structure(shape: Any) -> Any:
-    """Symbolic tensors in the structure of nested shapes."""
-    if isinstance(shape, dict):
-        return {key: _symbolic_structure(value) for key, value in shape.items()}
-    if all(n is None or isinstance(n, int) for n in shape):
-        return symbolic(tuple(shape))
-    return type(shape)(_symbolic_structure(value) for value in shape)
+def build_shapes(model: Any) -> dict[str, Any]:
+    """The shapes that a model was built with, by the name of the argument."""
+    return {k: v for k, v in (model._build_shapes_dict or {}).items() if v is not None}
 
 
 def shape_of(tensor: Any) -> Shape:

@@ -5,11 +5,10 @@ from collections.abc import Iterator
 from typing import Any
 
 import keras
-import numpy as np
 
 from keras_varinit import graph
 from keras_varinit.analysis import Analysis, analyze
-from keras_varinit.changes import Change, commit, draw_for, drawn_value
+from keras_varinit.changes import Change, commit, drawn_value, holds_own_draw
 from keras_varinit.context import LayerContext
 from keras_varinit.initializers import ContextualInitializer
 from keras_varinit.reports import DRAWN, Report, ReportRow
@@ -115,7 +114,7 @@ def _decisions(
     own, so that the two are not equal.
     """
     decided = [
-        (item, context, _status(item, context, force))
+        (item, context, _status(item, context, force, analysis.reason_to_leave(item.variable)))
         for item in owned
         for context in [analysis.context_of(item.variable)]
     ]
@@ -153,9 +152,11 @@ def _plan(
 _DONE = "skipped: already drawn for this context"
 
 
-def _status(item: _Owned, context: LayerContext | None, force: bool) -> str:
+def _status(
+    item: _Owned, context: LayerContext | None, force: bool, reason: str | None = None
+) -> str:
     if context is None:
-        return "skipped: its layer is not known to the analysis"
+        return f"skipped: {reason or 'its layer is not known to the analysis'}"
     if force:
         return DRAWN
     known = item.initializer.context
@@ -163,7 +164,7 @@ def _status(item: _Owned, context: LayerContext | None, force: bool) -> str:
         return _DONE
     if item.frozen:
         return "skipped: frozen (trainable=False)"
-    if not _holds_own_draw(item.initializer, item.variable):
+    if not holds_own_draw(item.initializer, item.variable):
         return "skipped: trained, loaded or set since it was drawn"
     return DRAWN
 
@@ -174,12 +175,7 @@ def _may_have_drawn(initializer: ContextualInitializer, variable: Any) -> bool:
         return False
     if initializer.context is not None:
         return tuple(variable.shape) == initializer.context.kernel_shape
-    return _holds_own_draw(initializer, variable)
-
-
-def _holds_own_draw(initializer: ContextualInitializer, variable: Any) -> bool:
-    """Whether a variable holds, bit for bit, what its initializer draws."""
-    return bool(np.array_equal(draw_for(initializer, variable), graph.to_numpy(variable)))
+    return holds_own_draw(initializer, variable)
 
 
 def _row(

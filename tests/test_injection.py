@@ -172,11 +172,13 @@ ERRORS = [RuntimeError("broken"), MemoryError("no memory"), KeyboardInterrupt()]
 
 
 @pytest.mark.parametrize("error", ERRORS, ids=lambda error: type(error).__name__)
-def test_failing_draw_changes_nothing(error):
-    """Each of two draws per kernel fails in turn."""
+@pytest.mark.parametrize(("policy", "draws"), [("float32", 3), ("float16", 6)])
+def test_failing_draw_changes_nothing(error, policy, draws):
+    """Each draw fails in turn: one per kernel, and in half precision a second one to compare."""
+    keras.config.set_dtype_policy(policy)
     model = averaged(cnn(Failing(seed=1)))
     before = state(model)
-    for draw in range(1, 7):
+    for draw in range(1, draws + 1):
         Failing.countdown, Failing.error = draw, error
         with pytest.raises(type(error)):
             kv.inject(model)

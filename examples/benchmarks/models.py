@@ -76,12 +76,13 @@ def timed(function: Callable[[], Any]) -> tuple[float, Any]:
 def measure(make: Callable[[], keras.Model], repeats: int) -> list[tuple[float, float, float]]:
     """Seconds of build, analyze and inject, `repeats` times after one uncounted run."""
     template = make()
-    cls, config = type(template), named(template.get_config())
+    cls, template_config = type(template), template.get_config()
     rows = []
     for repeat in range(repeats + 1):
         keras.utils.clear_session()
-        build, model = timed(lambda: cls.from_config(config))
-        analyze, _ = timed(lambda: kv.analyze(model))  # noqa: B023 - called at once
+        config = named(template_config)
+        build, model = timed(lambda: cls.from_config(config))  # noqa: B023 - called at once
+        analyze, _ = timed(lambda: kv.analyze(model))  # noqa: B023
         inject, report = timed(lambda: kv.inject(model))  # noqa: B023
         if len(report.drawn) != len(report):
             raise RuntimeError(f"not every kernel was drawn:\n{report}")
