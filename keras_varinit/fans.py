@@ -7,7 +7,7 @@ dilation are all in them.
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 Spatial = Sequence[int | None]
 Pads = Sequence[tuple[int, int]]
@@ -38,12 +38,37 @@ def dense(shape: Sequence[int], positions: int | None = 1) -> Fans:
     )
 
 
-def einsum(shape: Sequence[int], contracted: Sequence[int]) -> Fans:
-    """A kernel whose `contracted` axes are summed over; the others are kept."""
-    kept = tuple(axis for axis in range(len(shape)) if axis not in contracted)
-    fan_in = math.prod(shape[axis] for axis in contracted)
-    fan_out = math.prod(shape[axis] for axis in kept)
-    return _with_counts(Fans(fan_in, fan_out, filter_axes=kept), fan_in * fan_out, fan_in, fan_out)
+def einsum(equation: str, kernel: Sequence[int], inputs: Spatial = ()) -> Fans:
+    """A contraction "input,kernel->output" of letters, over all that the output lacks.
+
+    A letter of all three gives each of its values a kernel of its own; one of input and output
+    alone is a position, where the kernel is used again. `inputs` is the input's shape, of which
+    only letters that are summed without being in the kernel matter.
+    """
+    operands, output = equation.replace(" ", "").split("->")
+    data, weights = operands.split(",")
+    sizes: dict[str, int | None] = {**_letters(data, inputs), **_letters(weights, kernel)}
+
+    def product(letters: Iterable[str]) -> int:
+        return math.prod(sizes.get(letter) or 1 for letter in letters)
+
+    summed = [letter for letter in {*data, *weights} - {*output} if letter != "."]
+    fan_in = product(summed)
+    fan_out = product({*weights} - {*data})
+    kept = tuple(axis for axis, letter in enumerate(weights) if letter in output)
+    fans = Fans(fan_in, fan_out, filter_axes=kept)
+    if any(sizes.get(letter) is None for letter in summed):
+        return fans
+    entries = product({*data} & {*weights, *summed})
+    outputs = product({*output} & {*weights})
+    return _with_counts(fans, fan_in * outputs, entries, outputs)
+
+
+def _letters(subscripts: str, shape: Spatial) -> dict[str, int | None]:
+    """The size of each letter; those behind an ellipsis are counted from the end."""
+    before, _, after = subscripts.partition("...")
+    known = dict(zip(before, shape, strict=False))
+    return {**known, **dict(zip(reversed(after), reversed(shape), strict=False))}
 
 
 def embedding(shape: Sequence[int]) -> Fans:

@@ -162,7 +162,10 @@ class _Plan:
             context = self.analysis.context_of(variable)
             attribute = attributes.get(id(variable))
             by_scheme = embeddings or not isinstance(layer, keras.layers.Embedding)
-            if context is not None and by_scheme:
+            reason = self.analysis.reason_to_leave(variable)
+            if reason is not None:
+                self._leave(layer, variable, attribute, reason)
+            elif context is not None and by_scheme:
                 self._add_kernel(layer, variable, attribute, context)
             elif attribute is not None:
                 self._add_other(layer, variable, attribute)
@@ -184,6 +187,11 @@ class _Plan:
             value = drawn_value(initializer, variable, context.path)
             self.drawn.append((len(self.changes), len(self.rows) - 1, scheme, context))
             self.changes.append(Change(variable, value, layer, attribute, initializer))
+
+    def _leave(self, layer: Any, variable: Any, attribute: str | None, reason: str) -> None:
+        held = "-" if attribute is None else type(getattr(layer, attribute)).__name__
+        row = ReportRow(variable.path, layer.name, held, None, None, f"skipped: {reason}")
+        self.rows.append(row)
 
     def _for_kernel(self, scheme: Any, context: LayerContext) -> Any:
         if _is_ours(scheme):

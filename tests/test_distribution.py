@@ -42,11 +42,13 @@ def run(seed, sized=True, before=None, callbacks=()):
         report = kv.inject(model) if before == "in scope" else None
     if before == "outside":
         report = kv.inject(model)
+    if before == "initialize":
+        report = kv.initialize(model, kv.ASVBackward(seed=seed))
     start = Start()
     history = fit(model, [*callbacks, start], epochs=2).history
     report = callbacks[0].report if callbacks else report
     return {
-        "statuses": [row.status for row in report],
+        "statuses": [row.status for row in report if row.context is not None],
         "start": [value.tolist() for value in start.weights],
         "agree": [start.agree, replicas_agree(model)],
         "losses": history["loss"],
@@ -56,6 +58,7 @@ def run(seed, sized=True, before=None, callbacks=()):
 print(json.dumps({
     "inject inside the scope": run(1, before="in scope"),
     "inject outside the scope": run(1, before="outside"),
+    "initialize": run(1, before="initialize"),
     "callback": run(1, callbacks=[kv.ContextInjector()]),
     "callback, built in fit": run(1, sized=False, callbacks=[kv.ContextInjector()]),
     "without a seed": run(None, callbacks=[kv.ContextInjector()]),
@@ -64,6 +67,7 @@ print(json.dumps({
 ROUTES = (
     "inject inside the scope",
     "inject outside the scope",
+    "initialize",
     "callback",
     "callback, built in fit",
     "without a seed",
@@ -140,6 +144,17 @@ def test_distributed_variables_get_the_values_of_one_device_and_stay_where_they_
     assert shardings(model) == before
     drawn = weights(model)
     assert kv.inject(model).drawn == ()
+    keras.distribution.set_distribution(None)
+    assert_equal(drawn, weights(injected()))
+
+
+def test_initialize_draws_for_distributed_variables_what_it_draws_for_one_device(distribution):
+    model = cnn("he_normal")
+    before = shardings(model)
+    report = kv.initialize(model, kv.ASVBackward(seed=1))
+    assert [row.status for row in report if row.context is not None] == ["drawn"] * 3
+    assert shardings(model) == before
+    drawn = weights(model)
     keras.distribution.set_distribution(None)
     assert_equal(drawn, weights(injected()))
 

@@ -17,6 +17,7 @@ The rules, for graphs that are more than a chain:
   enters in front of them, so they count as the identity.
 """
 
+import contextlib
 import dataclasses
 import math
 from typing import Any
@@ -25,11 +26,12 @@ import keras
 
 from keras_varinit.analysis import activation_rules, signal_rules, weight_rules
 from keras_varinit.analysis.names import variable_names
-from keras_varinit.analysis.reader import Graph, Node, build_graph
+from keras_varinit.analysis.reader import Graph, Node, build_graph, takes_training
 from keras_varinit.analysis.rules import (
     Call,
     Concatenation,
     Elementwise,
+    LeftAlone,
     Padding,
     Pooling,
     Role,
@@ -48,7 +50,6 @@ from keras_varinit.graph import (
     functional_of,
     layers_of,
     own_variables,
-    takes_training,
 )
 
 # Importing these registers the rules of Keras's own layers.
@@ -65,11 +66,16 @@ class Analysis:
     notes: tuple[str, ...]
     by_variable: dict[int, LayerContext] = dataclasses.field(repr=False)
     unknown: tuple[tuple[str, str], ...] = ()
+    left_alone: dict[int, str] = dataclasses.field(default_factory=dict, repr=False)
     scales: tuple[tuple[LayerContext, float], ...] = ()
 
     def context_of(self, variable: Any) -> LayerContext | None:
         """The context of a kernel's variable, or None."""
         return self.by_variable.get(id(variable))
+
+    def reason_to_leave(self, variable: Any) -> str | None:
+        """Why a variable is not to be drawn (quantized, or with LoRA), or None."""
+        return self.left_alone.get(id(variable))
 
     def extended(self, other: "Analysis") -> "Analysis":
         """This analysis with what only the other one saw."""
@@ -78,6 +84,7 @@ class Analysis:
             (*self.notes, *other.notes),
             {**other.by_variable, **self.by_variable},
             (*self.unknown, *other.unknown),
+            {**other.left_alone, **self.left_alone},
             self.scales,
         )
 
@@ -124,9 +131,11 @@ def analyze(model: Any, *, scales: bool = False) -> Analysis:
         found = dataclasses.replace(found, scales=analyzer.scales(found))
     missing = _kernels_without(found, model, analyzer)
     if missing and functional_of(model) is None and takes_training(model):
-        in_training = _Analyzer(build_graph(model, has_rule, training=True), names)
-        found = found.extended(in_training.run())
-        missing = _kernels_without(found, model, analyzer)
+        # What only training uses may never have been built; the rest is known without it.
+        with contextlib.suppress(ValueError):
+            in_training = _Analyzer(build_graph(model, has_rule, training=True), names)
+            found = found.extended(in_training.run())
+            missing = _kernels_without(found, model, analyzer)
     unknown = [(names[id(v)][0], "how it is used is not known") for v in missing]
     notes = (*found.notes, *(f"{name}: {reason}" for name, reason in unknown))
     return dataclasses.replace(
@@ -146,7 +155,7 @@ def _kernels_without(found: Analysis, model: Any, analyzer: "_Analyzer") -> list
     missing = []
     for layer in [model, *layers_of(model)]:
         variables = own_variables(layer)
-        has_kernel = any(found.context_of(v) is not None for v in variables)
+        has_kernel = any(found.context_of(v) or found.reason_to_leave(v) for v in variables)
         if has_kernel or id(layer) in explained:
             continue
         missing += [
@@ -187,8 +196,21 @@ class _Analyzer:
                 if id(variable) not in by_variable:
                     contexts[context.path] = by_variable[id(variable)] = context
         return Analysis(
-            contexts, tuple(dict.fromkeys(self.notes)), by_variable, tuple(self.unknown)
+            contexts,
+            tuple(dict.fromkeys(self.notes)),
+            by_variable,
+            tuple(self.unknown),
+            self._left_alone(),
         )
+
+    def _left_alone(self) -> dict[int, str]:
+        return {
+            id(variable): role.reason
+            for node, role in zip(self.graph.nodes, self.roles, strict=True)
+            if isinstance(role, LeftAlone)
+            for layer in [node.operation, *layers_of(node.operation)]
+            for variable in own_variables(layer)
+        }
 
     def scales(self, found: Analysis) -> tuple[tuple[LayerContext, float], ...]:
         """Each kernel's context and E u² of its output, in the order of the graph."""
@@ -255,6 +277,8 @@ class _Analyzer:
             depth = max((depths[t] for t in node.inputs), default=0)
             if isinstance(role, Weights):
                 depth += 1 + max(kernel.level for kernel in role.kernels)
+            elif isinstance(role, LeftAlone):
+                depth += 1
             signal = self._signal_after(node, role, signals)
             for tensor in node.outputs:
                 signals[tensor], depths[tensor] = signal, depth

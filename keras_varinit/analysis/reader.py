@@ -5,6 +5,7 @@ called on symbolic tensors to see what they do. `x + y` and `ops.relu(x)` are no
 """
 
 import dataclasses
+import inspect
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -15,11 +16,12 @@ import numpy.typing as npt
 from keras_varinit.graph import (
     Recorded,
     Shape,
-    arguments_of_build,
+    build_shapes,
     check_built,
     functional_of,
     is_raw_operation,
     is_symbolic,
+    keeping_names,
     recorded_call,
     recorded_model,
     shape_of,
@@ -94,26 +96,55 @@ def build_graph(model: Any, is_known: Callable[[Any], bool], *, training: bool =
     """
     reader = _Reader(Graph(), is_known)
     functional = functional_of(check_built(model))
-    if functional is not None:
-        recorded = recorded_model(functional)
-    else:
-        recorded = _recorded_root(model, training)
-    reader.graph.inputs = tuple(reader.graph.new_tensor(shape_of(t)) for t in recorded.inputs)
-    reader.graph.outputs = reader.inline(recorded, reader.graph.inputs)
+    with keeping_names():
+        if functional is not None:
+            recorded = recorded_model(functional)
+        else:
+            recorded = _recorded_root(model, training)
+        reader.graph.inputs = tuple(reader.graph.new_tensor(shape_of(t)) for t in recorded.inputs)
+        reader.graph.outputs = reader.inline(recorded, reader.graph.inputs)
     return reader.graph
 
 
 def _recorded_root(model: Any, training: bool) -> Recorded:
     try:
-        args, kwargs = arguments_of_build(model, training=training)
+        args, kwargs = _arguments_of_build(model, training=training)
         return recorded_call(model, args, kwargs)
     except Exception as error:
         raise ValueError(
             f"Model {model.name!r} of class {type(model).__name__} defines its own `call`, which "
-            f"cannot be followed on symbolic tensors ({type(error).__name__}: {error}). Call the "
-            "model on data once before, and if that does not help pass a Functional model instead: "
-            "keras.Model(inputs, outputs) around the same layers."
+            f"cannot be followed on symbolic tensors ({type(error).__name__}: {error}). Pass a "
+            "Functional model of the same layers instead, keras.Model(inputs, outputs). If only "
+            "the shapes of its arguments are not known, keras.Model(inputs, model(inputs)) is one, "
+            "with a keras.Input for each argument."
         ) from error
+
+
+def _arguments_of_build(model: Any, *, training: bool) -> tuple[list[Any], dict[str, Any]]:
+    """Symbolic arguments for `call`, of the shapes that a model was built with."""
+    shapes = build_shapes(model)
+    if not shapes:
+        raise ValueError("the shapes that it was built with are not recorded")
+    kwargs = {"training": True} if training else {}
+    tensors = [_symbolic_structure(shape) for shape in shapes.values()]
+    if len(shapes) == 1:
+        return tensors, kwargs
+    names = [name.removesuffix("_shape") for name in shapes]
+    return [], {**dict(zip(names, tensors, strict=True)), **kwargs}
+
+
+def _symbolic_structure(shape: Any) -> Any:
+    """Symbolic tensors in the structure of nested shapes."""
+    if isinstance(shape, dict):
+        return {key: _symbolic_structure(value) for key, value in shape.items()}
+    if all(n is None or isinstance(n, int) for n in shape):
+        return symbolic(tuple(shape))
+    return type(shape)(_symbolic_structure(value) for value in shape)
+
+
+def takes_training(layer: Any) -> bool:
+    """Whether a layer's `call` has an argument `training`."""
+    return "training" in inspect.signature(layer.call).parameters
 
 
 class _Reader:
@@ -126,6 +157,7 @@ class _Reader:
     def inline(self, recorded: Recorded, outer: Sequence[int]) -> tuple[int, ...]:
         """Adds nodes, the inputs bound to tensors of the graph; returns the outputs."""
         numbers = {id(t): n for t, n in zip(recorded.inputs, outer, strict=True)}
+        numbers.update({id(t): self.graph.new_tensor(shape_of(t)) for t in recorded.constants})
         for node in recorded.nodes:
             inputs = [numbers[id(t)] for t in node.input_tensors]
             shapes = [shape_of(t) for t in node.output_tensors]

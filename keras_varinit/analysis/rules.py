@@ -110,6 +110,11 @@ class Unknown:
     reason: str = "no rule"
 
 
+@dataclasses.dataclass(frozen=True)
+class LeftAlone(Unknown):
+    """A weight layer whose weights are not to be drawn, for `reason`."""
+
+
 Role = (
     Weights
     | Elementwise

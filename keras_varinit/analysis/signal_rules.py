@@ -160,8 +160,20 @@ def _raw_pad(call: Call) -> Role:
     return Padding(tuple((int(before), int(after)) for before, after in inner))
 
 
-@rule(keras.layers.InputLayer)
-def _input(call: Call) -> Role:
+@rule(
+    keras.layers.InputLayer,
+    "Equal",
+    "Greater",
+    "GreaterEqual",
+    "Less",
+    "LessEqual",
+    "LogicalAnd",
+    "LogicalNot",
+    "LogicalOr",
+    "NotEqual",
+)
+def _source(call: Call) -> Role:
+    """Also comparisons, which make masks."""
     return Source()
 
 

@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import keras
+import numpy as np
 
 from keras_varinit import fans
 from keras_varinit.analysis.activation_rules import activation_of
@@ -12,6 +13,7 @@ from keras_varinit.analysis.reader import call_argument
 from keras_varinit.analysis.rules import (
     Call,
     Kernel,
+    LeftAlone,
     Merge,
     Role,
     Rule,
@@ -30,21 +32,25 @@ def _weights(call: Call, *kernels: Kernel) -> Role:
 
 
 class _NoKernelError(Exception):
-    """The layer has no kernel of floating-point numbers: it is quantized, or not built."""
+    """The layer has no variable of the name that Keras gives its kernel."""
 
 
 def _kernel(layer: Any, name: str = "kernel") -> tuple[Any, tuple[int, ...]]:
     variable = own_variable(layer, name)
-    if variable is None or not keras.backend.is_float_dtype(variable.dtype):
-        raise _NoKernelError(f"{name} holds no floating-point weights (quantized)")
+    if variable is None:
+        raise _NoKernelError(f"it has no variable named {name!r}")
     return variable, tuple(int(n) for n in variable.shape)
 
 
 def _weight_rule(*kinds: type | str) -> Callable[[Rule], Rule]:
-    """`rule`, for functions that need a kernel: without one the role is `Unknown`."""
+    """`rule`, for functions that need a kernel that may be drawn."""
 
     def decorate(function: Rule) -> Rule:
         def guarded(call: Call) -> Role:
+            reasons = map(_reason_to_leave_alone, [call.operation, *layers_of(call.operation)])
+            reason = next(filter(None, reasons), None)
+            if reason is not None:
+                return LeftAlone(reason)
             try:
                 return function(call)
             except _NoKernelError as missing:
@@ -53,6 +59,14 @@ def _weight_rule(*kinds: type | str) -> Callable[[Rule], Rule]:
         return rule(*kinds)(guarded)
 
     return decorate
+
+
+def _reason_to_leave_alone(layer: Any) -> str | None:
+    if getattr(layer, "lora_enabled", False):
+        return "LoRA is enabled, so it is left alone"
+    if layer.quantization_mode is not None:
+        return f"quantized ({layer.quantization_mode}), so it is left alone"
+    return None
 
 
 @_weight_rule(keras.layers.Dense)
@@ -66,13 +80,8 @@ def _dense(call: Call) -> Role:
 @_weight_rule(keras.layers.EinsumDense)
 def _einsum_dense(call: Call) -> Role:
     variable, shape = _kernel(call.operation)
-    return _weights(call, Kernel(variable, _einsum_fans(call.operation.equation, shape)))
-
-
-def _einsum_fans(equation: str, shape: tuple[int, ...]) -> fans.Fans:
-    left, output = equation.replace(" ", "").split("->")
-    kernel = left.split(",")[1].replace("...", "")
-    return fans.einsum(shape, [a for a, letter in enumerate(kernel) if letter not in output])
+    counts = fans.einsum(call.operation.equation, shape, call.input_shapes[0])
+    return _weights(call, Kernel(variable, counts))
 
 
 @_weight_rule(keras.layers.Embedding)
@@ -183,10 +192,12 @@ def _conv_lstm(call: Call) -> Role:
         dilation=dilation,
     )
     ones = (1,) * cell.rank
-    unknown = (None,) * cell.rank
+    outputs = call.output_shapes[0]
+    if layer.return_sequences:
+        outputs = (outputs[0], *outputs[2:])
     own = fans.conv(
         (*recurrent_shape[:-1], recurrent_shape[-1] // 4),
-        unknown,
+        spatial_shape(outputs, layer.data_format),
         strides=ones,
         padding="same",
         dilation=ones,
@@ -203,26 +214,48 @@ def _attention(call: Call) -> Role:
         if isinstance(part, keras.layers.EinsumDense):
             variable, shape = _kernel(part)
             level = 1 if part.name == "attention_output" else 0
-            kernels.append(Kernel(variable, _einsum_fans(part.equation, shape), level))
+            kernels.append(Kernel(variable, fans.einsum(part.equation, shape), level))
     return Weights(tuple(kernels))
 
 
-@rule("Matmul", "Dot", "Tensordot")
+@rule("Matmul", "Dot")
 def _raw_matmul(call: Call) -> Role:
     """`x @ W` with a variable W is a dense layer; with two signals, or a constant, a merge."""
     variable = call_argument(call.node, 1, "x2")
     if not is_variable(variable) or len(variable.shape) != 2:
-        return Merge() if len(call.node.inputs) > 1 else Unknown("a product with constants")
+        return _product_without_kernel(call)
     return Weights((Kernel(variable, fans.dense(tuple(variable.shape))),))
+
+
+@rule("Tensordot")
+def _raw_tensordot(call: Call) -> Role:
+    variable, axes = call_argument(call.node, 1, "x2"), call.operation.axes
+    if not is_variable(variable):
+        return _product_without_kernel(call)
+    rank = len(variable.shape)
+    summed = range(axes) if isinstance(axes, int) else np.atleast_1d(axes[1])
+    inside = {int(axis) % rank for axis in summed}
+    kernel = "abcdefgh"[:rank]
+    data = "".join(kernel[axis] for axis in sorted(inside))
+    equation = f"...{data},{kernel}->..." + "".join(k for k in kernel if k not in data)
+    return Weights((Kernel(variable, fans.einsum(equation, tuple(variable.shape))),))
 
 
 @rule("Einsum")
 def _raw_einsum(call: Call) -> Role:
-    operands = call.node.arguments.args
-    if len(operands) == 2 and is_variable(operands[1]):
-        variable = operands[1]
-        counts = _einsum_fans(call.operation.subscripts, tuple(variable.shape))
-        return Weights((Kernel(variable, counts),))
+    operands, equation = list(call.node.arguments.args), call.operation.subscripts
+    if len(operands) == 2 and is_variable(operands[0]):
+        operands.reverse()
+        left, output = equation.split("->")
+        equation = ",".join(reversed(left.split(","))) + "->" + output
+    if len(operands) != 2 or not is_variable(operands[1]):
+        return _product_without_kernel(call)
+    variable = operands[1]
+    counts = fans.einsum(equation, tuple(variable.shape), call.input_shapes[0])
+    return Weights((Kernel(variable, counts),))
+
+
+def _product_without_kernel(call: Call) -> Role:
     return Merge() if len(call.node.inputs) > 1 else Unknown("a product with constants")
 
 
