@@ -8,7 +8,6 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import keras
-import numpy as np
 
 from keras_varinit import graph
 from keras_varinit.analysis import Analysis, analyze
@@ -218,19 +217,17 @@ class _Plan:
         It was drawn from this seed as part of another model, and frozen or not selected since.
         """
         changed = {id(change.variable) for change in self.changes}
-        kept = [
-            variable
-            for layer in [self.model, *graph.layers_of(self.model)]
-            for variable in graph.own_variables(layer)
-            if self.analysis.context_of(variable) is not None and id(variable) not in changed
-        ]
+        held: dict[tuple[int, ...], set[int]] = {}
+        for layer in [self.model, *graph.layers_of(self.model)]:
+            for variable in graph.own_variables(layer):
+                if self.analysis.context_of(variable) is not None and id(variable) not in changed:
+                    held.setdefault(tuple(variable.shape), set()).add(_fingerprint(variable))
         for number, row, scheme, context in self.drawn:
             change = self.changes[number]
-            shape = tuple(change.variable.shape)
-            held = [graph.to_numpy(v) for v in kept if tuple(v.shape) == shape]
+            others = held.get(tuple(change.variable.shape), set())
             # Each stream may be held by one of them; what is equal in every stream is a constant.
-            for _ in held:
-                if not any(np.array_equal(graph.to_numpy(change.value), values) for values in held):
+            for _ in others:
+                if _fingerprint(change.value) not in others:
                     break
                 context = dataclasses.replace(context, stream=context.stream + "'")
                 initializer = self._for_kernel(scheme, context)
@@ -258,6 +255,10 @@ class _Plan:
             initializer = reseeded(initializer, stream_seed(self.root, stream))
         value = drawn_value(initializer, variable, path)
         self.changes.append(Change(variable, value, layer, None, initializer))
+
+
+def _fingerprint(value: Any) -> int:
+    return hash(graph.to_numpy(value).tobytes())
 
 
 def _is_ours(initializer: Any) -> bool:

@@ -1,14 +1,27 @@
 """Shared fixtures. The backend is the one of KERAS_BACKEND, as for any Keras program."""
 
 import os
+import random
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "-1")
 # Two virtual CPU devices, so that distribution is tested on any machine. Read at first use.
 os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=2")
+# Of the random runs; set here so that the worker processes have the same.
+os.environ.setdefault("NEVER_LOST_SEED", str(random.SystemRandom().randrange(2**32)))
 
 import keras
 import pytest
+from hypothesis import HealthCheck, settings
+
+_SLOW_MODELS = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow]}
+settings.register_profile("ci", max_examples=60, derandomize=True, **_SLOW_MODELS)
+settings.register_profile("long", max_examples=600, print_blob=True, **_SLOW_MODELS)
+settings.load_profile("ci")
+
+
+def pytest_report_header() -> str:
+    return f"NEVER_LOST_SEED={os.environ['NEVER_LOST_SEED']}"
 
 
 @pytest.fixture(autouse=True)

@@ -23,7 +23,7 @@ ROOMS = {
         *("keras", "numpy", "graph", "context", "analysis", "initializers", "changes", "reports")
     },
     "initialization": {
-        *("keras", "numpy", "graph", "context", "analysis", "initializers", "changes", "reports")
+        *("keras", "graph", "context", "analysis", "initializers", "changes", "reports")
     },
     "builtin": {"keras", "graph", "initializers"},
     "lint": {"keras", "numpy", "graph", "analysis", "initializers"},

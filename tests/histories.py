@@ -1,0 +1,286 @@
+"""What can happen to a model; after each event the weights are held against the ledger."""
+
+import contextlib
+from unittest import mock
+
+import keras
+import numpy as np
+
+import keras_varinit as kv
+from keras_varinit import graph
+from keras_varinit.analysis import contexts
+from keras_varinit.initializers import ContextualInitializer
+from tests.ledger import Ledger, assert_same, bits, layers, momenta, own_variables, values, whole
+from tests.models import FAMILIES, L
+from tests.random_models import Chain, build, data
+
+
+class Broken(Exception):  # noqa: N818 - it stands for any failure
+    pass
+
+
+ERRORS = {"broken": Broken, "memory": MemoryError, "interrupt": KeyboardInterrupt}
+# Where a failure may strike: in a draw, in a change, in the analysis, in a model's own `call`.
+PLACES = {
+    "draw": (ContextualInitializer, "__call__"),
+    "assign": (keras.Variable, "assign"),
+    "replace": (graph, "replace_initializer"),
+    "rule": (contexts, "role_of"),
+    "call": (keras.Layer, "__call__"),
+}
+SCHEMES = {
+    "asv_backward": lambda seed: "asv_backward",
+    "asv_forward": lambda seed: kv.ASVForward(seed=seed),
+    "enhanced": lambda seed: kv.EnhancedHeNormal(seed=seed),
+    "depth_scaled": lambda seed: "depth_scaled",
+    "he_normal": lambda seed: "he_normal",
+    "function": lambda seed: lambda context: "asv_forward" if context.depth > 1 else "he_uniform",
+}
+
+
+@contextlib.contextmanager
+def struck(fault):
+    """Raises at one call of one place, in front of its work or behind it."""
+    owner, name = PLACES[fault["place"]]
+    original, calls = getattr(owner, name), 0
+
+    def fail(*arguments, **options):
+        nonlocal calls
+        calls += 1
+        strikes = calls == fault["turn"]
+        result = None if strikes and not fault["late"] else original(*arguments, **options)
+        if strikes:
+            raise ERRORS[fault["error"]]("planned")
+        return result
+
+    with mock.patch.object(owner, name, fail):
+        yield
+
+
+class History:
+    """A model to which things happen; each checks what changed against the ledger."""
+
+    def __init__(self, description, folder):
+        keras.utils.clear_session(free_memory=False)
+        keras.utils.set_random_seed(0)
+        self.description = description
+        self.folder = folder
+        self.x = data(description)
+        self._adopt(build(description))
+        self.ledger = Ledger(self.model)
+
+    def _adopt(self, model):
+        self.model = model
+        self.compiled = False
+
+    def inject(self, force, fault):
+        before, expected = values(self.model), self._expected(force)
+        state = momenta(self.model)
+        report = self._call(lambda: kv.inject(self.model, force=force), fault, expected)
+        if report is not None:
+            self._check_injection(report, before, expected, live=fault is None)
+            assert momenta(self.model) == state
+
+    def initialize(self, scheme, seed, part, include_frozen, reset_optimizer, fault):
+        before, state = values(self.model), momenta(self.model)
+        chosen = None if part is None else {layer.name for layer in layers(self.model)[part::2]}
+        free = self.ledger.may_be_initialized(chosen, include_frozen)
+        analysis = kv.analyze(self.model)
+        known = {
+            id(v)
+            for v in self.model.weights
+            if analysis.context_of(v) is not None and (chosen or v.name != "embeddings")
+        }
+        expected = {
+            id(variable)
+            for layer in layers(self.model)
+            if chosen is None or layer.name in chosen
+            for variable in own_variables(layer)
+        } & known
+        report = self._call(
+            lambda: kv.initialize(
+                self.model,
+                SCHEMES[scheme](seed),
+                seed=seed,
+                layers=None if chosen is None else sorted(chosen),
+                include_frozen=include_frozen,
+                reset_optimizer=reset_optimizer,
+            ),
+            fault,
+            expected,
+        )
+        if report is None:
+            return
+        self._assert_kept(before, free)
+        assert reset_optimizer or momenta(self.model) == state
+        drawn = self._drawn(report) & known
+        if fault is None:
+            assert drawn == expected & free
+        self._assert_differ(drawn)
+        self.ledger.record(free, injected=False)
+        self.ledger.record(drawn, injected=True)
+
+    def train(self, how, injector):
+        if not self.model.trainable_variables:
+            return
+        if not self.compiled:
+            self.compile(self.model)
+        self.model.run_eagerly = how != "graph"
+        target = np.zeros(self.model(self.x).shape, "float32")
+        before, free = values(self.model), self.ledger.trained_by_keras()
+        if how == "step":
+            self.model.train_on_batch(self.x, target)
+        else:
+            callbacks = self._callbacks(before) if injector else []
+            self.model.fit(self.x, target, callbacks=callbacks, verbose=0)
+            free = free | self.ledger.injected
+        self._assert_kept(before, free)
+
+    def compile(self, model):
+        model.compile(keras.optimizers.SGD(0.1, momentum=0.9, use_ema=True), "mse")
+        self.compiled = True
+
+    def _callbacks(self, before):
+        """The injector, and a check right behind it."""
+        expected = self._expected(force=False)
+        if not expected[2]:
+            return []
+        injector, trained = kv.ContextInjector(), graph.training_steps(self.model) > 0
+
+        def check(logs=None):
+            if trained:
+                assert injector.report is None
+                assert values(self.model) == before
+            else:
+                self._check_injection(injector.report, before, expected)
+
+        return [injector, keras.callbacks.LambdaCallback(on_train_begin=check)]
+
+    def set_by_hand(self, index):
+        variable = self.model.weights[index % len(self.model.weights)]
+        variable.assign(keras.random.normal(variable.shape, dtype=variable.dtype))
+
+    def load_weights(self, changed):
+        twin = self._copy()
+        if changed:
+            twin.set_weights([value + 1 for value in twin.get_weights()])
+        path = self.folder / "model.weights.h5"
+        if self.compiled:
+            for each in (twin, self.model):
+                self.compile(each)  # or Keras refuses a file with another optimizer's state
+        twin.save_weights(path)
+        self.model.load_weights(path)
+        assert [*values(self.model).values()] == [*values(twin).values()]
+
+    def reload(self):
+        path = self.folder / "model.keras"
+        self.model.save(path)
+        loaded, before = keras.saving.load_model(path), self.ledger
+        assert [*values(loaded).values()] == [*values(self.model).values()]
+        self.ledger, numbers = before.continued(loaded, moved=False)
+        self.ledger.drawn = {numbers[key]: value for key, value in before.drawn.items()}
+        for key, (_, initializer) in self.ledger.kernels_of_ours().items():
+            if initializer.get_config()["seed"] is None:
+                # Nothing but the draw itself told how it was drawn.
+                self.ledger.drawn.pop(key, None)
+        self.model = loaded
+
+    def clone(self):
+        before = whole(self.model)
+        copy = self._copy()
+        assert_same(whole(self.model), before)
+        self.ledger, _ = self.ledger.continued(copy, moved=True)
+        self._adopt(copy)
+
+    def freeze(self, index, trainable):
+        found = layers(self.model)
+        found[index % len(found)].trainable = trainable
+        if self.compiled:
+            self.compile(self.model)  # an optimizer keeps the weights that it was built for
+
+    def look(self):
+        before = whole(self.model)
+        kv.analyze(self.model)
+        kv.lint(self.model)
+        copy = kv.to_builtin(self.model)
+        assert_same(whole(self.model), before)
+        assert [*values(copy).values()] == [*before["weights"].values()]
+
+    def extend(self, in_front, restart):
+        """The model becomes a part of a larger one, also as if loaded in a new process."""
+        if restart:
+            keras.utils.clear_session(free_memory=False)
+        first = self.description["initializers"][0]
+        make = lambda width: L.Dense(  # noqa: E731
+            width, kernel_initializer=FAMILIES[first["name"]](first["seed"])
+        )
+        inputs = keras.Input(self.x.shape[1:], dtype=self.x.dtype.name)
+        integers = self.x.dtype.name == "int32"
+        x = make(self.x.shape[-1])(inputs) if in_front and not integers else inputs
+        x = self.model(x)
+        larger = keras.Model(inputs, x if in_front and not integers else make(2)(x))
+        drawn, injected = self.ledger.drawn, self.ledger.injected
+        self.ledger = Ledger(larger)
+        self.ledger.drawn.update(drawn)
+        self.ledger.injected, self.ledger.moved = injected, True
+        self._adopt(larger)
+
+    def _copy(self):
+        """Another model of the same configuration, with weights of its own."""
+        if not isinstance(self.model, Chain):
+            return keras.models.clone_model(self.model)
+        copy = Chain.from_config(self.model.get_config())
+        copy(self.x)
+        return copy
+
+    def _call(self, function, fault, expected):
+        """What a function returns; None where it failed and left everything as it was."""
+        before = whole(self.model)
+        try:
+            with contextlib.nullcontext() if fault is None else struck(fault):
+                return function()
+        except (Exception, KeyboardInterrupt) as error:
+            nothing = not (expected[2] if isinstance(expected, tuple) else expected)
+            if fault is None and not (isinstance(error, ValueError) and nothing):
+                raise
+            assert_same(whole(self.model), before)
+            return None
+
+    def _expected(self, force):
+        """What `inject` must draw, what it may, and whether there is anything to inject."""
+        analysis = kv.analyze(self.model)
+        ours = self.ledger.kernels_of_ours().values()
+        some = any(analysis.context_of(variable) is not None for variable, _ in ours)
+        return *self.ledger.injections(analysis, force), some
+
+    def _drawn(self, report):
+        analysis = kv.analyze(self.model)
+        paths = {row.path for row in report.drawn}
+        found = {id(v): analysis.context_of(v) for v in self.model.weights}
+        return {key for key, c in found.items() if (c is not None) and c.path in paths}
+
+    def _check_injection(self, report, before, expected, live=True):
+        must, may, _ = expected
+        drawn = self._drawn(report)
+        assert drawn <= may
+        if live:
+            assert must <= drawn
+        self._assert_kept(before, drawn)
+        self._assert_differ(drawn)
+        ours = self.ledger.kernels_of_ours()
+        for variable, initializer in (ours[key] for key in drawn):
+            assert bits(initializer(variable.shape, variable.dtype)) == bits(variable)
+        self.ledger.record(drawn, injected=True)
+        self.ledger.settled = True
+
+    def _assert_kept(self, before, free):
+        """No weight but the free ones differs in any bit."""
+        for variable in self.model.weights:
+            if id(variable) not in free:
+                assert bits(variable) == before[id(variable)], variable.path
+
+    def _assert_differ(self, drawn):
+        """No kernel that was just drawn equals any other weight."""
+        now = values(self.model)
+        for key in drawn:
+            assert list(now.values()).count(now[key]) == 1
