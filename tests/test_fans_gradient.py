@@ -48,6 +48,9 @@ class Linear:
         self.variable, self.context = variable, analysis.context_of(variable)
         self.noise = white
         assert analysis.notes == ()
+        if not self.context.spatial_axes:  # no boundary, so the counts are the same everywhere
+            means = self.context.mean_fan_in, self.context.mean_fan_out
+            assert (self.context.fan_in, self.context.fan_out) == pytest.approx(means)
 
     def draw(self, rng, mean_fan):
         kernel = rng.standard_normal(self.variable.shape) / np.sqrt(mean_fan)
@@ -280,6 +283,8 @@ CASES = {
     "transpose1d": transpose(1, (7, 8), strides=2, **SAME),
     "transpose2d valid, strided": transpose(2, (4, 5, 8), strides=2),
     "transpose2d same, strided": transpose(2, (4, 5, 8), strides=2, **SAME),
+    "transpose2d same": transpose(2, (3, 4, 8), **SAME),
+    "transpose2d same, size 5": transpose(2, (3, 3, 8), 5, strides=2, **SAME),
     "transpose2d, stride above size": transpose(2, (4, 4, 8), 2, strides=3, **SAME),
     "transpose2d dilated": transpose(2, (4, 5, 8), dilation_rate=2),
     "transpose3d": transpose(3, (3, 2, 3, 6), strides=2, **SAME),
