@@ -117,8 +117,8 @@ class History:
         if fault is None:
             assert drawn == expected & free
         self._assert_differ(drawn)
-        self.ledger.record(free, injected=False)
-        self.ledger.record(drawn, injected=True)
+        # The rest holds no draw of the initializer that its layer keeps.
+        self.ledger.record(drawn)
 
     def train(self, how, injector):
         if not self.model.trainable_variables:
@@ -174,6 +174,9 @@ class History:
 
     def reload(self):
         path = self.folder / "model.keras"
+        if self.compiled and not self.model.optimizer.built:
+            # Keras builds that of the loaded model, and then refuses a file without its state.
+            self.model.optimizer.build(self.model.trainable_variables)
         self.model.save(path)
         loaded, before = keras.saving.load_model(path), self.ledger
         assert [*values(loaded).values()] == [*values(self.model).values()]
@@ -219,10 +222,11 @@ class History:
         x = make(self.x.shape[-1])(inputs) if in_front and not integers else inputs
         x = self.model(x)
         larger = keras.Model(inputs, x if in_front and not integers else make(2)(x))
-        drawn, injected = self.ledger.drawn, self.ledger.injected
+        known, before = values(self.model), self.ledger
         self.ledger = Ledger(larger)
-        self.ledger.drawn.update(drawn)
-        self.ledger.injected, self.ledger.moved = injected, True
+        fresh = {key: value for key, value in self.ledger.drawn.items() if key not in known}
+        self.ledger.drawn = {**before.drawn, **fresh}
+        self.ledger.injected, self.ledger.moved = before.injected, True
         self._adopt(larger)
 
     def _copy(self):
@@ -270,7 +274,7 @@ class History:
         ours = self.ledger.kernels_of_ours()
         for variable, initializer in (ours[key] for key in drawn):
             assert bits(initializer(variable.shape, variable.dtype)) == bits(variable)
-        self.ledger.record(drawn, injected=True)
+        self.ledger.record(drawn)
         self.ledger.settled = True
 
     def _assert_kept(self, before, free):

@@ -136,9 +136,8 @@ class Ledger:
                     may.add(key)
         return must, must | may
 
-    def record(self, keys, *, injected):
-        """Notes that weights were drawn just now."""
+    def record(self, keys):
+        """Notes that kernels were drawn for their contexts just now."""
         now = values(self.model)
         self.drawn.update({key: now[key] for key in keys})
-        if injected:
-            self.injected |= keys
+        self.injected |= keys

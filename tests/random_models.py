@@ -289,13 +289,13 @@ def _graphs(rank, depth):
 
 
 def kernels_in(body):
-    """How many weight layers a body makes, about."""
+    """How many weight layers a body makes at least."""
     count = 0
     for block in body:
         inner = [block.get("body", ()), block.get("residual", ()), *block.get("branches", ())]
         count += sum(kernels_in(part) for part in inner)
         count += block.get("layer") not in (None, "norm", "relu", "pool")
-        count += "twice" in block or "residual" in block
+        count += "twice" in block
     return count
 
 
