@@ -44,6 +44,9 @@ class LayerContext:
             has unit-variance pre-activations; 1 at the model's input.
         backward_gain: γ_l, the share of gradient variance that this stage passes back from one of
             its outputs to one pre-activation.
+        signal_gain: E u² of this kernel's output u for a kernel of variance 1, by the signal engine
+            and for what the kernels in front of it are drawn with. None unless the initializer
+            uses it.
 
     Units: gains are ratios of second moments (variances), not of standard deviations.
 
@@ -70,6 +73,7 @@ class LayerContext:
     pool_size: int | None = 1
     forward_gain: float = 1.0
     backward_gain: float = 1.0
+    signal_gain: float | None = None
 
     def __post_init__(self) -> None:
         for name in ("path", "layer", "stream"):
@@ -98,6 +102,10 @@ class LayerContext:
             if name in ("forward_gain", "backward_gain"):
                 positive = math.isfinite(value) and value >= 0
             self._require(positive, name, "finite and positive")
+        gain = self.signal_gain
+        self._require(gain is None or _is_real(gain), "signal_gain", "a number or None", TypeError)
+        positive = gain is None or (math.isfinite(gain) and gain > 0)
+        self._require(positive, "signal_gain", "finite and positive, or None")
         is_name = self.activation is None or isinstance(self.activation, str)
         self._require(is_name, "activation", "a string or None", TypeError)
         self._require(self.pooling in _POOLINGS, "pooling", "one of None, 'max', 'average'")

@@ -200,13 +200,13 @@ def _conv_overlap(
     for k, n, s, d, (before, after) in zip(window, spatial, strides, dilation, pads, strict=True):
         if n is None:
             return None, None
-        low, outputs = _padding_and_outputs(n + before + after, k, s, d, padding)
+        low, outputs = padding_and_outputs(n + before + after, k, s, d, padding)
         overlap *= _taps_inside(n, k, s, d, low + before, outputs)
         positions *= outputs
     return overlap, positions
 
 
-def _padding_and_outputs(n: int, k: int, s: int, d: int, padding: str) -> tuple[int, int]:
+def padding_and_outputs(n: int, k: int, s: int, d: int, padding: str) -> tuple[int, int]:
     """Zeros that the layer itself puts before `n` entries, and the number of its outputs."""
     reach = (k - 1) * d + 1
     if padding == "same":

@@ -22,13 +22,15 @@ Shape = tuple[int | None, ...]
 class Recorded:
     """A symbolic computation: input tensors, output tensors, and Keras's nodes between them.
 
-    `constants` stand for numbers that a layer was called on, such as positions to be embedded.
+    `constants` stand for numbers that a layer was called on, such as positions to be embedded;
+    `values` are those numbers.
     """
 
     inputs: list[Any]
     outputs: list[Any]
     nodes: list[Any]
     constants: list[Any] = dataclasses.field(default_factory=list)
+    values: list[Any] = dataclasses.field(default_factory=list)
 
 
 def check_built(model: Any) -> Any:
@@ -242,25 +244,27 @@ def _recorded(layer: Any, args: Any, kwargs: Any) -> Recorded:
     inputs = [t for t in keras.tree.flatten((args, kwargs)) if is_symbolic(t)]
     inner = layers_of(layer)
     constants: list[Any] = []
+    values: list[Any] = []
     with contextlib.ExitStack() as stack:
-        stack.enter_context(_leaving_no_trace([layer, *inner]))
-        stack.enter_context(_shadowed(layer, "add_loss", lambda loss: None))
+        stack.enter_context(leaving_no_trace([layer, *inner]))
+        stack.enter_context(shadowed(layer, "add_loss", lambda loss: None))
         for each in inner:
             if own_variables(each):
-                stack.enter_context(_shadowed(each, "call", _recording(each, constants)))
+                stack.enter_context(shadowed(each, "call", _recording(each, constants, values)))
         results = layer.call(*args, **kwargs)
         outputs = [t for t in keras.tree.flatten(results) if is_symbolic(t)]
         nodes = _topological([*inputs, *constants], outputs)
-        return Recorded(inputs, outputs, nodes, constants)
+        return Recorded(inputs, outputs, nodes, constants, values)
 
 
-def _recording(layer: Any, constants: list[Any]) -> Callable[..., Any]:
+def _recording(layer: Any, constants: list[Any], values: list[Any]) -> Callable[..., Any]:
     """A layer's `call` that is recorded also where it is given numbers."""
     original = layer.call
 
     def renew(value: Any) -> Any:
         if not keras.ops.is_tensor(value):
             return value
+        values.append(value)
         constants.append(symbolic(tuple(value.shape), keras.backend.standardize_dtype(value.dtype)))
         return constants[-1]
 
@@ -282,7 +286,8 @@ def _with_batch_size(value: Any) -> Any:
 
 
 @contextlib.contextmanager
-def _leaving_no_trace(layers: Sequence[Any]) -> Iterator[None]:
+def leaving_no_trace(layers: Sequence[Any]) -> Iterator[None]:
+    """Calls of layers in it leave no node, loss, seed, counter or new variable behind."""
     records = [
         (record, len(record))
         for layer in layers
@@ -296,7 +301,7 @@ def _leaving_no_trace(layers: Sequence[Any]) -> Iterator[None]:
             for layer in unbuilt:
                 if not getattr(layer.build, "_is_default", False):
                     refusal = _refusing_to_build(layer.name)
-                    stack.enter_context(_shadowed(layer, "build", refusal))
+                    stack.enter_context(shadowed(layer, "build", refusal))
             yield
     finally:
         for layer in unbuilt:
@@ -332,7 +337,7 @@ def _refusing_to_build(name: str) -> Callable[..., None]:
 
 
 @contextlib.contextmanager
-def _shadowed(layer: Any, name: str, method: Callable[..., Any]) -> Iterator[None]:
+def shadowed(layer: Any, name: str, method: Callable[..., Any]) -> Iterator[None]:
     """Puts a function in place of one layer's method."""
     own, absent = vars(layer), object()
     before = own.get(name, absent)

@@ -10,13 +10,14 @@ from typing import Any
 import keras
 
 from keras_varinit import graph
-from keras_varinit.analysis import Analysis, analyze
+from keras_varinit.analysis import Analysis, Reading, read
 from keras_varinit.analysis.names import variable_names
 from keras_varinit.changes import Change, commit, drawn_value
 from keras_varinit.context import LayerContext
 from keras_varinit.initializers import ContextualInitializer
 from keras_varinit.initializers.base import stream_seed
 from keras_varinit.initializers.laws import describe, for_kernel, reseeded
+from keras_varinit.prediction import with_signal_gains
 from keras_varinit.reports import DRAWN, Report, ReportRow
 
 Scheme = Any
@@ -65,9 +66,11 @@ def initialize(
         >>> len(kv.initialize(model, "asv_backward", seed=0).drawn) > 50
         True
     """
-    analysis = analyze(model)
-    plan = _Plan(model, analysis, _resolver(scheme), seed, include_frozen)
+    analysis, reading = read(model)
     chosen, asked = _selected(model, layers)
+    plan = _Plan(model, analysis, seed, include_frozen)
+    plan.choose(_resolver(scheme), chosen, embeddings=asked)
+    plan.find_signal_gains(reading)
     for layer in chosen:
         plan.add_layer(layer, embeddings=asked)
     if not plan.kernels:
@@ -135,7 +138,6 @@ class _Plan:
         self,
         model: Any,
         analysis: Analysis,
-        resolve: Callable[[LayerContext], Any],
         seed: int | None,
         include_frozen: bool,
     ) -> None:
@@ -144,7 +146,7 @@ class _Plan:
         self.model = model
         self.names = variable_names(model)
         self.analysis = analysis
-        self.resolve = resolve
+        self.schemes: dict[int, Any] = {}
         self.seed = seed
         self.root = random.randint(1, 10**9) if seed is None else seed
         self.include_frozen = include_frozen
@@ -153,6 +155,30 @@ class _Plan:
         self.notes: list[str] = []
         self.kernels = 0
         self.drawn: list[tuple[int, int, Any, LayerContext]] = []
+
+    def choose(
+        self, resolve: Callable[[LayerContext], Any], layers: list[Any], *, embeddings: bool
+    ) -> None:
+        """Asks for the scheme of every kernel."""
+        for layer in layers:
+            if isinstance(layer, keras.layers.Embedding) and not embeddings:
+                continue
+            for variable in graph.own_variables(layer):
+                context = self.analysis.context_of(variable)
+                if context is not None and self.analysis.reason_to_leave(variable) is None:
+                    self.schemes[id(variable)] = resolve(context)
+
+    def find_signal_gains(self, reading: Reading) -> None:
+        """Completes the contexts of kernels whose schemes follow the signal."""
+        variables = {id(v): v for v in self.model.variables}
+        drawn = {
+            key: scheme
+            for key, scheme in self.schemes.items()
+            if scheme is not None
+            and (key not in variables or self._status(variables[key].trainable) == DRAWN)
+        }
+        self.analysis, notes = with_signal_gains(self.model, self.analysis, reading, drawn)
+        self.notes += notes
 
     def add_layer(self, layer: Any, *, embeddings: bool) -> None:
         """Plans for the variables that one layer created."""
@@ -172,7 +198,7 @@ class _Plan:
     def _add_kernel(
         self, layer: Any, variable: Any, attribute: str | None, context: LayerContext
     ) -> None:
-        scheme = self.resolve(context)
+        scheme = self.schemes.get(id(variable))
         if scheme is None:
             return
         self.kernels += 1

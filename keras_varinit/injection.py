@@ -7,10 +7,11 @@ from typing import Any
 import keras
 
 from keras_varinit import graph
-from keras_varinit.analysis import Analysis, analyze
+from keras_varinit.analysis import Analysis, read
 from keras_varinit.changes import Change, commit, drawn_value, holds_own_draw
 from keras_varinit.context import LayerContext
 from keras_varinit.initializers import ContextualInitializer
+from keras_varinit.prediction import with_signal_gains
 from keras_varinit.reports import DRAWN, Report, ReportRow
 
 
@@ -53,9 +54,11 @@ def inject(model: Any, *, force: bool = False) -> Report:
         >>> [row.status for row in report]
         ['drawn']
     """
-    analysis = analyze(model)
+    analysis, reading = read(model)
     owned = list(_owned_variables(model))
     _check_any(model, owned, analysis)
+    schemes = {id(item.variable): item.initializer for item in owned}
+    analysis, notes = with_signal_gains(model, analysis, reading, schemes)
     rows, changes = [], []
     for item, context, status in _decisions(owned, analysis, force):
         row, change = _plan(item, context, status)
@@ -63,7 +66,7 @@ def inject(model: Any, *, force: bool = False) -> Report:
         if change is not None:
             changes.append(change)
     commit(model, changes)
-    return Report(tuple(rows), analysis.notes)
+    return Report(tuple(rows), tuple(dict.fromkeys((*analysis.notes, *notes))))
 
 
 def _owned_variables(model: Any) -> Iterator[_Owned]:

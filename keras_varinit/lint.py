@@ -9,7 +9,7 @@ import keras
 import numpy as np
 
 from keras_varinit import graph
-from keras_varinit.analysis import Analysis, analyze
+from keras_varinit.analysis import Analysis, Reading, read
 from keras_varinit.initializers import ContextualInitializer
 from keras_varinit.initializers.laws import describe
 
@@ -64,7 +64,7 @@ def lint(model: Any) -> list[Finding]:
         >>> [finding.rule for finding in kv.lint(keras.Sequential([keras.Input((8,)), *layers]))]
         ['equal-weights']
     """
-    analysis = analyze(model, scales=True)
+    analysis, reading = read(model)
     return [
         *_equal_weights(model, analysis),
         *_wrong_fans(model, analysis),
@@ -73,7 +73,7 @@ def lint(model: Any) -> list[Finding]:
             Finding("unknown-layer", name, f"{reason}; register a rule, or initialize it by hand")
             for name, reason in analysis.unknown
         ),
-        *_scales(analysis),
+        *_scales(analysis, reading),
     ]
 
 
@@ -137,10 +137,18 @@ def _not_injected(model: Any, analysis: Analysis) -> Iterator[Finding]:
             )
 
 
-def _scales(analysis: Analysis) -> Iterator[Finding]:
-    """The first kernel that dies and the first that explodes."""
+def _scales(analysis: Analysis, reading: Reading) -> Iterator[Finding]:
+    """The first kernel that dies and the first that explodes, as the engine sees present values."""
+
+    def held(variable: Any, gain: float) -> float:
+        return float(np.mean(np.square(np.asarray(graph.view(variable), np.float32))))
+
+    predictions, _ = reading.predict(held, backward=False)
     dead = exploded = False
-    for context, scale in analysis.scales:
+    for key, prediction in predictions.items():
+        context, scale = analysis.by_variable.get(key), prediction.forward
+        if context is None or scale is None:
+            continue
         if scale < _DEAD and not dead:
             dead = True
             yield Finding(

@@ -27,6 +27,7 @@ import keras
 from keras_varinit.analysis import activation_rules, signal_rules, weight_rules
 from keras_varinit.analysis.names import variable_names
 from keras_varinit.analysis.reader import Graph, Node, build_graph, takes_training
+from keras_varinit.analysis.result import Analysis, Reading
 from keras_varinit.analysis.rules import (
     Call,
     Concatenation,
@@ -42,7 +43,7 @@ from keras_varinit.analysis.rules import (
     has_rule,
     role_of,
 )
-from keras_varinit.analysis.scale import output_scales
+from keras_varinit.analysis.signals import has_signal_rule
 from keras_varinit.analysis.stages import Gains, Signal, StageAhead
 from keras_varinit.context import LayerContext
 from keras_varinit.graph import (
@@ -58,91 +59,41 @@ _RULES = (activation_rules, signal_rules, weight_rules)
 _INFINITE = math.inf
 
 
-@dataclasses.dataclass(frozen=True)
-class Analysis:
-    """What `analyze` found: contexts by the path of the kernel, and what it could not know."""
-
-    contexts: dict[str, LayerContext]
-    notes: tuple[str, ...]
-    by_variable: dict[int, LayerContext] = dataclasses.field(repr=False)
-    unknown: tuple[tuple[str, str], ...] = ()
-    left_alone: dict[int, str] = dataclasses.field(default_factory=dict, repr=False)
-    scales: tuple[tuple[LayerContext, float], ...] = ()
-
-    def context_of(self, variable: Any) -> LayerContext | None:
-        """The context of a kernel's variable, or None."""
-        return self.by_variable.get(id(variable))
-
-    def reason_to_leave(self, variable: Any) -> str | None:
-        """Why a variable is not to be drawn (quantized, or with LoRA), or None."""
-        return self.left_alone.get(id(variable))
-
-    def extended(self, other: "Analysis") -> "Analysis":
-        """This analysis with what only the other one saw."""
-        return Analysis(
-            {**other.contexts, **self.contexts},
-            (*self.notes, *other.notes),
-            {**other.by_variable, **self.by_variable},
-            (*self.unknown, *other.unknown),
-            {**other.left_alone, **self.left_alone},
-            self.scales,
-        )
-
-    def __str__(self) -> str:
-        lines = [f"{'kernel':<40} depth  fan-in fan-out  activation  pooling    tau  gamma"]
-        for path, c in self.contexts.items():
-            pooling = "-" if c.pooling is None else f"{c.pooling} {c.pool_size}"
-            lines.append(
-                f"{path:<40} {c.depth:>5} {c.mean_fan_in:>7.5g} {c.mean_fan_out:>7.5g}  "
-                f"{c.activation or '-':<10}  {pooling:<9} {c.forward_gain:>5.3f}  "
-                f"{c.backward_gain:>5.3f}"
-            )
-        return "\n".join([*lines, *(f"note: {note}" for note in self.notes)])
-
-
-def analyze(model: Any, *, scales: bool = False) -> Analysis:
+def read(model: Any) -> tuple[Analysis, Reading]:
     """Reads the context of every kernel off a built model; nothing is changed.
 
-    Args:
-        model: A built `keras.Model` of any kind. One that defines its own `call` is called on
-            symbolic tensors, of which nothing stays behind.
-        scales: Whether to fill `.scales`, for which every kernel is read: pairs of a context and
-            the second moment of that kernel's output under the present weights, to first order.
-
     Returns:
-        An `Analysis`: `.contexts[path]` is the `LayerContext` of the kernel at that path, in the
-        order of the graph; `.notes` says what could not be known. Two kernels of one path (layers
-        of one name in two nested models) are told apart by `"path#2"`.
+        The contexts, and the graph that they were read from, for predictions.
 
     Raises:
         TypeError: `model` is no Keras model.
         ValueError: it is not built, or its own `call` cannot be followed symbolically.
-
-    Example:
-        >>> import keras, keras_varinit as kv
-        >>> model = keras.Sequential([keras.Input((8,)), keras.layers.Dense(4, activation="relu")])
-        >>> kv.analyze(model).contexts[model.layers[0].kernel.path].fan_in
-        8
     """
     names = variable_names(check_built(model))
-    analyzer = _Analyzer(build_graph(model, has_rule), names)
+    analyzer = _Analyzer(build_graph(model, is_known), names)
     found = analyzer.run()
-    if scales:
-        found = dataclasses.replace(found, scales=analyzer.scales(found))
+    readings = [Reading(analyzer.graph, tuple(analyzer.roles))]
     missing = _kernels_without(found, model, analyzer)
     if missing and functional_of(model) is None and takes_training(model):
         # What only training uses may never have been built; the rest is known without it.
         with contextlib.suppress(ValueError):
-            in_training = _Analyzer(build_graph(model, has_rule, training=True), names)
+            in_training = _Analyzer(build_graph(model, is_known, training=True), names)
             found = found.extended(in_training.run())
+            readings.append(Reading(in_training.graph, tuple(in_training.roles)))
             missing = _kernels_without(found, model, analyzer)
     unknown = [(names[id(v)][0], "how it is used is not known") for v in missing]
     notes = (*found.notes, *(f"{name}: {reason}" for name, reason in unknown))
-    return dataclasses.replace(
+    result = dataclasses.replace(
         found,
         notes=tuple(dict.fromkeys(notes)),
         unknown=tuple(dict.fromkeys((*found.unknown, *unknown))),
     )
+    return result, readings[-1]
+
+
+def is_known(operation: Any) -> bool:
+    """Whether an operation is one node of the graph: any rule says what it does."""
+    return has_rule(operation) or has_signal_rule(operation)
 
 
 def _kernels_without(found: Analysis, model: Any, analyzer: "_Analyzer") -> list[Any]:
@@ -212,11 +163,6 @@ class _Analyzer:
             for variable in own_variables(layer)
         }
 
-    def scales(self, found: Analysis) -> tuple[tuple[LayerContext, float], ...]:
-        """Each kernel's context and E u² of its output, in the order of the graph."""
-        scales = output_scales(self.graph, self.roles, found.by_variable)
-        return tuple((found.by_variable[key], scale) for key, scale in scales.items())
-
     def _role(self, node: Node) -> Role:
         shapes = self.graph.shapes
         call = Call(
@@ -230,6 +176,12 @@ class _Analyzer:
         except ValueError as error:
             self.notes.append(f"{node.operation.name}: {error}; what follows is not modelled")
             return Unknown()
+        if (
+            type(role) is Unknown
+            and has_signal_rule(node.operation)
+            and not has_rule(node.operation)
+        ):
+            return Transparent()  # a rule of the user's says what it does
         if isinstance(role, Unknown):
             kind = type(node.operation).__name__
             self.notes.append(f"{node.operation.name} ({kind}): {role.reason}")

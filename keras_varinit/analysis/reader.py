@@ -46,7 +46,10 @@ class Node:
 
 @dataclasses.dataclass
 class Graph:
-    """Nodes in topological order; `shapes`, `producers` and `consumers` are indexed by tensor."""
+    """Nodes in topological order; `shapes`, `producers` and `consumers` are indexed by tensor.
+
+    `constants` holds the numbers that some tensors are, by tensor.
+    """
 
     nodes: list[Node] = dataclasses.field(default_factory=list)
     shapes: list[Shape] = dataclasses.field(default_factory=list)
@@ -54,6 +57,7 @@ class Graph:
     consumers: list[list[int]] = dataclasses.field(default_factory=list)
     inputs: tuple[int, ...] = ()
     outputs: tuple[int, ...] = ()
+    constants: dict[int, Any] = dataclasses.field(default_factory=dict)
     notes: list[str] = dataclasses.field(default_factory=list)
 
     def new_tensor(self, shape: Shape) -> int:
@@ -88,13 +92,13 @@ def build_graph(model: Any, is_known: Callable[[Any], bool], *, training: bool =
     Args:
         model: A built `keras.Model`.
         is_known: Says of a layer whether it is one node; any other layer is opened.
-        training: Whether a model with its own `call` is called as in training.
+        training: Whether models and layers with their own `call` are called as in training.
 
     Raises:
         TypeError: not a Keras model.
         ValueError: the model is not built, or its `call` cannot be followed.
     """
-    reader = _Reader(Graph(), is_known)
+    reader = _Reader(Graph(), is_known, training)
     functional = functional_of(check_built(model))
     with keeping_names():
         if functional is not None:
@@ -150,14 +154,17 @@ def takes_training(layer: Any) -> bool:
 class _Reader:
     """Adds what Keras recorded to a graph."""
 
-    def __init__(self, graph: Graph, is_known: Callable[[Any], bool]) -> None:
+    def __init__(self, graph: Graph, is_known: Callable[[Any], bool], training: bool) -> None:
         self.graph = graph
         self.is_known = is_known
+        self.training = training
 
     def inline(self, recorded: Recorded, outer: Sequence[int]) -> tuple[int, ...]:
         """Adds nodes, the inputs bound to tensors of the graph; returns the outputs."""
         numbers = {id(t): n for t, n in zip(recorded.inputs, outer, strict=True)}
-        numbers.update({id(t): self.graph.new_tensor(shape_of(t)) for t in recorded.constants})
+        for tensor, value in zip(recorded.constants, recorded.values, strict=True):
+            numbers[id(tensor)] = self.graph.new_tensor(shape_of(tensor))
+            self.graph.constants[numbers[id(tensor)]] = value
         for node in recorded.nodes:
             inputs = [numbers[id(t)] for t in node.input_tensors]
             shapes = [shape_of(t) for t in node.output_tensors]
@@ -189,6 +196,8 @@ class _Reader:
         if functional is not None and given == [shape_of(t) for t in functional.inputs]:
             return recorded_model(functional)
         args, kwargs = _fresh_arguments(arguments, given)
+        if self.training and takes_training(operation):
+            kwargs.setdefault("training", True)
         try:
             return recorded_call(operation, args, kwargs)
         except Exception as error:  # whatever a user's `call` raises
@@ -214,7 +223,7 @@ class _Reader:
     ) -> tuple[int, ...]:
         """Both directions on the same input, then what merges them."""
         ends = [
-            self._call(layer, inputs[:1], shapes[:1], arguments)[0]
+            self._call(layer, inputs, shapes[:1], arguments)[0]
             for layer in (wrapper.forward_layer, wrapper.backward_layer)
         ]
         return self.graph.new_node(wrapper, ends, shapes, part="leave")

@@ -165,6 +165,11 @@ def has_rule(operation: Any) -> bool:
     return any(cls in _BY_CLASS for cls in type(operation).__mro__)
 
 
+def operation_classes(operation: Any) -> tuple[type, ...]:
+    """The class of an operation and its bases, the most specific first."""
+    return type(operation).__mro__
+
+
 def layer_classes(*names: str) -> tuple[type, ...]:
     """Classes of `keras.layers` by name; those that the installed Keras lacks are left out."""
     found = (getattr(keras.layers, name, None) for name in names)

@@ -12,6 +12,7 @@ from keras_varinit.initializers.enhanced import (
     EnhancedLecunNormal,
     EnhancedLecunUniform,
 )
+from keras_varinit.initializers.signal import SignalPreserving
 
 __all__ = [
     "ASVBackward",
@@ -25,4 +26,5 @@ __all__ = [
     "EnhancedHeUniform",
     "EnhancedLecunNormal",
     "EnhancedLecunUniform",
+    "SignalPreserving",
 ]

@@ -63,6 +63,11 @@ class ContextualInitializer(keras.initializers.Initializer):
         """Distribution of an entry, as far as a wrapper can use it."""
         return "other"
 
+    @property
+    def needs_signal(self) -> bool:
+        """Whether the context must hold the signal engine's gain."""
+        return False
+
     def with_context(self, context: LayerContext | None) -> Self:
         """Returns a copy that draws for `context`, from the same seed."""
         twin = copy.copy(self)

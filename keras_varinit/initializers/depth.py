@@ -96,6 +96,12 @@ class DepthScaled(ContextualInitializer):
         """Distribution of an entry."""
         return describe(self.initializer, (1, 1), None).family
 
+    @property
+    def needs_signal(self) -> bool:
+        """Whether the base needs the signal engine's gain."""
+        base = self.initializer
+        return isinstance(base, ContextualInitializer) and base.needs_signal
+
     def scale(self, depth: int, total_depth: int) -> float:
         """Returns k, the factor on the base initializer's variance, for one depth of a network."""
         if self.schedule == "constant":

@@ -61,6 +61,12 @@ class _EnhancedBase(ContextualInitializer):
                 f"`concentration`. Received: delta={delta!r}, concentration={concentration!r}."
             )
 
+    @property
+    def needs_signal(self) -> bool:
+        """Whether the base needs the signal engine's gain."""
+        base = self.initializer
+        return isinstance(base, ContextualInitializer) and base.needs_signal
+
     def stddev(self, shape: Sequence[int]) -> float | None:
         """Returns the base's standard deviation: a filter's variance has the base's as its mean."""
         return self._law(shape).stddev

@@ -1,0 +1,205 @@
+"""Positions along one axis of a map, and what windows do to pairs of them.
+
+The moments of a signal depend on a position only through its distance from the borders, and only
+near them. So a long axis is kept as a few classes: each of the first and last positions by itself,
+and one class for all in between. A linear operation along an axis is then a small matrix, on pairs
+of classes ("far" pairs) and on (offset, class) ("excess" of near pairs); matrices are averages over
+the members of a class and are computed once for each kind of window.
+"""
+
+import dataclasses
+import functools
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+
+Array = npt.NDArray[np.float64]
+Integers = npt.NDArray[np.int64]
+
+_CLASSES_BY_RANK = {1: 15, 2: 11, 3: 5}
+_LARGEST_OFFSET = 4
+
+
+@dataclasses.dataclass(frozen=True)
+class Axis:
+    """An axis of `size` positions in at most `limit` classes; `size` None: without borders."""
+
+    size: int | None
+    limit: int
+
+    @property
+    def count(self) -> int:
+        """Number of classes."""
+        return 1 if self.size is None else min(self.size, self.limit)
+
+    @property
+    def weights(self) -> Array:
+        """Share of the positions in each class; the sum is 1."""
+        return _weights(self.size, self.limit)
+
+    @property
+    def positions(self) -> Integers:
+        """One position of each class, the middle one where there are several."""
+        return _positions(self.size, self.limit)
+
+    def classes(self, positions: Integers) -> Integers:
+        """The class of each position; -1 outside."""
+        if self.size is None:
+            return np.zeros_like(positions)
+        border = (self.limit - 1) // 2
+        inside = (positions >= 0) & (positions < self.size)
+        if self.size <= self.limit:
+            found = positions
+        else:
+            from_end = self.limit - (self.size - positions)
+            found = np.where(positions < border, positions, np.maximum(border, from_end))
+        return np.where(inside, found, -1)
+
+
+def axes_of(sizes: tuple[int | None, ...]) -> tuple[Axis, ...]:
+    """The axes of a map."""
+    limit = _CLASSES_BY_RANK.get(len(sizes), 3)
+    return tuple(Axis(size, limit) for size in sizes)
+
+
+@functools.lru_cache(maxsize=512)
+def _weights(size: int | None, limit: int) -> Array:
+    axis = Axis(size, limit)
+    if size is None:
+        return np.ones(1)
+    return np.bincount(axis.classes(np.arange(size)), minlength=axis.count) / size
+
+
+@functools.lru_cache(maxsize=512)
+def _positions(size: int | None, limit: int) -> Integers:
+    axis = Axis(size, limit)
+    if size is None or size <= limit:
+        return np.arange(axis.count)
+    border = (limit - 1) // 2
+    ends = np.arange(size - (limit - border - 1), size)
+    return np.concatenate([np.arange(border), [size // 2], ends])
+
+
+@dataclasses.dataclass(frozen=True)
+class Window:
+    """What one output position reads along an axis.
+
+    * "conv": independent weights, one per tap: output i reads i·stride + a·dilation - low;
+    * "pool": the mean of the taps that lie inside the input;
+    * "transposed": independent weights; output p reads i where p = i·stride + a·dilation - low;
+    * "repeat": output p reads p // stride (nearest neighbour upsampling).
+    """
+
+    kind: Literal["conv", "pool", "transposed", "repeat"]
+    taps: int
+    stride: int
+    dilation: int
+    low: int
+    inputs: Axis
+    outputs: Axis
+
+    def reads(self, outputs: Integers) -> Integers:
+        """Input position of each (tap, output); out of range where there is none."""
+        taps = np.arange(self.taps)[:, None] * self.dilation
+        if self.kind == "repeat":
+            return np.asarray(outputs[None, :] // self.stride)
+        if self.kind == "transposed":
+            ahead = outputs[None, :] + self.low - taps
+            return np.where(ahead % self.stride == 0, ahead // self.stride, -1)
+        return np.asarray(outputs[None, :] * self.stride + taps - self.low)
+
+
+@dataclasses.dataclass(frozen=True)
+class AxisMap:
+    """The matrices of a window along one axis.
+
+    `means` (outputs, inputs) acts on one position, `far` (outputs², inputs²) on pairs of classes,
+    `excess` on (offset, class), with offsets up to `radius` behind it. `counts` is the mean number
+    of taps inside, by class of output.
+    """
+
+    means: Array
+    far: Array
+    excess: Array
+    radius: int
+    counts: Array
+
+
+@functools.lru_cache(maxsize=4096)
+def axis_map(window: Window, radius: int) -> AxisMap:
+    """The matrices of a window, for a signal whose excess reaches to offsets of `radius`."""
+    source, target = window.inputs, window.outputs
+    coherent = window.kind in ("pool", "repeat")
+    outputs = _members(target)
+    reads, valid = _reads(window, outputs)
+    inside = valid.sum(axis=0)
+    share = valid / np.maximum(inside, 1) if window.kind == "pool" else valid.astype(float)
+    classes = source.classes(reads)
+    members = target.classes(outputs)
+    sizes = np.bincount(members, minlength=target.count)
+
+    taps = np.zeros((window.taps, target.count, source.count))
+    for tap in range(window.taps):
+        ok = valid[tap]
+        np.add.at(taps[tap], (members[ok], classes[tap][ok]), share[tap][ok])
+    taps /= sizes[None, :, None]
+    means = taps.sum(axis=0)
+    if coherent:
+        far = np.kron(means, means)
+    else:
+        far = sum((np.kron(tap, tap) for tap in taps), np.zeros((target.count**2, source.count**2)))
+
+    new_radius = _new_radius(window, radius)
+    if target.size is not None:
+        new_radius = min(new_radius, target.size - 1)
+    width, new_width = 2 * radius + 1, 2 * new_radius + 1
+    excess = np.zeros((new_width, target.count, width, source.count))
+    for offset in range(-new_radius, new_radius + 1):
+        others = outputs + offset
+        other_reads, other_valid = _reads(window, others)
+        in_range = np.ones(len(outputs), bool)
+        if target.size is not None:
+            in_range = (others >= 0) & (others < target.size)
+        if window.kind == "pool":
+            other_share = other_valid / np.maximum(other_valid.sum(axis=0), 1)
+        else:
+            other_share = other_valid.astype(float)
+        for a in range(window.taps):
+            for b in range(window.taps) if coherent else (a,):
+                apart = other_reads[b] - reads[a]
+                ok = valid[a] & other_valid[b] & in_range & (np.abs(apart) <= radius)
+                place = (offset + new_radius, members[ok], apart[ok] + radius, classes[a][ok])
+                np.add.at(excess, place, share[a][ok] * other_share[b][ok])
+    excess /= sizes[None, :, None, None]
+    flat = excess.reshape(new_width * target.count, width * source.count)
+    counts = np.bincount(members, inside, minlength=target.count) / sizes
+    return AxisMap(means, far, flat, new_radius, counts)
+
+
+def _members(axis: Axis) -> Integers:
+    return np.arange(24) if axis.size is None else np.arange(axis.size)
+
+
+def _reads(window: Window, outputs: Integers) -> tuple[Integers, npt.NDArray[np.bool_]]:
+    reads = window.reads(outputs)
+    if window.inputs.size is None:
+        valid = reads > -(10**6)
+        if window.kind == "transposed":
+            valid = (outputs[None, :] + window.low) % window.stride == (
+                np.arange(window.taps)[:, None] * window.dilation
+            ) % window.stride
+        return reads, valid
+    return reads, (reads >= 0) & (reads < window.inputs.size)
+
+
+def _new_radius(window: Window, radius: int) -> int:
+    if window.kind == "pool":
+        reach = (radius + (window.taps - 1) * window.dilation) // window.stride
+    elif window.kind == "repeat":
+        reach = (radius + 1) * window.stride - 1
+    elif window.kind == "transposed":
+        reach = radius * window.stride
+    else:
+        reach = radius // window.stride
+    return min(reach, _LARGEST_OFFSET)

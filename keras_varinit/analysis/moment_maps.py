@@ -1,0 +1,306 @@
+"""Second moments of a signal at every position and between positions, in a small form.
+
+For a channel z of a layer's output, over random weights and inputs:
+
+* `far[p, q]` = E z_p z'_q of two examples, by classes of positions; its layout is (n₁, n₁, n₂, n₂,
+  …). Positions of one example that share no input have the same;
+* `excess[o, p]` = E z_p z_{p+o} - far[p, p+o] of one example, for small offsets o, in the layout
+  (w₁, n₁, w₂, n₂, …) with w = 2·radius + 1. Offset 0 is what an entry has over a pair;
+* `mean[p]` = E z_p.
+
+Moments are uncentred. Classes of positions are those of `axes.Axis`.
+"""
+
+import dataclasses
+import functools
+import math
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from keras_varinit.analysis.axes import Array, Axis, AxisMap, Integers, Window, axis_map
+from keras_varinit.moments import Activation
+
+Axes = tuple[Axis, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Moments:
+    """The moments of one group of channels.
+
+    Where `pre` is given the signal is `function` of it entry by entry, and `pre` is Gaussian.
+    """
+
+    axes: Axes
+    mean: Array
+    far: Array
+    excess: Array
+    radius: tuple[int, ...]
+    pre: "Moments | None" = None
+    function: Activation | None = None
+
+    @functools.cached_property
+    def second(self) -> Array:
+        """E z_p², by class of position."""
+        return diagonal(self.far) + self.excess[self._offset_zero]
+
+    @functools.cached_property
+    def second_moment(self) -> float:
+        """E z² over all positions."""
+        return self.average(self.second)
+
+    @functools.cached_property
+    def pair_moment(self) -> float:
+        """Mean of `far` over all pairs of positions."""
+        return float(np.sum(pair_weights(self.axes) * self.far))
+
+    @property
+    def variance(self) -> Array:
+        """E z_p² - (E z_p)², by class of position."""
+        return np.maximum(self.second - self.mean**2, 0.0)
+
+    @property
+    def spread(self) -> tuple[float, float]:
+        """Mean and standard deviation of an entry at a typical position."""
+        return self.average(self.mean), math.sqrt(self.average(self.variance))
+
+    @property
+    def correlation(self) -> float:
+        """Correlation of two far entries at typical positions."""
+        mean, std = self.spread
+        return (self.pair_moment - mean**2) / std**2 if std > 0 else 0.0
+
+    @property
+    def _offset_zero(self) -> tuple[int | slice, ...]:
+        return tuple(i for r in self.radius for i in (r, slice(None)))
+
+    def average(self, values: Array) -> float:
+        """Mean over positions of a value by class."""
+        return float(np.sum(position_weights(self.axes) * values))
+
+    def is_known(self) -> bool:
+        """Whether the moments are numbers."""
+        return math.isfinite(self.second_moment)
+
+    def copied(self) -> "Moments":
+        """Another signal of the same moments, which shares no entry with this one."""
+        pre = None if self.pre is None else dataclasses.replace(self.pre)
+        return dataclasses.replace(self, pre=pre)
+
+    def plain(self) -> "Moments":
+        """The same moments without the law behind them."""
+        if self.pre is None:
+            return self
+        return dataclasses.replace(self, pre=None, function=None)
+
+    def scaled(self, factor: float | Array) -> "Moments":
+        """Second moments times `factor`, given once or by class of position."""
+        scale = np.sqrt(np.broadcast_to(factor, self.mean.shape))
+        _, others, _ = near_pairs(self)
+        excess = self.excess * scale.ravel()[own_classes(self)] * scale.ravel()[others]
+        return Moments(self.axes, self.mean * scale, self.far * outer(scale), excess, self.radius)
+
+    def shifted(self, common: float) -> "Moments":
+        """Plus `common` on every pair, an entry with itself included: a random constant's share."""
+        return dataclasses.replace(self.plain(), far=self.far + common)
+
+    def with_second(self, second: Array) -> "Moments":
+        """With another E z_p²; pairs keep theirs."""
+        excess = self.excess.copy()
+        excess[self._offset_zero] = second - diagonal(self.far)
+        return dataclasses.replace(self, excess=excess, pre=None, function=None)
+
+    def mapped(self, windows: Sequence[Window]) -> "Moments":
+        """After a linear operation with a window along each axis."""
+        maps = [axis_map(w, r) for w, r in zip(windows, self.radius, strict=True)]
+        axes = tuple(w.outputs for w in windows)
+        counts = [a.count for a in axes]
+        mean = _apply([m.means for m in maps], self.mean)
+        far = _apply([m.far for m in maps], _grouped(self.far))
+        excess = _apply([m.excess for m in maps], _grouped(self.excess))
+        layout = [n for m, c in zip(maps, counts, strict=True) for n in (2 * m.radius + 1, c)]
+        return Moments(
+            axes,
+            mean,
+            far.reshape([n for c in counts for n in (c, c)]),
+            excess.reshape(layout),
+            tuple(m.radius for m in maps),
+        )
+
+    def weighted(self, windows: Sequence[Window], fan_in: float) -> "Moments":
+        """After `fan_in` channels through windows of independent weights of variance 1."""
+        after = self.mapped(windows).scaled(fan_in)
+        return dataclasses.replace(after, mean=np.zeros_like(after.mean))
+
+    def spread_over(self, axes: Axes) -> "Moments":
+        """Its averages, alike at all positions of other axes: what reshaping leaves of it."""
+        return uniform(axes, self.average(self.mean), self.second_moment, self.pair_moment)
+
+    def flattened(self) -> "Moments":
+        """All positions as features: averages at equal positions."""
+        mean = self.average(self.mean)
+        return uniform((), mean, self.second_moment, self.average(diagonal(self.far)))
+
+
+def uniform(axes: Axes, mean: float, second: float, pair: float) -> Moments:
+    """Equal moments everywhere: E z, E z² and, between positions and examples, E z_p z_q."""
+    return Moments(
+        axes,
+        np.full([a.count for a in axes], mean),
+        np.full([n for a in axes for n in (a.count, a.count)], pair),
+        np.full([n for a in axes for n in (1, a.count)], second - pair),
+        (0,) * len(axes),
+    )
+
+
+@functools.lru_cache(maxsize=512)
+def position_weights(axes: Axes) -> Array:
+    """Share of the positions in each class, over all axes."""
+    result = np.ones(())
+    for axis in axes:
+        result = result[..., None] * axis.weights
+    return result
+
+
+@functools.lru_cache(maxsize=512)
+def pair_weights(axes: Axes) -> Array:
+    """Share of the pairs of positions in each pair of classes."""
+    result = np.ones(())
+    for axis in axes:
+        result = result[..., None, None] * np.outer(axis.weights, axis.weights)
+    return result
+
+
+def diagonal(far: Array) -> Array:
+    """`far` at equal classes."""
+    for _ in range(far.ndim // 2):
+        far = np.diagonal(far, axis1=0, axis2=1)  # the diagonal becomes the last dimension
+    return np.asarray(far)
+
+
+def outer(values: Array) -> Array:
+    """values[p]·values[q] in the layout of `far`."""
+    rows = values.reshape([n for size in values.shape for n in (size, 1)])
+    columns = values.reshape([n for size in values.shape for n in (1, size)])
+    return np.asarray(rows * columns)
+
+
+def own_classes(moments: Moments) -> Integers:
+    """The flat class of p for each (offset, p) of `excess`."""
+    return _neighbours(moments.axes, moments.radius)[0]
+
+
+def near_pairs(moments: Moments) -> tuple[Array, Integers, npt.NDArray[np.bool_]]:
+    """For each (offset o, p) of `excess`: far[p, p+o], the flat class of p+o, whether it exists."""
+    own, others, inside = _neighbours(moments.axes, moments.radius)
+    return far_matrix(moments.far)[own, others], others, inside
+
+
+def far_matrix(far: Array) -> Array:
+    """`far` as a matrix over flat classes."""
+    rank = far.ndim // 2
+    order = [*range(0, 2 * rank, 2), *range(1, 2 * rank, 2)]
+    count = math.prod(far.shape[::2])
+    return far.transpose(order).reshape(count, count)
+
+
+@functools.lru_cache(maxsize=512)
+def _neighbours(
+    axes: Axes, radius: tuple[int, ...]
+) -> tuple[Integers, Integers, npt.NDArray[np.bool_]]:
+    rank = len(axes)
+    own = np.zeros((), np.int64)
+    others = np.zeros((), np.int64)
+    inside = np.ones((), bool)
+    for number, (axis, r) in enumerate(zip(axes, radius, strict=True)):
+        offsets = np.arange(-r, r + 1)[:, None]
+        found = axis.classes(axis.positions[None, :] + offsets)
+        here = np.broadcast_to(np.arange(axis.count), found.shape)
+        shape = [1] * (2 * rank)
+        shape[2 * number : 2 * number + 2] = found.shape
+        own = own * axis.count + here.reshape(shape)
+        others = others * axis.count + np.maximum(found, 0).reshape(shape)
+        inside = inside & (found >= 0).reshape(shape)
+    return own, others, inside
+
+
+def _grouped(values: Array) -> Array:
+    """Each pair of dimensions as one."""
+    shape = values.shape
+    return values.reshape([a * b for a, b in zip(shape[::2], shape[1::2], strict=True)])
+
+
+def _apply(matrices: Sequence[Array], values: Array) -> Array:
+    for axis, matrix in enumerate(matrices):
+        values = np.moveaxis(np.tensordot(matrix, values, axes=(1, axis)), 0, axis)
+    return np.array(values, order="C")  # which keeps an array without dimensions
+
+
+def combined(parts: Sequence[Moments], weights: Sequence[float]) -> Moments:
+    """Averages over groups of channels."""
+    if len(parts) == 1:
+        return parts[0]
+    total = sum(weights)
+    radius = tuple(max(r) for r in zip(*(p.radius for p in parts), strict=True))
+    widened = [widen(p, radius) for p in parts]
+
+    def mix(field: Callable[[Moments], Array]) -> Array:
+        return np.asarray(sum(w / total * field(p) for w, p in zip(weights, widened, strict=True)))
+
+    return Moments(
+        parts[0].axes, mix(lambda p: p.mean), mix(lambda p: p.far), mix(lambda p: p.excess), radius
+    )
+
+
+def widen(moments: Moments, radius: tuple[int, ...]) -> Moments:
+    """With excess up to larger offsets, where it is 0."""
+    if moments.radius == radius:
+        return moments
+    pads = [
+        pad
+        for new, old in zip(radius, moments.radius, strict=True)
+        for pad in ((new - old, new - old), (0, 0))
+    ]
+    return dataclasses.replace(moments, excess=np.pad(moments.excess, pads), radius=radius)
+
+
+def added(first: Moments, second: Moments, sign: float = 1.0) -> Moments:
+    """The sum of two signals made by different weights: they meet in their means alone."""
+    radius = tuple(max(r) for r in zip(first.radius, second.radius, strict=True))
+    first, second = widen(first, radius), widen(second, radius)
+    a = first.mean.reshape([n for size in first.mean.shape for n in (size, 1)])
+    b = second.mean.reshape([n for size in second.mean.shape for n in (1, size)])
+    at = first.mean.reshape([n for size in first.mean.shape for n in (1, size)])
+    bt = second.mean.reshape([n for size in second.mean.shape for n in (size, 1)])
+    far = first.far + second.far + sign * (a * b + at * bt)
+    mean = first.mean + sign * second.mean
+    return Moments(first.axes, mean, far, first.excess + second.excess, radius)
+
+
+def multiplied(first: Moments, second: Moments) -> Moments:
+    """The product of two signals made by different weights."""
+    radius = tuple(max(r) for r in zip(first.radius, second.radius, strict=True))
+    first, second = widen(first, radius), widen(second, radius)
+    near_first, near_second = near_pairs(first)[0], near_pairs(second)[0]
+    near = (near_first + first.excess) * (near_second + second.excess)
+    return Moments(
+        first.axes,
+        first.mean * second.mean,
+        first.far * second.far,
+        near - near_first * near_second,
+        radius,
+    )
+
+
+def broadcast(moments: Moments, axes: Axes) -> Moments:
+    """A signal with axes of size 1, or without axes, at all positions of others."""
+    if moments.axes == axes:
+        return moments
+    mean, far = moments.average(moments.mean), moments.pair_moment
+    return uniform(axes, mean, moments.second_moment, far)
+
+
+def axis_maps(moments: Moments, windows: Sequence[Window]) -> list[AxisMap]:
+    """The matrices of windows for this signal."""
+    return [axis_map(w, r) for w, r in zip(windows, moments.radius, strict=True)]

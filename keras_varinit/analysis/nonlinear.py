@@ -1,0 +1,170 @@
+"""What activations and max pooling do to the moments of a signal."""
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+from keras_varinit.analysis.axes import Array, Window
+from keras_varinit.analysis.moment_maps import (
+    Moments,
+    axis_maps,
+    near_pairs,
+    outer,
+    own_classes,
+    uniform,
+)
+from keras_varinit.moments import Activation
+from keras_varinit.pair_moments import (
+    MaximumLaw,
+    PointLaw,
+    is_homogeneous,
+    maximum_law,
+    point_law,
+)
+
+IDENTITY = Activation("linear", lambda s: s, ("linear",))
+
+
+def activated(moments: Moments, activation: Activation) -> Moments:
+    """f(u): u counts as Gaussian unless it is itself a function of something Gaussian.
+
+    E f(u_p)² is exact at each position; a pair has the geometric mean of the two positions' times
+    what its correlation makes of a pair at a typical position.
+    """
+    if activation.name == "linear":
+        return moments
+    if not moments.is_known():
+        return uniform(moments.axes, math.nan, math.nan, math.nan)
+    if moments.pre is not None and moments.function is not None:
+        return activated(moments.pre, composed(moments.function, activation))
+    law = law_of(moments, activation)
+    first, second = _by_position(moments, activation, law)
+    scale = np.sqrt(second / law.second) if law.second > 0 else np.zeros_like(second)
+    std, mean = np.sqrt(moments.variance), moments.mean
+    far = law.product(_correlation(moments.far - outer(mean), outer(std))) * outer(scale)
+    own, (far_near, others, inside) = own_classes(moments), near_pairs(moments)
+    flat_mean, flat_std, flat_scale = mean.ravel(), std.ravel(), scale.ravel()
+    covariance = far_near + moments.excess - flat_mean[own] * flat_mean[others]
+    rho = _correlation(covariance, flat_std[own] * flat_std[others])
+    near = law.product(rho) * flat_scale[own] * flat_scale[others]
+    result = Moments(moments.axes, first, far, near, moments.radius)
+    excess = np.where(inside, near - near_pairs(result)[0], 0.0)
+    result = Moments(moments.axes, first, far, excess, moments.radius).with_second(second)
+    return Moments(
+        moments.axes, first, far, result.excess, moments.radius, moments.plain(), activation
+    )
+
+
+def composed(first: Activation, second: Activation) -> Activation:
+    """second(first(u)) as one function."""
+    if first.name == "linear":
+        return second
+    return Activation(
+        f"{second.name} of {first.name}",
+        lambda s: second.function(first.function(s)),
+        (first, second),
+    )
+
+
+def law_of(moments: Moments, activation: Activation) -> PointLaw:
+    """The law of f(u) at a typical position."""
+    mean, std = moments.spread
+    return point_law(activation, _rounded(mean), _rounded(std))
+
+
+def _by_position(moments: Moments, activation: Activation, law: PointLaw) -> tuple[Array, Array]:
+    """E f(u_p) and E f(u_p)², interpolated over the standard deviations that there are."""
+    mean, std = moments.spread
+    spreads = np.sqrt(moments.variance)
+    if std == 0 or not math.isfinite(std) or np.ptp(spreads) <= 1e-9 * std:
+        return np.full_like(spreads, law.first), np.full_like(spreads, law.second)
+    if is_homogeneous(activation):
+        return law.first * spreads / std, law.second * (spreads / std) ** 2
+    grid = np.linspace(spreads.min(), spreads.max(), 7)
+    laws = [point_law(activation, _rounded(mean * s / std), _rounded(s)) for s in grid]
+    first = np.interp(spreads, grid, [each.first for each in laws])
+    return first, np.interp(spreads, grid, [each.second for each in laws])
+
+
+def max_pooled(moments: Moments, windows: Sequence[Window]) -> tuple[Moments, MaximumLaw, float]:
+    """The maximum over windows; also its law and the window's mean size, at a typical position.
+
+    The entries of a window count as equicorrelated with the window's mean correlation ρ; those of
+    two windows share a common part whose correlation is that of the windows' means over ρ. What
+    overlapping windows share beyond that enters to first order.
+    """
+    root = moments if moments.pre is None else moments.pre
+    function = IDENTITY if moments.function is None else moments.function
+    means = root.mapped(windows)
+    sizes = _window_sizes(root, windows)
+    variance = np.maximum(_window_means(root, windows) - means.mean**2, 0.0)
+    rho = _within(means, sizes, variance)
+    size, typical_rho = means.average(sizes), means.average(rho)
+    mean, std = means.average(means.mean), math.sqrt(means.average(variance))
+    typical = _maximum(function, mean, std, typical_rho, size)
+
+    first, second = np.empty_like(sizes), np.empty_like(sizes)
+    homogeneous = is_homogeneous(function)
+    for index in np.ndindex(sizes.shape):
+        own = math.sqrt(variance[index])
+        ratio = own / std if std > 0 else 1.0
+        # A homogeneous function passes the scale on, so that few laws serve all positions.
+        factor, seen = (ratio, 1.0) if homogeneous else (1.0, ratio)
+        law = _maximum(function, mean * seen, std * seen, float(rho[index]), float(sizes[index]))
+        first[index], second[index] = law.first * factor, law.second * factor**2
+
+    shared = typical_rho * std**2
+    scale = np.sqrt(second / typical.second) if typical.second > 0 else np.zeros_like(second)
+
+    def product(covariance: Array) -> Array:
+        common = typical.product(_correlation(covariance, np.full_like(covariance, shared)))
+        beyond = np.maximum(covariance - shared, 0.0) * typical.slope**2
+        return np.asarray(np.minimum(common + beyond, typical.second))
+
+    far = product(means.far - outer(means.mean)) * outer(scale)
+    own_class, (far_near, others, exists) = own_classes(means), near_pairs(means)
+    flat_mean, flat_scale = means.mean.ravel(), scale.ravel()
+    covariance = far_near + means.excess - flat_mean[own_class] * flat_mean[others]
+    near = product(covariance) * flat_scale[own_class] * flat_scale[others]
+    result = Moments(means.axes, first, far, near, means.radius)
+    excess = np.where(exists, near - near_pairs(result)[0], 0.0)
+    result = Moments(means.axes, first, far, excess, means.radius).with_second(second)
+    return result, typical, size
+
+
+def _maximum(function: Activation, mean: float, std: float, rho: float, size: float) -> MaximumLaw:
+    return maximum_law(function, _rounded(mean), _rounded(std), float(f"{rho:.6f}"), _rounded(size))
+
+
+def _within(means: Moments, sizes: Array, variance: Array) -> Array:
+    """Mean correlation of two entries of a window, from the variance of the window's mean."""
+    pairs = sizes**2 * (means.second - means.mean**2) - sizes * variance
+    rho = _correlation(pairs / np.maximum(sizes * (sizes - 1), 1e-12), variance)
+    return np.where(sizes > 1 + 1e-9, np.maximum(rho, 0.0), 0.0)
+
+
+def _window_sizes(moments: Moments, windows: Sequence[Window]) -> Array:
+    """Entries of each window that lie inside the input."""
+    sizes = np.ones(())
+    for each in axis_maps(moments, windows):
+        sizes = sizes[..., None] * each.counts
+    return sizes
+
+
+def _window_means(moments: Moments, windows: Sequence[Window]) -> Array:
+    """Mean of E u² over each window."""
+    values = moments.second
+    for axis, each in enumerate(axis_maps(moments, windows)):
+        values = np.moveaxis(np.tensordot(each.means, values, axes=(1, axis)), 0, axis)
+    return np.asarray(values)
+
+
+def _correlation(covariance: Array, scale: Array) -> Array:
+    with np.errstate(invalid="ignore", divide="ignore"):
+        rho = np.where(scale > 0, covariance / np.where(scale > 0, scale, 1.0), 0.0)
+    return np.clip(rho, -1.0, 1.0)
+
+
+def _rounded(value: float) -> float:
+    return float(f"{value:.9g}")

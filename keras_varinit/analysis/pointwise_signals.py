@@ -1,0 +1,194 @@
+"""The engine's rules of activations, dropout and normalization: what acts on entries alone."""
+
+import math
+from typing import Any
+
+import keras
+import numpy as np
+
+from keras_varinit.analysis.moment_maps import Moments, outer, uniform
+from keras_varinit.analysis.nonlinear import activated, composed, law_of
+from keras_varinit.analysis.rules import layer_classes
+from keras_varinit.analysis.signals import (
+    Gradient,
+    Gradients,
+    Outcome,
+    Signal,
+    Visit,
+    only_first,
+    signal_rule,
+)
+from keras_varinit.graph import own_variable, view
+from keras_varinit.moments import Activation
+
+
+def after_activation(signal: Signal, activation: Activation) -> Outcome:
+    """F of every entry; a gradient comes back times E f'²."""
+    output = signal.each(lambda m: activated(m, activation))
+
+    def pullback(gradients: Gradients) -> Gradients:
+        gradient = gradients[0]
+        if gradient is None:
+            return (None,)
+        factors, kept = [], 0.0
+        for _, moments in signal.parts:
+            factor, coherent = _passed_back(moments, activation)
+            factors.append(factor)
+            kept += coherent / len(signal.parts)
+        parts = tuple(g * f for g, f in zip(gradient.parts, factors, strict=True))
+        return (Gradient(parts, gradient.coherence * kept),)
+
+    return Outcome((output,), pullback)
+
+
+def _passed_back(moments: Moments, activation: Activation) -> tuple[float, float]:
+    """E f'² at an entry, and the share of coherence that is left between two."""
+    if moments.pre is not None and moments.function is not None:
+        # The slope of the outer function where the inner one has one.
+        whole = law_of(moments.pre, composed(moments.function, activation))
+        inner = law_of(moments.pre, moments.function)
+        share = whole.squared_slope / inner.squared_slope if inner.squared_slope > 0 else 0.0
+        return share, 1.0
+    if not math.isfinite(moments.second_moment):
+        return math.nan, 1.0
+    law = law_of(moments, activation)
+    if law.squared_slope <= 0:
+        return 0.0, 0.0
+    return law.squared_slope, law.slope_product(moments.correlation) / law.squared_slope
+
+
+@signal_rule("Dropout", *layer_classes("Dropout", "SpatialDropout1D", "SpatialDropout2D"))
+@signal_rule(*layer_classes("SpatialDropout3D"))
+def _dropout(visit: Visit) -> Outcome:
+    """In training: entries are 0 with probability p, the others divided by 1 - p."""
+    kept = 1 - float(getattr(visit.operation, "rate", 0.0))
+    signal = visit.inputs[0]
+    output = signal.each(lambda m: m.with_second(m.second / kept))
+    return Outcome((output,), _times(1 / kept, len(visit.inputs)))
+
+
+@signal_rule(*layer_classes("GaussianDropout"))
+def _gaussian_dropout(visit: Visit) -> Outcome:
+    rate = float(visit.operation.rate)
+    factor = 1 + rate / (1 - rate)
+    output = visit.inputs[0].each(lambda m: m.with_second(m.second * factor))
+    return Outcome((output,), _times(factor, len(visit.inputs)))
+
+
+@signal_rule(*layer_classes("GaussianNoise"))
+def _gaussian_noise(visit: Visit) -> Outcome:
+    variance = float(visit.operation.stddev) ** 2
+    output = visit.inputs[0].each(lambda m: m.with_second(m.second + variance))
+    return Outcome((output,), _times(1.0, len(visit.inputs)))
+
+
+def _times(factor: float, count: int) -> Any:
+    def pullback(gradients: Gradients) -> Gradients:
+        gradient = gradients[0]
+        return only_first(None if gradient is None else gradient.scaled(factor), count)
+
+    return pullback
+
+
+def _scales(layer: Any) -> tuple[float, float]:
+    """Mean squares of γ and β; 1 and 0 where a layer has none."""
+    found = []
+    for name, initial, neutral in (
+        ("gamma", keras.initializers.Ones, 1.0),
+        ("beta", keras.initializers.Zeros, 0.0),
+    ):
+        variable = own_variable(layer, name)
+        if variable is None and name == "gamma":
+            variable = own_variable(layer, "scale")
+        held = getattr(layer, f"{name}_initializer", None)
+        if variable is None or isinstance(held, initial):
+            found.append(neutral)
+        else:
+            found.append(float(np.mean(np.square(np.asarray(view(variable), np.float64)))))
+    return found[0], found[1]
+
+
+@signal_rule(keras.layers.BatchNormalization)
+def _batch_normalization(visit: Visit) -> Outcome:
+    """In training: mean and variance of a channel are those over examples and positions."""
+    layer, signal = visit.operation, visit.inputs[0]
+    gamma, beta = _scales(layer)
+    factors: dict[int, float] = {}
+
+    def normalized(moments: Moments) -> Moments:
+        if not math.isfinite(moments.second_moment):
+            factors[id(moments)] = math.nan
+            return _renewed(moments, gamma, beta)
+        common = moments.pair_moment
+        variance = max(moments.second_moment - common, 0.0) + layer.epsilon
+        factors[id(moments)] = gamma / variance
+        centred = Moments(
+            moments.axes,
+            np.zeros_like(moments.mean),
+            moments.far - common,
+            moments.excess,
+            moments.radius,
+        )
+        return centred.scaled(gamma / variance).shifted(beta)
+
+    output = signal.each(normalized)
+    return Outcome((output,), _per_part(signal, factors, len(visit.inputs)))
+
+
+def _renewed(moments: Moments, gamma: float, beta: float) -> Moments:
+    """Unit variance where nothing was known."""
+    return uniform(moments.axes, 0.0, gamma, 0.0).shifted(beta)
+
+
+def _per_part(signal: Signal, factors: dict[int, Any], count: int) -> Any:
+    def pullback(gradients: Gradients) -> Gradients:
+        gradient = gradients[0]
+        if gradient is None:
+            return only_first(None, count)
+        parts = tuple(
+            g * factors[id(m)] for (_, m), g in zip(signal.parts, gradient.parts, strict=True)
+        )
+        return only_first(Gradient(parts, gradient.coherence), count)
+
+    return pullback
+
+
+@signal_rule(
+    *layer_classes("LayerNormalization", "RMSNormalization", "GroupNormalization"),
+    "LayerNorm",
+    "RMSNorm",
+)
+def position_normalization(visit: Visit) -> Outcome:
+    """Each example by itself: over its channels, and with groups over its positions too."""
+    layer, signal = visit.operation, visit.inputs[0]
+    gamma, beta = _scales(layer) if isinstance(layer, keras.Layer) else (1.0, 0.0)
+    epsilon = float(getattr(layer, "epsilon", 1e-6) or 1e-6)
+    keeps_mean = "RMS" in type(layer).__name__
+    over_positions = "Group" in type(layer).__name__
+    total = signal.merged
+    mean = np.zeros_like(total.mean) if keeps_mean else total.mean
+    variance = np.asarray(total.second - mean**2)
+    if over_positions:
+        variance = np.full_like(variance, total.average(variance))
+        mean = np.full_like(mean, total.average(mean))
+    factor = gamma / (np.maximum(variance, 0.0) + epsilon)
+
+    def normalized(moments: Moments) -> Moments:
+        if not math.isfinite(moments.second_moment):
+            return _renewed(moments, gamma, beta)
+        # Each entry loses the mean over the channels: cross terms with the entry's own mean stay.
+        left = moments.mean - mean
+        far = moments.far - outer(moments.mean) + outer(left)
+        centred = Moments(moments.axes, left, far, moments.excess, moments.radius)
+        return centred.scaled(factor).shifted(beta)
+
+    output = signal.each(normalized)
+
+    def pullback(gradients: Gradients) -> Gradients:
+        gradient = gradients[0]
+        if gradient is None:
+            return only_first(None, len(visit.inputs))
+        parts = tuple(g * factor for g in gradient.parts)
+        return only_first(Gradient(parts, gradient.coherence), len(visit.inputs))
+
+    return Outcome((output,), pullback)

@@ -1,0 +1,178 @@
+"""The engine's rules of pooling."""
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+from keras_varinit.analysis.axes import Window
+from keras_varinit.analysis.moment_maps import Axes, Moments, axis_maps, uniform
+from keras_varinit.analysis.nonlinear import IDENTITY, law_of, max_pooled
+from keras_varinit.analysis.rules import layer_classes, per_dimension
+from keras_varinit.analysis.shape_signals import number_of_positions, unknown
+from keras_varinit.analysis.signals import (
+    Gradient,
+    Gradients,
+    Outcome,
+    Visit,
+    layout,
+    only_first,
+    signal_rule,
+)
+from keras_varinit.analysis.weight_signals import channel_axis_of, in_layout, summed_back
+from keras_varinit.fans import padding_and_outputs
+from keras_varinit.pair_moments import maximum_law
+
+
+def _pool_windows(visit: Visit, source: Axes, target: Axes) -> list[Window]:
+    layer, rank = visit.operation, len(source)
+    sizes = per_dimension(layer.pool_size, rank)
+    strides = per_dimension(layer.strides or layer.pool_size, rank)
+    found = []
+    for axis in range(rank):
+        size = source[axis].size or 10**6
+        low, _ = padding_and_outputs(size, sizes[axis], strides[axis], 1, layer.padding)
+        found.append(Window("pool", sizes[axis], strides[axis], 1, low, source[axis], target[axis]))
+    return found
+
+
+def _overlap(windows: Sequence[Window]) -> float:
+    """Mean number of ordered pairs of windows that share an entry."""
+    squares = means = 1.0
+    for window in windows:
+        mean = window.taps / window.stride
+        low = math.floor(mean)
+        squares *= low**2 * (1 - (mean - low)) + (low + 1) ** 2 * (mean - low)
+        means *= mean
+    return squares - means
+
+
+@signal_rule(*layer_classes("MaxPooling1D", "MaxPooling2D", "MaxPooling3D"), "MaxPool")
+def _max_pooling(visit: Visit) -> Outcome:
+    channel_axis = channel_axis_of(visit.operation)
+    signal = in_layout(visit, channel_axis)
+    target, _ = layout(visit.output_shape, channel_axis)
+    if not all(m.is_known() for _, m in signal.parts):
+        return unknown(visit)
+    windows = _pool_windows(visit, signal.axes, target)
+    shares: dict[int, float] = {}
+    sizes: dict[int, float] = {}
+
+    def pooled(moments: Moments) -> Moments:
+        result, law, size = max_pooled(moments, windows)
+        before = law_of(moments.pre or moments, moments.function or IDENTITY)
+        slope = before.squared_slope
+        shares[id(moments)] = law.squared_slope / slope if slope > 0 else 0.0
+        sizes[id(moments)] = size
+        return result
+
+    output = signal.each(pooled)
+
+    def pullback(gradients: Gradients) -> Gradients:
+        gradient = gradients[0]
+        if gradient is None:
+            return (None,)
+        parts = []
+        for (_, moments), g in zip(signal.parts, gradient.parts, strict=True):
+            back = summed_back(windows, moments, g)
+            # Two windows give an entry their gradients together if it wins in both.
+            both = gradient.coherence * _overlap(windows) / (1.7 * sizes[id(moments)])
+            back = back + both * float(np.mean(g))
+            parts.append(back * shares[id(moments)])
+        return (Gradient(tuple(parts), gradient.coherence),)
+
+    return Outcome((output,), pullback)
+
+
+@signal_rule(*layer_classes("AveragePooling1D", "AveragePooling2D", "AveragePooling3D"))
+@signal_rule("AveragePool")
+def _average_pooling(visit: Visit) -> Outcome:
+    channel_axis = channel_axis_of(visit.operation)
+    signal = in_layout(visit, channel_axis)
+    target, _ = layout(visit.output_shape, channel_axis)
+    windows = _pool_windows(visit, signal.axes, target)
+    output = signal.each(lambda m: m.mapped(windows))
+
+    def pullback(gradients: Gradients) -> Gradients:
+        gradient = gradients[0]
+        if gradient is None:
+            return (None,)
+        parts = []
+        for (_, moments), g in zip(signal.parts, gradient.parts, strict=True):
+            sizes = np.ones(())
+            for each in axis_maps(moments, windows):
+                sizes = sizes[..., None] * np.maximum(each.counts, 1e-9)
+            apart = summed_back(windows, moments, g / sizes)
+            together = summed_back(windows, moments, np.sqrt(g)) ** 2
+            parts.append((1 - gradient.coherence) * apart + gradient.coherence * together)
+        return (Gradient(tuple(parts), gradient.coherence),)
+
+    return Outcome((output,), pullback)
+
+
+@signal_rule(
+    *layer_classes("GlobalAveragePooling1D", "GlobalAveragePooling2D", "GlobalAveragePooling3D"),
+    "Mean",
+)
+def global_average(visit: Visit) -> Outcome:
+    """The mean over all positions: pairs of positions, and what near ones have beyond that."""
+    signal = in_layout(visit, channel_axis_of(visit.operation, visit.inputs[0].channel_axis))
+    count = number_of_positions(signal.axes)
+    target, _ = layout(visit.output_shape, signal.channel_axis)
+    rank = len(signal.axes)
+
+    def averaged(moments: Moments) -> Moments:
+        beyond = moments.excess.sum(axis=tuple(range(0, 2 * rank, 2)))
+        second = moments.pair_moment + moments.average(beyond) / count
+        return uniform(target, moments.average(moments.mean), second, moments.pair_moment)
+
+    output = signal.each(averaged)
+
+    def pullback(gradients: Gradients) -> Gradients:
+        gradient = gradients[0]
+        if gradient is None:
+            return only_first(None, len(visit.inputs))
+        parts = tuple(
+            np.full_like(m.mean, float(np.mean(g)) / count**2)
+            for (_, m), g in zip(signal.parts, gradient.parts, strict=True)
+        )
+        return only_first(Gradient(parts, 1.0), len(visit.inputs))
+
+    return Outcome((output,), pullback)
+
+
+@signal_rule(
+    *layer_classes("GlobalMaxPooling1D", "GlobalMaxPooling2D", "GlobalMaxPooling3D"), "Max"
+)
+def _global_max(visit: Visit) -> Outcome:
+    signal = in_layout(visit, channel_axis_of(visit.operation, visit.inputs[0].channel_axis))
+    count = number_of_positions(signal.axes)
+    target, _ = layout(visit.output_shape, signal.channel_axis)
+    if not math.isfinite(count) or not all(m.is_known() for _, m in signal.parts):
+        visit.note(f"{visit.operation.name}: the maximum over a map of unknown size is not known")
+        return unknown(visit)
+    shares: dict[int, float] = {}
+
+    def pooled(moments: Moments) -> Moments:
+        root, function = moments.pre or moments, moments.function or IDENTITY
+        mean, std = root.spread
+        rho = min(max(root.correlation, 0.0), 1.0)
+        law = maximum_law(function, mean, std, rho, count)
+        slope = law_of(root, function).squared_slope
+        shares[id(moments)] = law.squared_slope / slope if slope > 0 else 0.0
+        pair = float(law.product(np.ones(1))[0])  # the same common part in every example
+        return uniform(target, law.first, law.second, min(pair, law.second))
+
+    output = signal.each(pooled)
+
+    def pullback(gradients: Gradients) -> Gradients:
+        gradient = gradients[0]
+        if gradient is None:
+            return only_first(None, len(visit.inputs))
+        parts = tuple(
+            np.full_like(m.mean, float(np.mean(g)) / count * shares[id(m)])
+            for (_, m), g in zip(signal.parts, gradient.parts, strict=True)
+        )
+        return only_first(Gradient(parts, 0.0), len(visit.inputs))
+
+    return Outcome((output,), pullback)

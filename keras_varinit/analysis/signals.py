@@ -1,0 +1,204 @@
+"""What the signal engine carries along a tensor: moments forward, gradients back; and its rules.
+
+A rule is found by the operation's class and its bases, or by name for operations of `keras.ops`;
+an operation without one is treated as its role says (see `rules`).
+"""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+from keras_varinit.analysis.axes import Array, axes_of
+from keras_varinit.analysis.moment_maps import Axes, Moments, combined, position_weights, uniform
+from keras_varinit.analysis.rules import Call, Role, operation_classes
+from keras_varinit.graph import Shape, is_raw_operation, operation_name
+
+
+@dataclasses.dataclass(frozen=True)
+class Signal:
+    """Moments of a tensor, by groups of channels: (number of channels, moments).
+
+    `channel_axis` is the tensor's dimension that holds the channels; the others but the batch are
+    positions.
+    """
+
+    parts: tuple[tuple[int, Moments], ...]
+    channel_axis: int = -1
+
+    @property
+    def axes(self) -> Axes:
+        """The axes of its positions."""
+        return self.parts[0][1].axes
+
+    @property
+    def channels(self) -> int:
+        """Number of channels."""
+        return sum(n for n, _ in self.parts)
+
+    @property
+    def merged(self) -> Moments:
+        """Averages over all channels."""
+        return combined([m for _, m in self.parts], [n for n, _ in self.parts])
+
+    @property
+    def second_moment(self) -> float:
+        """E z² over all entries."""
+        return sum(n * m.second_moment for n, m in self.parts) / self.channels
+
+    def each(self, function: Callable[[Moments], Moments]) -> "Signal":
+        """A function of each group; equal groups stay the same object."""
+        done: dict[int, Moments] = {}
+        parts = []
+        for n, moments in self.parts:
+            if id(moments) not in done:
+                done[id(moments)] = function(moments)
+            parts.append((n, done[id(moments)]))
+        return dataclasses.replace(self, parts=tuple(parts))
+
+    def scaled(self, factor: float) -> "Signal":
+        """Second moments times `factor`."""
+        return self.each(lambda m: m.scaled(factor))
+
+
+@dataclasses.dataclass(frozen=True)
+class Gradient:
+    """E (dL/dz)² by group of channels and class of position.
+
+    `coherence` is the correlation of the gradients at two positions of a channel, on average.
+    """
+
+    parts: tuple[Array, ...]
+    coherence: float = 0.0
+
+    def second_moment(self, signal: Signal) -> float:
+        """E (dL/dz)² over all entries of the signal."""
+        weights = position_weights(signal.axes)
+        total = sum(
+            n * float((weights * g).sum())
+            for (n, _), g in zip(signal.parts, self.parts, strict=True)
+        )
+        return total / signal.channels
+
+    def scaled(self, factor: float) -> "Gradient":
+        """Second moments times `factor`."""
+        return Gradient(tuple(g * factor for g in self.parts), self.coherence)
+
+
+Gradients = Sequence[Gradient | None]
+Pullback = Callable[[Gradients], Gradients]
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """What a rule returns: the outputs, and how gradients come back to the inputs."""
+
+    outputs: tuple[Signal, ...]
+    pullback: Pullback
+
+
+@dataclasses.dataclass(frozen=True)
+class Visit:
+    """One call as the engine's rules see it.
+
+    `variance_of(kernel, gain)` is the variance of an entry of a kernel whose output has the second
+    moment gain·variance; `forward` and `backward` take down what a kernel's output carries.
+    """
+
+    call: Call
+    role: Role
+    inputs: tuple[Signal, ...]
+    variance_of: Callable[[Any, float], float]
+    forward: Callable[[Any, float], None]
+    backward: Callable[[Any, float], None]
+    note: Callable[[str], None]
+
+    @property
+    def operation(self) -> Any:
+        """The layer or operation that is called."""
+        return self.call.operation
+
+    @property
+    def output_shape(self) -> Shape:
+        """Shape of the first output."""
+        return self.call.output_shapes[0]
+
+
+SignalRule = Callable[[Visit], Outcome | Signal]
+
+_Rule = TypeVar("_Rule", bound=SignalRule)
+
+_RULES: dict[type | str, SignalRule] = {}
+
+
+def signal_rule(*kinds: type | str) -> Callable[[_Rule], _Rule]:
+    """Decorator: registers what layers of a class (and its subclasses) do to signals.
+
+    The function takes a `Visit` and returns the output's `Signal`, or an `Outcome` that also says
+    how gradients come back; without that, gradients come back with the change of scale that the
+    signal went through.
+
+    Args:
+        *kinds: Layer classes, and names of operations of `keras.ops` such as "Relu".
+
+    Raises:
+        TypeError: a kind is neither a class nor a name.
+
+    Example:
+        >>> import keras, keras_varinit as kv
+        >>> class Halve(keras.layers.Layer):
+        ...     def call(self, x):
+        ...         return x / 2
+        >>> @kv.signal_rule(Halve)
+        ... def halve(visit):
+        ...     return visit.inputs[0].scaled(0.25)
+    """
+    for kind in kinds:
+        if not isinstance(kind, type | str):
+            raise TypeError(
+                f"signal_rule: takes layer classes and names of operations. Received: {kind!r}."
+            )
+
+    def decorate(function: _Rule) -> _Rule:
+        for kind in kinds:
+            _RULES[kind] = function
+        return function
+
+    return decorate
+
+
+def signal_rule_of(operation: Any) -> SignalRule | None:
+    """The most specific rule for an operation, or None."""
+    if is_raw_operation(operation):
+        return _RULES.get(operation_name(operation))
+    return next((_RULES[c] for c in operation_classes(operation) if c in _RULES), None)
+
+
+def has_signal_rule(operation: Any) -> bool:
+    """Whether there is a rule of the engine for an operation."""
+    return signal_rule_of(operation) is not None
+
+
+def alike(shape: Shape, channel_axis: int, mean: float, second: float, pair: float) -> Signal:
+    """A signal of that shape with equal moments everywhere."""
+    axes, channels = layout(shape, channel_axis)
+    return Signal(((channels, uniform(axes, mean, second, pair)),), channel_axis)
+
+
+def layout(shape: Shape, channel_axis: int) -> tuple[Axes, int]:
+    """The axes of the positions and the number of channels of a tensor."""
+    if len(shape) < 2:
+        return (), 1
+    inner = list(shape[1:])
+    place = channel_axis - 1 if channel_axis > 0 else channel_axis
+    channels = inner.pop(place)
+    return axes_of(tuple(inner)), channels or 1
+
+
+def unchanged(visit: Visit) -> Outcome:
+    """The first input as it is."""
+    return Outcome(visit.inputs[:1], lambda gradients: (gradients[0],) + (None,) * 8)
+
+
+def only_first(gradient: Gradient | None, count: int) -> Gradients:
+    """A gradient for the first of several inputs."""
+    return (gradient, *[None] * (count - 1))

@@ -1,0 +1,334 @@
+"""The engine's rules of layers with kernels: E u² of what they put out, and gradients through them.
+
+Kernels are independent and zero-mean, so E u_p u_q = Var(w)·Σ E z z over the taps that p and q have
+in common, and the gradient comes back through the same sums.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import keras
+import numpy as np
+
+from keras_varinit.analysis import rules
+from keras_varinit.analysis.axes import Array, Window
+from keras_varinit.analysis.moment_maps import Axes, Moments, axis_maps, uniform
+from keras_varinit.analysis.pointwise_signals import after_activation
+from keras_varinit.analysis.rules import Call, Weights, layer_classes, per_dimension
+from keras_varinit.analysis.signals import (
+    Gradient,
+    Gradients,
+    Outcome,
+    Signal,
+    Visit,
+    alike,
+    layout,
+    only_first,
+    signal_rule,
+)
+from keras_varinit.fans import padding_and_outputs
+from keras_varinit.graph import own_variable, view
+
+
+def channel_axis_of(layer: Any, default: int = -1) -> int:
+    """The dimension of the channels in a layer's input and output."""
+    data_format = getattr(layer, "data_format", None)
+    if data_format is None:
+        return default
+    return 1 if data_format == "channels_first" else -1
+
+
+def in_layout(visit: Visit, channel_axis: int) -> Signal:
+    """The first input with its channels where a layer expects them."""
+    signal, shape = visit.inputs[0], visit.call.input_shapes[0]
+    if signal.channel_axis % len(shape) == channel_axis % len(shape) or len(shape) == 2:
+        return Signal(signal.parts, channel_axis)
+    axes, channels = layout(shape, channel_axis)
+    return Signal(((channels, signal.merged.spread_over(axes)),), channel_axis)
+
+
+def bias_moment(layer: Any) -> float:
+    """Mean square of a layer's bias."""
+    bias = own_variable(layer, "bias")
+    if bias is None or isinstance(
+        getattr(layer, "bias_initializer", None), keras.initializers.Zeros
+    ):
+        return 0.0
+    return float(np.mean(np.square(np.asarray(view(bias), np.float64))))
+
+
+def windows(call: Call, source: Axes, target: Axes) -> list[Window]:
+    """The windows of a convolution layer."""
+    layer = call.operation
+    rank = len(source)
+    sizes = per_dimension(layer.kernel_size, rank)
+    strides = per_dimension(layer.strides, rank)
+    dilation = per_dimension(layer.dilation_rate, rank)
+    found = []
+    for axis in range(rank):
+        size = source[axis].size
+        low, _ = padding_and_outputs(
+            size or 10**6, sizes[axis], strides[axis], dilation[axis], layer.padding
+        )
+        found.append(
+            Window(
+                "conv",
+                sizes[axis],
+                strides[axis],
+                dilation[axis],
+                low,
+                source[axis],
+                target[axis],
+            )
+        )
+    return found
+
+
+def transposed_windows(call: Call, source: Axes, target: Axes) -> list[Window]:
+    """The windows of a transposed convolution layer."""
+    layer = call.operation
+    rank = len(source)
+    sizes = per_dimension(layer.kernel_size, rank)
+    strides = per_dimension(layer.strides, rank)
+    dilation = per_dimension(layer.dilation_rate, rank)
+    found = []
+    for axis in range(rank):
+        n, m, low = source[axis].size, target[axis].size, 0
+        k, s, d = sizes[axis], strides[axis], dilation[axis]
+        if layer.padding == "same" and n is not None and m is not None:
+            low = max((n - 1) * s + (k - 1) * d + 1 - m, 0) // 2
+        found.append(Window("transposed", k, s, d, low, source[axis], target[axis]))
+    return found
+
+
+def summed_back(windows: Sequence[Window], moments: Moments, gradient: Array) -> Array:
+    """Σ over the outputs that read an input of E g², by class of the input's position."""
+    for axis, (window, each) in enumerate(zip(windows, axis_maps(moments, windows), strict=True)):
+        source, target = window.inputs, window.outputs
+        if source.size is None or target.size is None:
+            ratio = window.stride if window.kind == "transposed" else 1 / window.stride
+        else:
+            ratio = target.size / source.size
+        matrix = each.means.T * target.weights[None, :] / source.weights[:, None] * ratio
+        gradient = np.moveaxis(np.tensordot(matrix, gradient, axes=(1, axis)), 0, axis)
+    return gradient
+
+
+class Weighing:
+    """One kernel at work: its variance for the signal it reads, and what it passes on."""
+
+    def __init__(self, visit: Visit, kernel: rules.Kernel, unit: Sequence[tuple[int, Moments]]):
+        """`unit`: what comes out, by groups of channels, for a kernel of variance 1."""
+        self.visit, self.kernel = visit, kernel
+        self.unit = unit
+        gain = sum(n * m.second_moment for n, m in unit) / sum(n for n, _ in unit)
+        self.variance = visit.variance_of(kernel.variable, gain)
+
+    def output(self, bias: float, channel_axis: int) -> Signal:
+        """The kernel's output, which is taken down."""
+        parts = tuple((n, m.scaled(self.variance).shifted(bias)) for n, m in self.unit)
+        signal = Signal(parts, channel_axis)
+        self.visit.forward(self.kernel.variable, signal.second_moment)
+        return signal
+
+    def came_back(self, gradient: Gradient | None, output: Signal) -> None:
+        """Takes down the gradient at the kernel's output."""
+        if gradient is not None:
+            self.visit.backward(self.kernel.variable, gradient.second_moment(output))
+
+
+def with_activation(visit: Visit, linear: Outcome) -> Outcome:
+    """Followed by the activation inside the layer."""
+    role = visit.role
+    if not isinstance(role, Weights) or role.activation is None:
+        return linear
+    after = after_activation(linear.outputs[0], role.activation)
+
+    def pullback(gradients: Gradients) -> Gradients:
+        return linear.pullback(after.pullback(gradients))
+
+    return Outcome(after.outputs, pullback)
+
+
+@signal_rule(*layer_classes("Conv1D", "Conv2D", "Conv3D"))
+def _conv(visit: Visit) -> Outcome:
+    layer = visit.operation
+    channel_axis = channel_axis_of(layer)
+    target, channels = layout(visit.output_shape, channel_axis)
+    signal = in_layout(visit, channel_axis)
+    merged = signal.merged
+    taps = windows(visit.call, signal.axes, target)
+    groups = getattr(layer, "groups", 1)
+    return _shared(visit, signal, merged, taps, signal.channels // groups, channels, groups)
+
+
+@signal_rule(*layer_classes("Conv1DTranspose", "Conv2DTranspose", "Conv3DTranspose"))
+def _conv_transpose(visit: Visit) -> Outcome:
+    channel_axis = channel_axis_of(visit.operation)
+    target, channels = layout(visit.output_shape, channel_axis)
+    signal = in_layout(visit, channel_axis)
+    taps = transposed_windows(visit.call, signal.axes, target)
+    return _shared(visit, signal, signal.merged, taps, signal.channels, channels, 1)
+
+
+def _shared(
+    visit: Visit,
+    signal: Signal,
+    merged: Moments,
+    taps: list[Window],
+    fan_in: int,
+    channels: int,
+    groups: int,
+) -> Outcome:
+    """Every output channel sums `fan_in` channels over the taps."""
+    role = visit.role
+    if not isinstance(role, Weights):
+        raise TypeError("a rule of weight layers met another role")
+    unit = merged.weighted(taps, fan_in)
+    weighing = Weighing(visit, role.kernels[0], [(channels, unit)])
+    output = weighing.output(bias_moment(visit.operation), signal.channel_axis)
+    spread = math.prod(w.stride for w in taps if w.kind == "conv")
+
+    def pullback(gradients: Gradients) -> Gradients:
+        gradient = gradients[0]
+        weighing.came_back(gradient, output)
+        if gradient is None:
+            return only_first(None, len(visit.inputs))
+        back = summed_back(taps, merged, gradient.parts[0])
+        back = back * (weighing.variance * channels / groups)
+        count = len(signal.parts)
+        return only_first(Gradient((back,) * count, gradient.coherence / spread), len(visit.inputs))
+
+    return with_activation(visit, Outcome((output,), pullback))
+
+
+@signal_rule(keras.layers.Dense)
+def _dense(visit: Visit) -> Outcome:
+    signal = in_layout(visit, -1)
+    channels = visit.output_shape[-1] or 1
+    return _shared(
+        visit, signal, signal.merged, in_place(signal.axes), signal.channels, channels, 1
+    )
+
+
+def in_place(axes: Axes) -> list[Window]:
+    """Windows of one entry: each position by itself."""
+    return [Window("conv", 1, 1, 1, 0, axis, axis) for axis in axes]
+
+
+@signal_rule(*layer_classes("DepthwiseConv1D", "DepthwiseConv2D"))
+def _depthwise(visit: Visit) -> Outcome:
+    linear, _ = _each_channel(visit, visit.operation.depth_multiplier)
+    return with_activation(visit, linear)
+
+
+def _each_channel(visit: Visit, multiplier: int) -> tuple[Outcome, Signal]:
+    """Every channel is convolved by itself, `multiplier` times."""
+    layer, role = visit.operation, visit.role
+    if not isinstance(role, Weights):
+        raise TypeError("a rule of weight layers met another role")
+    channel_axis = channel_axis_of(layer)
+    target, _ = layout(visit.output_shape, channel_axis)
+    signal = in_layout(visit, channel_axis)
+    taps = windows(visit.call, signal.axes, target)
+    mapped = Signal(signal.parts, channel_axis).each(lambda m: m.weighted(taps, 1))
+    unit = [(n * multiplier, m) for n, m in mapped.parts]
+    weighing = Weighing(visit, role.kernels[0], unit)
+    single = len(role.kernels) == 1
+    output = weighing.output(bias_moment(layer) if single else 0.0, channel_axis)
+    spread = math.prod(w.stride for w in taps)
+
+    def pullback(gradients: Gradients) -> Gradients:
+        gradient = gradients[0]
+        weighing.came_back(gradient, output)
+        if gradient is None:
+            return only_first(None, len(visit.inputs))
+        back = tuple(
+            summed_back(taps, m, g) * (weighing.variance * multiplier)
+            for (_, m), g in zip(signal.parts, gradient.parts, strict=True)
+        )
+        return only_first(Gradient(back, gradient.coherence / spread), len(visit.inputs))
+
+    return Outcome((output,), pullback), signal
+
+
+@signal_rule(*layer_classes("SeparableConv1D", "SeparableConv2D"))
+def _separable(visit: Visit) -> Outcome:
+    role = visit.role
+    if not isinstance(role, Weights):
+        raise TypeError("a rule of weight layers met another role")
+    first, _ = _each_channel(visit, visit.operation.depth_multiplier)
+    between = first.outputs[0]
+    channels = layout(visit.output_shape, between.channel_axis)[1]
+    unit = between.merged.weighted(in_place(between.axes), between.channels)
+    weighing = Weighing(visit, role.kernels[1], [(channels, unit)])
+    output = weighing.output(bias_moment(visit.operation), between.channel_axis)
+
+    def pullback(gradients: Gradients) -> Gradients:
+        gradient = gradients[0]
+        weighing.came_back(gradient, output)
+        if gradient is None:
+            return first.pullback((None,))
+        back = gradient.parts[0] * (weighing.variance * channels)
+        return first.pullback((Gradient((back,) * len(between.parts), gradient.coherence),))
+
+    return with_activation(visit, Outcome((output,), pullback))
+
+
+@signal_rule(keras.layers.Embedding)
+def _embedding(visit: Visit) -> Outcome:
+    """A row per token; tokens count as drawn evenly from the vocabulary."""
+    role = visit.role
+    if not isinstance(role, Weights):
+        raise TypeError("a rule of weight layers met another role")
+    rows = role.kernels[0].variable.shape[0]
+    unit = alike(visit.output_shape, -1, 0.0, 1.0, 1.0 / rows)
+    weighing = Weighing(visit, role.kernels[0], unit.parts)
+    output = weighing.output(0.0, -1)
+
+    def pullback(gradients: Gradients) -> Gradients:
+        weighing.came_back(gradients[0], output)
+        return [None] * len(visit.inputs)
+
+    return Outcome((output,), pullback)
+
+
+def general_kernels(visit: Visit) -> Outcome:
+    """Kernels known by their fans alone: the averages of the input, alike everywhere.
+
+    A recurrent kernel reads what this does not follow; what leaves its layer is not known.
+    """
+    role, signal = visit.role, visit.inputs[0]
+    if not isinstance(role, Weights):
+        raise TypeError("a rule of weight layers met another role")
+    merged = signal.merged
+    kernel = next(k for k in role.kernels if not k.reads_own_output)
+    recurrent = any(k.reads_own_output for k in role.kernels)
+    fan_in, fan_out = kernel.fans.fan_in, kernel.fans.fan_out
+    axes, channels = layout(visit.output_shape, signal.channel_axis)
+    unit = uniform(
+        axes,
+        0.0,
+        fan_in * merged.second_moment,
+        fan_in * merged.pair_moment,
+    )
+    weighing = Weighing(visit, kernel, [(channels, unit)])
+    output = weighing.output(bias_moment(visit.operation), signal.channel_axis)
+    if recurrent or len(role.kernels) > 1:
+        visit.note(f"{visit.operation.name}: what its kernels do together is not modelled")
+        unknown = alike(visit.output_shape, signal.channel_axis, math.nan, math.nan, math.nan)
+        return Outcome(
+            (unknown,) * len(visit.call.output_shapes), lambda _: [None] * len(visit.inputs)
+        )
+
+    def pullback(gradients: Gradients) -> Gradients:
+        gradient = gradients[0]
+        weighing.came_back(gradient, output)
+        if gradient is None:
+            return [None] * len(visit.inputs)
+        second = gradient.second_moment(output) * weighing.variance * fan_out
+        parts = tuple(np.full_like(m.mean, second) for _, m in signal.parts)
+        return only_first(Gradient(parts, gradient.coherence), len(visit.inputs))
+
+    return with_activation(visit, Outcome((output,), pullback))

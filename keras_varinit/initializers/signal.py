@@ -1,0 +1,118 @@
+"""Signal-preserving variances, from the library's own signal engine (`analysis.engine`).
+
+The engine finds the gain g of a kernel: E u² = g·Var(w) for its output u, given what the kernels in
+front of it are drawn with. So
+
+    Var(w) = target / g.
+
+g counts what the independent formulas leave out: the covariance between positions, exact borders,
+residual sums and concatenations.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+import keras
+
+from keras_varinit.context import LayerContext
+from keras_varinit.initializers.base import (
+    ContextualInitializer,
+    Family,
+    Float32Array,
+    draw,
+    neutral_fans,
+    register,
+)
+
+Distribution = Literal["normal", "truncated_normal", "uniform"]
+_DISTRIBUTIONS = ("normal", "truncated_normal", "uniform")
+_NEUTRAL_GAIN = 0.5
+
+
+@register("signal_preserving")
+class SignalPreserving(ContextualInitializer):
+    """Gives every weight layer's output the second moment `target`.
+
+    Var(w) = target/g, g the signal engine's second moment of the layer's output for a kernel of
+    variance 1: it follows the signal through activations, pooling, normalization, residual sums and
+    concatenations, with the covariance between positions. The choice for deep networks without
+    normalization, plain or residual.
+
+    Args:
+        distribution: `"normal"`, `"truncated_normal"` (at two standard deviations, rescaled) or
+            `"uniform"`; the variance is the same.
+        target: Second moment that the layer's output is to have, greater than 0. Defaults to 1.
+        seed: Integer or None.
+        context: Set by `inject`. Without it g = fan_in/2, with fan-in read off the shape: He's
+            initialization times `target`. Where the engine does not know what reaches the layer
+            (the report says so), and for recurrent kernels, g = τ·ε/M' as in `ASVForward`.
+
+    Shape: any kernel; with a context the fans are the layer's true ones.
+
+    Units: `stddev` is a standard deviation, `target` a second moment.
+
+    Raises:
+        TypeError, ValueError: an argument is of the wrong type or out of range.
+
+    Example:
+        >>> import keras, keras_varinit as kv
+        >>> layers = [keras.Input((64,)), keras.layers.Dense(64, "relu"), keras.layers.Dense(8)]
+        >>> model = keras.Sequential(layers)
+        >>> report = kv.initialize(model, "signal_preserving", seed=0)
+        >>> [round(p.forward, 6) for p in kv.analyze(model).predicted.values()]
+        [1.0, 1.0]
+
+    Reference: this library; the recursion is that of mean-field theory (Poole et al. 2016; Xiao et
+    al. 2018) with borders, strides and pooling.
+    """
+
+    def __init__(
+        self,
+        distribution: Distribution = "normal",
+        target: float = 1.0,
+        seed: int | None = None,
+        context: LayerContext | Mapping[str, Any] | None = None,
+    ) -> None:
+        super().__init__(seed=seed, context=context)
+        self._checked_choice("distribution", distribution, _DISTRIBUTIONS)
+        self.distribution: Distribution = distribution
+        self.target = self._checked_number("target", target, above=0)
+
+    @property
+    def family(self) -> Family:
+        """Distribution of an entry."""
+        return self.distribution
+
+    @property
+    def needs_signal(self) -> bool:
+        """Whether the context must hold the signal engine's gain."""
+        return True
+
+    def stddev(self, shape: Sequence[int]) -> float:
+        """Returns the standard deviation of every entry."""
+        context = self._context_for(shape)
+        if context is None:
+            gain = _NEUTRAL_GAIN * neutral_fans(shape)[0]
+        elif context.signal_gain is not None:
+            gain = context.signal_gain
+        else:
+            gain = (context.forward_gain or _NEUTRAL_GAIN) * context.mean_fan_in
+        return math.sqrt(self.target / gain)
+
+    def neutral(self) -> keras.initializers.Initializer:
+        """Returns He's initialization with the scale of `target`."""
+        distributions = {"normal": "untruncated_normal"}
+        return keras.initializers.VarianceScaling(
+            scale=self.target / _NEUTRAL_GAIN,
+            mode="fan_in",
+            distribution=distributions.get(self.distribution, self.distribution),
+            seed=self.seed,
+        )
+
+    def get_config(self) -> dict[str, Any]:
+        """Returns the configuration, JSON primitives only."""
+        return {"distribution": self.distribution, "target": self.target, **super().get_config()}
+
+    def _sample(self, shape: tuple[int, ...]) -> Float32Array:
+        return draw(self._stream_key(), shape, self.distribution, self.stddev(shape))

@@ -1,0 +1,174 @@
+"""Functions of correlated Gaussians: pair moments by Hermite series, maxima by quadrature.
+
+For u = m + σs with s ~ N(0, 1), f(u) = Σ aₙ hₙ(s) with the normalized Hermite polynomials hₙ, and
+two such variables of correlation ρ have E f(u) f(u') = Σ aₙ² ρⁿ (Mehler). The series is cut at
+n = 40; what is left of E f² stands as one more power, so that ρ = 1 is exact.
+"""
+
+import dataclasses
+import functools
+import math
+
+import numpy as np
+import numpy.typing as npt
+
+from keras_varinit.moments import Activation, normal_density
+
+Array = npt.NDArray[np.float64]
+
+_LIMIT = 9.0
+_STEP = 1 / 64
+_TERMS = 40
+_TABLE = np.linspace(-1.0, 1.0, 1025)
+
+
+@functools.cache
+def _grid() -> tuple[Array, Array, Array]:
+    """Nodes, weights Σ w g ≈ E g(s), and the values of h₀ … at the nodes."""
+    nodes = np.arange(-_LIMIT, _LIMIT + _STEP / 2, _STEP)
+    weights = _STEP * normal_density(nodes)
+    polynomials = np.empty((_TERMS, len(nodes)))
+    polynomials[0], polynomials[1] = 1.0, nodes
+    for n in range(2, _TERMS):
+        polynomials[n] = (
+            nodes * polynomials[n - 1] - math.sqrt(n - 1) * polynomials[n - 2]
+        ) / math.sqrt(n)
+    return nodes, weights, polynomials
+
+
+@functools.cache
+def _middles() -> Array:
+    """Weights of the cells between nodes, on which slopes are taken."""
+    nodes = _grid()[0]
+    return _STEP * normal_density((nodes[1:] + nodes[:-1]) / 2)
+
+
+@dataclasses.dataclass(frozen=True)
+class PointLaw:
+    """What an activation makes of u ~ N(m, σ²).
+
+    `first` E f, `second` E f², `slope` E f', `squared_slope` E f'² (slopes with respect to u), and
+    two tables over correlations: E f(u) f(u') and E f'(u) f'(u').
+    """
+
+    first: float
+    second: float
+    slope: float
+    squared_slope: float
+    products: Array
+    slope_products: Array
+
+    def product(self, correlation: Array) -> Array:
+        """E f(u) f(u') for pairs of that correlation."""
+        return np.interp(correlation, _TABLE, self.products)
+
+    def slope_product(self, correlation: float) -> float:
+        """E f'(u) f'(u') for a pair of that correlation."""
+        return float(np.interp(correlation, _TABLE, self.slope_products))
+
+
+def _series(coefficients: Array, total: float) -> Array:
+    """Σ aₙ² ρⁿ over the table of correlations, exact at ρ = 1."""
+    powers = coefficients**2
+    rest = max(total - float(powers.sum()), 0.0)
+    # The rest of a kink's series is in every other power: even ones, as the cut is.
+    return np.asarray(np.polynomial.polynomial.polyval(_TABLE, np.append(powers, rest)))
+
+
+@functools.lru_cache(maxsize=4096)
+def point_law(activation: Activation, mean: float, std: float) -> PointLaw:
+    """The law of f(u), u ~ N(mean, std²)."""
+    nodes, weights, polynomials = _grid()
+    values = np.asarray(activation.function(mean + std * nodes), np.float64)
+    second = float(np.sum(weights * values**2))
+    coefficients = polynomials @ (weights * values)
+    slopes = np.diff(values) / (std * _STEP) if std > 0 else np.zeros(len(nodes) - 1)
+    squared_slope = float(np.sum(_middles() * slopes**2))
+    middle = (polynomials[:, 1:] + polynomials[:, :-1]) / 2
+    slope_coefficients = middle @ (_middles() * slopes)
+    return PointLaw(
+        first=float(coefficients[0]),
+        second=second,
+        slope=float(slope_coefficients[0]),
+        squared_slope=squared_slope,
+        products=_series(coefficients, second),
+        slope_products=_series(slope_coefficients, squared_slope),
+    )
+
+
+@functools.lru_cache(maxsize=256)
+def is_homogeneous(activation: Activation) -> bool:
+    """Whether f(cs) = c·f(s) for c > 0, so that scale passes through: identity, ReLU, its kin."""
+    s = np.linspace(-3.0, 3.0, 61)
+    values = np.asarray(activation.function(s), np.float64)
+    return all(
+        np.allclose(activation.function(c * s), c * values, rtol=1e-5, atol=1e-6)
+        for c in (0.37, 4.1)
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class MaximumLaw:
+    """The maximum of f over T equicorrelated Gaussians u.
+
+    `first` and `second` moments of the maximum; `slope` E f' and `squared_slope` E f'² at the entry
+    that wins; `products`: E M M' of two windows over a table of the correlation between their
+    common parts.
+    """
+
+    first: float
+    second: float
+    slope: float
+    squared_slope: float
+    products: Array
+
+    def product(self, correlation: Array) -> Array:
+        """E M M' for windows whose common parts have that correlation."""
+        return np.interp(correlation, _TABLE, self.products)
+
+
+_COMMON_NODES, _COMMON_WEIGHTS = np.polynomial.hermite_e.hermegauss(24)
+_COMMON_WEIGHTS = _COMMON_WEIGHTS / math.sqrt(2 * math.pi)
+_COMMON_TERMS = 16
+
+
+@functools.cache
+def _common_polynomials() -> Array:
+    values = np.empty((_COMMON_TERMS, len(_COMMON_NODES)))
+    values[0], values[1] = 1.0, _COMMON_NODES
+    for n in range(2, _COMMON_TERMS):
+        values[n] = (_COMMON_NODES * values[n - 1] - math.sqrt(n - 1) * values[n - 2]) / math.sqrt(
+            n
+        )
+    return values
+
+
+@functools.lru_cache(maxsize=4096)
+def maximum_law(
+    activation: Activation, mean: float, std: float, correlation: float, count: float
+) -> MaximumLaw:
+    """The law of max f(uᵢ) over `count` variables uᵢ = mean + std·(√ρ c + √(1-ρ) eᵢ).
+
+    Given the common part c the entries are independent, so P(max ≤ v | c) = P(f(u) ≤ v | c)^T: the
+    nodes are put in the order of f, and the maximum's weight of a node is the growth of that power.
+    """
+    nodes, _, _ = _grid()
+    nodes = nodes[::2]
+    rho = min(max(correlation, 0.0), 0.9999)
+    values = np.asarray(activation.function(mean + std * nodes), np.float64)
+    edges = np.asarray(activation.function(mean + std * (nodes + _STEP)), np.float64)
+    slopes = (edges - values) / (std * _STEP) if std > 0 else np.zeros_like(values)
+    order = np.argsort(values, kind="stable")
+    spread = math.sqrt(1 - rho)
+    centred = (nodes[None, :] - math.sqrt(rho) * _COMMON_NODES[:, None]) / spread
+    weights = normal_density(centred)[:, order]
+    cumulated = np.cumsum(weights, axis=1)
+    cumulated /= cumulated[:, -1:]
+    share = np.diff(cumulated**count, axis=1, prepend=0.0)
+    given = share @ np.stack(
+        [values[order], values[order] ** 2, slopes[order], slopes[order] ** 2], axis=1
+    )
+    first, second, slope, squared_slope = (_COMMON_WEIGHTS @ given).tolist()
+    coefficients = _common_polynomials() @ (_COMMON_WEIGHTS * given[:, 0])
+    total = float(_COMMON_WEIGHTS @ given[:, 0] ** 2)
+    return MaximumLaw(first, second, slope, squared_slope, _series(coefficients, total))
