@@ -55,6 +55,21 @@ class Moments:
         """Mean of `far` over all pairs of positions."""
         return float(np.sum(pair_weights(self.axes) * self.far))
 
+    @functools.cached_property
+    def with_average(self) -> Array:
+        """Mean of `far` over one of the two positions: E z_p times the channel's mean."""
+        weights = position_weights(self.axes).ravel()
+        return np.asarray((far_matrix(self.far) @ weights).reshape(self.mean.shape))
+
+    def without_average(self) -> "Moments":
+        """Every channel less its mean over examples and positions, which is random itself."""
+        row = self.with_average
+        rows = row.reshape([n for size in row.shape for n in (size, 1)])
+        columns = row.reshape([n for size in row.shape for n in (1, size)])
+        far = self.far - rows - columns + self.pair_moment
+        mean = self.mean - self.average(self.mean)
+        return Moments(self.axes, mean, far, self.excess, self.radius)
+
     @property
     def variance(self) -> Array:
         """E z_p² - (E z_p)², by class of position."""

@@ -119,17 +119,9 @@ def _batch_normalization(visit: Visit) -> Outcome:
         if not math.isfinite(moments.second_moment):
             factors[id(moments)] = math.nan
             return _renewed(moments, gamma, beta)
-        common = moments.pair_moment
-        variance = max(moments.second_moment - common, 0.0) + layer.epsilon
-        factors[id(moments)] = gamma / variance
-        centred = Moments(
-            moments.axes,
-            np.zeros_like(moments.mean),
-            moments.far - common,
-            moments.excess,
-            moments.radius,
-        )
-        return centred.scaled(gamma / variance).shifted(beta)
+        centred = moments.without_average()
+        factors[id(moments)] = gamma / (max(centred.second_moment, 0.0) + layer.epsilon)
+        return centred.scaled(factors[id(moments)]).shifted(beta)
 
     output = signal.each(normalized)
     return Outcome((output,), _per_part(signal, factors, len(visit.inputs)))
