@@ -19,6 +19,7 @@ Array = npt.NDArray[np.float64]
 _LIMIT = 9.0
 _STEP = 1 / 64
 _TERMS = 40
+_JUMP = 8.0
 _TABLE = np.linspace(-1.0, 1.0, 1025)
 
 
@@ -67,6 +68,19 @@ class PointLaw:
         return float(np.interp(correlation, _TABLE, self.slope_products))
 
 
+def _slopes(differences: Array, std: float) -> Array:
+    """Slopes over steps of the grid; where the function jumps, those at its sides.
+
+    A jump is one step many times as steep as both its neighbours; backpropagation sees none of it.
+    """
+    if std == 0:
+        return np.zeros_like(differences)
+    slopes = differences / (std * _STEP)
+    sides = np.stack([np.append(slopes[0], slopes[:-1]), np.append(slopes[1:], slopes[-1])])
+    jumps = np.abs(slopes) > _JUMP * np.abs(sides).max(axis=0)
+    return np.where(jumps, sides.mean(axis=0), slopes)
+
+
 def _series(coefficients: Array, total: float) -> Array:
     """Σ aₙ² ρⁿ over the table of correlations, exact at ρ = 1."""
     powers = coefficients**2
@@ -82,7 +96,7 @@ def point_law(activation: Activation, mean: float, std: float) -> PointLaw:
     values = np.asarray(activation.function(mean + std * nodes), np.float64)
     second = float(np.sum(weights * values**2))
     coefficients = polynomials @ (weights * values)
-    slopes = np.diff(values) / (std * _STEP) if std > 0 else np.zeros(len(nodes) - 1)
+    slopes = _slopes(np.diff(values), std)
     squared_slope = float(np.sum(_middles() * slopes**2))
     middle = (polynomials[:, 1:] + polynomials[:, :-1]) / 2
     slope_coefficients = middle @ (_middles() * slopes)
@@ -157,7 +171,7 @@ def maximum_law(
     rho = min(max(correlation, 0.0), 0.9999)
     values = np.asarray(activation.function(mean + std * nodes), np.float64)
     edges = np.asarray(activation.function(mean + std * (nodes + _STEP)), np.float64)
-    slopes = (edges - values) / (std * _STEP) if std > 0 else np.zeros_like(values)
+    slopes = _slopes(edges - values, std)
     order = np.argsort(values, kind="stable")
     spread = math.sqrt(1 - rho)
     centred = (nodes[None, :] - math.sqrt(rho) * _COMMON_NODES[:, None]) / spread
