@@ -116,7 +116,8 @@ class AxisMap:
 
     `means` (outputs, inputs) acts on one position, `far` (outputs², inputs²) on pairs of classes,
     `excess` on (offset, class), with offsets up to `radius` behind it. `counts` is the mean number
-    of taps inside, by class of output.
+    of taps inside, by class of output. `aligned` takes pairs of classes to near pairs of outputs
+    where `far` does not: the taps that outputs of a strided transposed window read alternate.
     """
 
     means: Array
@@ -124,6 +125,7 @@ class AxisMap:
     excess: Array
     radius: int
     counts: Array
+    aligned: Array | None = None
 
 
 @functools.lru_cache(maxsize=4096)
@@ -155,6 +157,8 @@ def axis_map(window: Window, radius: int) -> AxisMap:
         new_radius = min(new_radius, target.size - 1)
     width, new_width = 2 * radius + 1, 2 * new_radius + 1
     excess = np.zeros((new_width, target.count, width, source.count))
+    alternates = window.kind == "transposed"
+    aligned = np.zeros((new_width, target.count, source.count, source.count))
     for offset in range(-new_radius, new_radius + 1):
         others = outputs + offset
         other_reads, other_valid = _reads(window, others)
@@ -171,10 +175,16 @@ def axis_map(window: Window, radius: int) -> AxisMap:
                 ok = valid[a] & other_valid[b] & in_range & (np.abs(apart) <= radius)
                 place = (offset + new_radius, members[ok], apart[ok] + radius, classes[a][ok])
                 np.add.at(excess, place, share[a][ok] * other_share[b][ok])
+            if alternates:
+                ok = valid[a] & other_valid[a] & in_range
+                pair = classes[a][ok], source.classes(other_reads[a])[ok]
+                np.add.at(aligned, (offset + new_radius, members[ok], *pair), 1.0)
     excess /= sizes[None, :, None, None]
+    aligned /= sizes[None, :, None, None]
     flat = excess.reshape(new_width * target.count, width * source.count)
     counts = np.bincount(members, inside, minlength=target.count) / sizes
-    return AxisMap(means, far, flat, new_radius, counts)
+    pairs = aligned.reshape(new_width * target.count, source.count**2) if alternates else None
+    return AxisMap(means, far, flat, new_radius, counts, pairs)
 
 
 def _members(axis: Axis) -> Integers:
@@ -196,10 +206,8 @@ def _reads(window: Window, outputs: Integers) -> tuple[Integers, npt.NDArray[np.
 def _new_radius(window: Window, radius: int) -> int:
     if window.kind == "pool":
         reach = (radius + (window.taps - 1) * window.dilation) // window.stride
-    elif window.kind == "repeat":
+    elif window.kind in ("repeat", "transposed"):
         reach = (radius + 1) * window.stride - 1
-    elif window.kind == "transposed":
-        reach = radius * window.stride
     else:
         reach = radius // window.stride
     return min(reach, _LARGEST_OFFSET)

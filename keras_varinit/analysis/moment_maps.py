@@ -135,12 +135,20 @@ class Moments:
         far = _apply([m.far for m in maps], _grouped(self.far))
         excess = _apply([m.excess for m in maps], _grouped(self.excess))
         layout = [n for m, c in zip(maps, counts, strict=True) for n in (2 * m.radius + 1, c)]
-        return Moments(
+        result = Moments(
             axes,
             mean,
             far.reshape([n for c in counts for n in (c, c)]),
             excess.reshape(layout),
             tuple(m.radius for m in maps),
+        )
+        aligned = [m.aligned for m in maps if m.aligned is not None]
+        if not aligned:
+            return result
+        near = _apply(aligned, _grouped(self.far)).reshape(layout)
+        far_near, _, inside = near_pairs(result)
+        return dataclasses.replace(
+            result, excess=result.excess + np.where(inside, near - far_near, 0.0)
         )
 
     def weighted(self, windows: Sequence[Window], fan_in: float) -> "Moments":
