@@ -21,6 +21,7 @@ from keras_varinit.initializers import (
 )
 from keras_varinit.injection import inject
 from keras_varinit.lint import lint
+from keras_varinit.monitor import SignalMonitor
 from keras_varinit.prediction import analyze
 
 __version__ = "0.1.0"
@@ -38,6 +39,7 @@ __all__ = [
     "EnhancedLecunNormal",
     "EnhancedLecunUniform",
     "LayerContext",
+    "SignalMonitor",
     "SignalPreserving",
     "SignalReport",
     "analyze",

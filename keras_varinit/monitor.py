@@ -96,13 +96,11 @@ class SignalMonitor(keras.callbacks.Callback):
         _check(every, unit, log_dir, tensorboard, training, log)
         x, y = data if isinstance(data, tuple) and len(data) == 2 else (data, None)
         self.batches = list(
-            Batches(
-                x, y, batch_size=batch_size, max_batches=max_batches, owner=type(self).__name__
-            )
+            Batches(x, y, batch_size=batch_size, max_batches=max_batches, owner=type(self).__name__)
         )
         self.every, self.unit, self.training, self.log = every, unit, training, log
         self.log_dir = None if log_dir is None else pathlib.Path(log_dir)
-        self.tensorboard = _summary_module(tensorboard) if log_dir is not None else None
+        self._tensorflow = _tensorflow(tensorboard) if log_dir is not None else None
         self.history: dict[str, list[Any]] = {"time": [], "epoch": []}
         self.names: list[str] = []
         self.report: SignalReport | None = None
@@ -110,16 +108,13 @@ class SignalMonitor(keras.callbacks.Callback):
         self._trained_seconds = 0.0
         self._meter: Meter | None = None
         self._writer: Any = None
-        self._begin()
-
-    def _begin(self) -> None:
+        # Epochs and batches done, and the clock; another call of `fit` goes on with the former.
+        self._epochs = self._steps = 0
+        self._first_epoch: int | None = None
+        self._next = 1
+        self._cost: float | None = None
         self._started: float | None = None
         self._measuring_since_start = 0.0
-        self._first_epoch: int | None = None
-        self._epochs = 0
-        self._steps = 0
-        self._next: float = 1
-        self._cost: float | None = None
 
     @property
     def fraction(self) -> float:
@@ -151,22 +146,21 @@ class SignalMonitor(keras.callbacks.Callback):
 
     def on_train_begin(self, logs: Any = None) -> None:
         """Starts the clock."""
-        self._begin()
-        self._meter = None
+        self._meter = self._cost = self._first_epoch = None
+        self._measuring_since_start = 0.0
         self._started = time.perf_counter()
 
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
         """Measures before the first step; a resumed training knows its first epoch only here."""
         if self._first_epoch is not None:
             return
-        done = self.history["epoch"][-1] if self.history["epoch"] else 0
-        # Another call of `fit` counts from 0 again, and goes on here where the last one ended.
-        self._first_epoch = self._epochs = max(epoch, done)
-        self._steps = self.history["time"][-1] if self.history["time"] else 0
-        self._keep_lines_before(self._first_epoch)
-        if (self.model.built and done == 0) or self._first_epoch > done:
+        self._first_epoch = self._epochs = max(epoch, self._epochs)
+        measured = self.history["epoch"]
+        if not measured:
+            self._start_file(self._epochs)
+        if self.model.built and (not measured or measured[-1] != self._epochs):
             self._measure()
-        self._next = self._first_epoch + 1
+        self._next = self._epochs + 1
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
         """Measures, if batches are counted."""
@@ -188,9 +182,9 @@ class SignalMonitor(keras.callbacks.Callback):
 
     def on_train_end(self, logs: Any = None) -> None:
         """Measures once more where the last epoch was passed over; stops the clock."""
-        if self.unit == "epoch" and self.every is None and self.history["epoch"]:
-            if self.history["epoch"][-1] != self._epochs:
-                self._measure()
+        measured = self.history["epoch"]
+        if self.every is None and measured and measured[-1] != self._epochs:
+            self._measure()
         self._trained_seconds += self._training_so_far()
         self._started = None
         if self._writer is not None:
@@ -217,10 +211,12 @@ class SignalMonitor(keras.callbacks.Callback):
 
     def _measure(self) -> None:
         start = time.perf_counter()
+        # On JAX this brings the model's variables up to the training step.
+        model = self.model
         is_setup = self._meter is None
         if self._meter is None:
             owner = type(self).__name__
-            self._meter = Meter(self.model, loss=None, training=self.training, owner=owner)
+            self._meter = Meter(model, loss=None, training=self.training, owner=owner)
         self.report = self._meter.measure(self.batches, predict=False)
         self._record(self.report)
         cost = time.perf_counter() - start
@@ -259,18 +255,15 @@ class SignalMonitor(keras.callbacks.Callback):
     def _csv(self) -> pathlib.Path | None:
         return None if self.log_dir is None else self.log_dir / "signal.csv"
 
-    def _keep_lines_before(self, epoch: int) -> None:
-        """Leaves in the file what was measured before the epoch that training starts with."""
+    def _start_file(self, epoch: int) -> None:
+        """Keeps of an earlier file what was measured before the epoch that training starts with."""
         path = self._csv
         if path is None:
             return
         kept = []
-        if path.exists() and epoch > 0:
+        if path.exists():
             with path.open(newline="") as file:
                 kept = [line for line in csv.DictReader(file) if _is_before(line, epoch)]
-        done = bool(self.history["epoch"]) and self.history["epoch"][-1] >= epoch
-        if done and path.exists():
-            return
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("w", newline="") as file:
             writer = csv.DictWriter(file, _COLUMNS, extrasaction="ignore")
@@ -290,23 +283,26 @@ class SignalMonitor(keras.callbacks.Callback):
                 writer.writerow(["" if value is None else value for value in line])
 
     def _write_summaries(self, report: SignalReport) -> None:
-        if self.tensorboard is None:
+        """By `tf.summary.write`, which unlike `tf.summary.scalar` does not need tensorboard."""
+        tf = self._tensorflow
+        if tf is None:
             return
         if self._writer is None:
-            self._writer = self.tensorboard.create_file_writer(str(self.log_dir))
+            self._writer = tf.summary.create_file_writer(str(self.log_dir))
         step = self._steps if self.unit == "batch" else self._epochs
+        scalars = tf.compat.v1.SummaryMetadata(data_class=1)
+        scalars.plugin_data.plugin_name = "scalars"
         with self._writer.as_default():
             for row in report:
                 for name in STATISTICS:
                     value = getattr(row, name)
                     if value is not None:
-                        self.tensorboard.scalar(f"signal/{name}/{row.name}", value, step=step)
+                        tag = f"signal/{name}/{row.name}"
+                        tf.summary.write(tag, tf.constant(value, tf.float32), step, scalars)
         self._writer.flush()
 
 
-def _check(
-    every: Any, unit: Any, log_dir: Any, tensorboard: Any, training: Any, log: Any
-) -> None:
+def _check(every: Any, unit: Any, log_dir: Any, tensorboard: Any, training: Any, log: Any) -> None:
     owner = "SignalMonitor"
     if unit not in ("epoch", "batch"):
         raise ValueError(f'{owner}: `unit` must be "epoch" or "batch". Received: unit={unit!r}.')
@@ -333,8 +329,8 @@ def _check(
         )
 
 
-def _summary_module(wanted: bool | None) -> Any:
-    """`tf.summary`, or None where it is not wanted or not there."""
+def _tensorflow(wanted: bool | None) -> Any:
+    """The module, or None where it is not wanted or not there."""
     if wanted is False:
         return None
     try:
@@ -342,12 +338,12 @@ def _summary_module(wanted: bool | None) -> Any:
     except ImportError as error:
         if wanted:
             raise ImportError(
-                "SignalMonitor: `tensorboard=True` writes with tf.summary, and TensorFlow is not "
-                "installed. Install it with python -m pip install 'keras-varinit[tensorflow]', or "
-                "leave `tensorboard` out: signal.csv has the same numbers."
+                "SignalMonitor: `tensorboard=True` writes by TensorFlow, which is not installed. "
+                "Install it with python -m pip install 'keras-varinit[tensorflow]', or leave "
+                "`tensorboard` out: signal.csv has the same numbers."
             ) from error
         return None
-    return tf.summary
+    return tf
 
 
 def _is_before(line: dict[str, str], epoch: int) -> bool:

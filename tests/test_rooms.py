@@ -37,13 +37,13 @@ ROOMS = {
         *("keras", "numpy", "graph", "live", "moments", "analysis", "prediction", "plotting"),
         *("tensorflow", "jax", "torch"),
     },
-    "plotting": {"numpy", "matplotlib", "diagnostics"},
+    "plotting": {"numpy", "matplotlib"},
     "monitor": {"keras", "numpy", "graph", "live", "diagnostics", "plotting", "tensorflow"},
 }
 STANDARD = {
     "collections", "concurrent", "contextlib", "copy", "csv", "dataclasses", "difflib",
-    "functools", "hashlib", "inspect", "itertools", "json", "math", "numbers", "os", "pathlib", "random", "re", "time",
-    "typing", "warnings",
+    "functools", "hashlib", "inspect", "itertools", "json", "math", "numbers", "os", "pathlib",
+    "random", "re", "time", "typing", "warnings",
 }  # fmt: skip
 
 

@@ -1,0 +1,178 @@
+"""Data of any form as a stream of batches."""
+
+import dataclasses
+import itertools
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import keras
+import numpy as np
+
+
+@dataclasses.dataclass(frozen=True)
+class Batch:
+    """Examples, and their targets and weights where there are some."""
+
+    x: Any
+    y: Any = None
+    sample_weight: Any = None
+
+    @property
+    def size(self) -> int:
+        """How many examples."""
+        return int(np.shape(keras.tree.flatten(self.x)[0])[0])
+
+
+class Batches:
+    """Batches of arrays, or those that a dataset yields; each iteration starts anew.
+
+    Args:
+        x: Arrays, nested in lists or dictionaries as the model takes them, or a dataset: a
+            `tf.data.Dataset`, a `keras.utils.PyDataset`, a `torch` `DataLoader` or another
+            iterable of batches `x`, `(x, y)` or `(x, y, sample_weight)`.
+        y: Arrays of targets, or None.
+        batch_size: Examples per batch, of arrays.
+        max_batches: How many batches to take at most; None for all.
+        owner: The name of who is called, for errors.
+
+    Raises:
+        TypeError, ValueError: the data is none of these, is empty, or its sizes differ.
+    """
+
+    def __init__(
+        self, x: Any, y: Any, *, batch_size: int, max_batches: int | None, owner: str
+    ) -> None:
+        self.owner = owner
+        self.x, self.y = x, y
+        self.batch_size = _positive("batch_size", batch_size, owner)
+        self.max_batches = (
+            None if max_batches is None else _positive("max_batches", max_batches, owner)
+        )
+        self.is_dataset = _is_dataset(x)
+        if self.is_dataset and y is not None:
+            raise ValueError(
+                f"{owner}: `y` must be None where `x` is a dataset, which yields its own targets. "
+                f"Received: x of type {type(x).__name__} and y of type {type(y).__name__}."
+            )
+        if self.is_dataset and max_batches is None and self._is_endless():
+            raise ValueError(
+                f"{owner}: the dataset never ends, so say how many batches to take. "
+                "Received: max_batches=None."
+            )
+        if not self.is_dataset:
+            self.x, self.y = _arrays(x, "x", owner), None if y is None else _arrays(y, "y", owner)
+            self.count = _common_length(self.x, self.y, owner)
+
+    def __len__(self) -> int:
+        """How many batches there are; 0 if that is not known."""
+        if not self.is_dataset:
+            length = -(-self.count // self.batch_size)
+        else:
+            try:
+                length = len(self.x)
+            except TypeError:
+                length = 0
+        return min(length, self.max_batches) if self.max_batches else length
+
+    def __iter__(self) -> Iterator[Batch]:
+        taken = 0
+        for taken, batch in enumerate(self._all(), start=1):
+            yield batch
+            if taken == self.max_batches:
+                return
+        if taken == 0:
+            raise ValueError(f"{self.owner}: the dataset yields no batch. Received: {self.x!r}.")
+
+    def _all(self) -> Iterator[Batch]:
+        if not self.is_dataset:
+            for start in range(0, self.count, self.batch_size):
+                rows = slice(start, start + self.batch_size)
+                yield Batch(_rows(self.x, rows), _rows(self.y, rows))
+            return
+        for element in self._elements():
+            yield _as_batch(element, self.owner)
+
+    def _elements(self) -> Iterable[Any]:
+        if isinstance(self.x, keras.utils.PyDataset):
+            count = self.x.num_batches
+            indices = itertools.count() if count is None else range(count)
+            return (self.x[index] for index in indices)
+        elements: Iterable[Any] = iter(self.x)
+        return elements
+
+    def _is_endless(self) -> bool:
+        if isinstance(self.x, keras.utils.PyDataset):
+            return self.x.num_batches is None
+        cardinality = getattr(self.x, "cardinality", None)
+        return cardinality is not None and int(cardinality()) == -1
+
+
+def _positive(name: str, value: Any, owner: str) -> int:
+    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
+        raise ValueError(f"{owner}: `{name}` must be a positive integer. Received: {name}={value}.")
+    return int(value)
+
+
+def _is_dataset(x: Any) -> bool:
+    if isinstance(x, list | tuple | dict) or hasattr(x, "shape") or np.isscalar(x) or x is None:
+        return False
+    return isinstance(x, keras.utils.PyDataset) or hasattr(x, "__iter__")
+
+
+def _arrays(value: Any, name: str, owner: str) -> Any:
+    def as_array(leaf: Any) -> Any:
+        array = leaf if hasattr(leaf, "shape") and keras.ops.is_tensor(leaf) else np.asarray(leaf)
+        if len(array.shape) == 0 or getattr(array.dtype, "kind", "") == "O":
+            raise TypeError(
+                f"{owner}: `{name}` must be an array whose first axis counts the examples, such "
+                f"arrays in a list or dictionary, or a dataset. Received: {name}={leaf!r}."
+            )
+        return array
+
+    if isinstance(value, dict | tuple) or (isinstance(value, list) and _holds_arrays(value)):
+        return keras.tree.map_structure(as_array, value)
+    return as_array(value)
+
+
+def _holds_arrays(values: list[Any]) -> bool:
+    """Whether a list holds several inputs, and is not the numbers of one."""
+    return bool(values) and all(hasattr(v, "shape") or isinstance(v, dict) for v in values)
+
+
+def _common_length(x: Any, y: Any, owner: str) -> int:
+    lengths = [int(leaf.shape[0]) for leaf in keras.tree.flatten((x, [] if y is None else y))]
+    if len(set(lengths)) != 1 or lengths[0] == 0:
+        raise ValueError(
+            f"{owner}: all arrays of `x` and `y` must have the same number of examples, at least "
+            f"one. Received: lengths {lengths}."
+        )
+    return lengths[0]
+
+
+def _rows(value: Any, rows: slice) -> Any:
+    return None if value is None else keras.tree.map_structure(lambda leaf: leaf[rows], value)
+
+
+def _as_batch(element: Any, owner: str) -> Batch:
+    parts = element if isinstance(element, tuple | list) else (element,)
+    if isinstance(element, list) and len(element) > 3:
+        parts = (element,)
+    if not 1 <= len(parts) <= 3:
+        raise ValueError(
+            f"{owner}: a dataset must yield x, (x, y) or (x, y, sample_weight). "
+            f"Received: a tuple of {len(parts)}."
+        )
+    return Batch(*(_plain(part) for part in parts))
+
+
+def _plain(part: Any) -> Any:
+    """NumPy arrays in place of the tensors of whatever library reads the data."""
+
+    def plain(leaf: Any) -> Any:
+        if leaf is None or isinstance(leaf, np.ndarray) or keras.ops.is_tensor(leaf):
+            return leaf
+        if hasattr(leaf, "detach"):
+            leaf = leaf.detach().cpu()
+        return np.asarray(leaf)
+
+    return None if part is None else keras.tree.map_structure(plain, part)

@@ -1,0 +1,354 @@
+"""What `measure_signal` found: plain values, and how they read in print."""
+
+import dataclasses
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from keras_varinit.diagnostics.statistics import Histogram
+
+_VANISHED = 1e-2  # second moments by which a signal has vanished, and 1/this by which it exploded
+_SATURATED = 0.5
+_DEAD = 0.5
+
+
+@dataclasses.dataclass(frozen=True)
+class SignalRow:
+    """The signal at one call of a layer or operation, over all examples, positions and channels.
+
+    For a layer with kernels, `mean`, `variance` and `second_moment` are those of the
+    pre-activation: what the kernel puts out, with the bias, in front of the layer's own
+    `activation`. `output_mean` and `output_variance` are behind it. For every other operation, and
+    for layers whose activation is inside (recurrent cells, attention), all are of the output.
+
+    Attributes:
+        name: The layer's name; with "#2" at its second call.
+        path: The kernel's path for a layer with one, and otherwise the name.
+        operation: The class, such as "Conv2D".
+        kind: "weights", "activation" or "other".
+        shape: The signal's shape for one example.
+        activation: Name of the activation inside, or of the function that this call is; or None.
+        gradient_second_moment: Mean square of the derivative of one example's loss by an entry of
+            the signal; None where no gradient was measured.
+        dead_fraction: Channels whose activation had no slope (below 1e-6 of its largest) for all
+            examples and positions, such as a ReLU that always gave 0. None without activation.
+        saturated_fraction: Entries at which a bounded activation has less than 1/100 of its
+            largest slope, such as a tanh beyond ±0.995. None for unbounded ones.
+        nonfinite_count: Entries that are infinite or no number; moments are of the others.
+        gradient_nonfinite_count: The same of the gradient.
+        predicted_second_moment, predicted_gradient_second_moment: By `analyze`; None where it
+            predicts nothing, or something else than what is measured here.
+        histogram: Of the output, behind the activation.
+        gradient_histogram: Of the gradient by the signal.
+    """
+
+    name: str
+    path: str
+    operation: str
+    kind: str
+    activation: str | None
+    mean: float
+    variance: float
+    second_moment: float
+    shape: tuple[int, ...]
+    output_mean: float
+    output_variance: float
+    gradient_second_moment: float | None
+    dead_fraction: float | None
+    saturated_fraction: float | None
+    nonfinite_count: int
+    gradient_nonfinite_count: int
+    predicted_second_moment: float | None
+    predicted_gradient_second_moment: float | None
+    histogram: Histogram = dataclasses.field(repr=False)
+    gradient_histogram: Histogram | None = dataclasses.field(repr=False)
+
+    @property
+    def gradient_norm(self) -> float:
+        """The mean squared norm of the gradient of one example; not a number if not measured."""
+        if self.gradient_second_moment is None:
+            return math.nan
+        return self.gradient_second_moment * math.prod(self.shape)
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-plain values; numbers that are not finite are None."""
+        values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        return {name: _plain(value) for name, value in values.items()}
+
+
+@dataclasses.dataclass(frozen=True)
+class SignalReport:
+    """The rows in the order in which the model computes: iterable, readable in print.
+
+    `report[key]` is the row of that name, or of that kernel's path. `examples` counts what was
+    measured; `gradients` says of what gradients are: "loss", or "noise" for unit white noise at the
+    outputs, or None.
+    """
+
+    rows: tuple[SignalRow, ...]
+    examples: int
+    gradients: str | None
+    input_second_moment: float | None = None
+    notes: tuple[str, ...] = ()
+
+    def __iter__(self) -> Iterator[SignalRow]:
+        return iter(self.rows)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, key: str) -> SignalRow:
+        for row in self.rows:
+            if key in (row.name, row.path):
+                return row
+        raise KeyError(f"no row for {key!r}. Names: {[row.name for row in self.rows]}")
+
+    @property
+    def weight_rows(self) -> tuple[SignalRow, ...]:
+        """The rows of layers with kernels; all rows if there are none."""
+        return tuple(row for row in self.rows if row.kind == "weights") or self.rows
+
+    def worst(self, n: int = 1) -> tuple[SignalRow, ...]:
+        """The `n` rows farthest from a signal of unit second moment.
+
+        Rows with entries that are not finite come first, then those whose gradients are not; then
+        layers with kernels by |log second moment|, forward or backward, whichever is larger.
+        Gradients of a loss have no unit of their own and count relative to the last layer's.
+        """
+        if isinstance(n, bool) or not isinstance(n, int) or n < 1:
+            raise ValueError(
+                f"SignalReport.worst: `n` must be a positive integer. Received: n={n}."
+            )
+        unit = self._gradient_unit()
+        broken = [row for row in self.rows if _nonfinite(row)]
+        broken.sort(key=lambda row: row.nonfinite_count == 0)
+        others = [row for row in self.weight_rows if not _nonfinite(row)]
+        others.sort(key=lambda row: -_distance(row, unit))
+        return (*broken, *others)[:n]
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-plain: what `json.dumps` takes."""
+        return {
+            "examples": self.examples,
+            "gradients": self.gradients,
+            "input_second_moment": _plain(self.input_second_moment),
+            "notes": list(self.notes),
+            "rows": [row.to_dict() for row in self.rows],
+        }
+
+    def plot(self, path: Any = None) -> Any:
+        """Draws second moments by layer, and histograms of activations and gradients.
+
+        Above: forward and backward second moments of the layers with kernels, measured and, where
+        there are some, predicted. Below: normalized histograms of activations and of
+        back-propagated gradients, as in figures 6 and 7 of Glorot & Bengio (2010).
+
+        Args:
+            path: Where to save the figure; None to only return it.
+
+        Returns:
+            The matplotlib figure.
+
+        Raises:
+            ImportError: matplotlib is not installed; it is in the extra `plot`.
+        """
+        from keras_varinit.plotting import plot_report
+
+        return plot_report(self, path)
+
+    def findings(self) -> tuple[str, ...]:
+        """Sentences: the first layer whose signal breaks, vanishes, explodes, saturates or dies."""
+        found = [
+            *self._nonfinite_findings(),
+            *self._forward_findings(),
+            *self._backward_findings(),
+            *_first_over(self.rows, "saturated_fraction", _SATURATED, "entries are saturated"),
+            *_first_over(self.rows, "dead_fraction", _DEAD, "units are dead"),
+        ]
+        return tuple(found) or ("No layer's signal vanishes, explodes or saturates.",)
+
+    def _nonfinite_findings(self) -> list[str]:
+        forward = next((row for row in self.rows if row.nonfinite_count), None)
+        if forward is not None:
+            count = forward.nonfinite_count
+            return [f"{forward.name} is the first layer with non-finite entries: {count}."]
+        backward = [row for row in self.rows if row.gradient_nonfinite_count]
+        if backward:
+            count = backward[-1].gradient_nonfinite_count
+            return [f"{backward[-1].name} is the last layer with non-finite gradients: {count}."]
+        return []
+
+    def _forward_findings(self) -> list[str]:
+        rows = [row for row in self.weight_rows if math.isfinite(row.second_moment)]
+        found = []
+        if rows and self.input_second_moment:
+            value, reference = rows[0].second_moment, self.input_second_moment
+            word = _change(value, reference)
+            if word:
+                found.append(_sentence(rows[0].name, word, value, reference, "the input"))
+        for word in ("vanishes", "explodes"):
+            for row, first in _with_reference(rows):
+                if _change(row.second_moment, first.second_moment) == word:
+                    moments = row.second_moment, first.second_moment
+                    found.append(_sentence(row.name, word, *moments, first.name))
+                    break
+        return found
+
+    def _backward_findings(self) -> list[str]:
+        """By the gradient's squared norm, which the size of a map leaves comparable."""
+        rows = [row for row in reversed(self.weight_rows) if math.isfinite(row.gradient_norm)]
+        found = []
+        for word in ("vanishes", "explodes"):
+            for row, last in _with_reference(rows):
+                norms = row.gradient_norm, last.gradient_norm
+                if _change(*norms) == word:
+                    found.append(
+                        f"{row.name} is the first layer, from the output, whose gradient {word}: "
+                        f"squared norm {norms[0]:.2g} ({_ratio(*norms, last.name)})."
+                    )
+                    break
+        return found
+
+    def _gradient_unit(self) -> float:
+        """The gradient second moment that counts as 1."""
+        if self.gradients != "loss":
+            return 1.0
+        moments = [row.gradient_second_moment for row in self.weight_rows]
+        return next((m for m in reversed(moments) if m and math.isfinite(m)), 1.0)
+
+    def __str__(self) -> str:
+        lines = [_aligned(_cells(self.rows)), "", self._summary(), *self.findings()]
+        return "\n".join([*lines, *(f"note: {note}" for note in self.notes)])
+
+    def _summary(self) -> str:
+        of = {
+            "loss": "gradients of one example's loss",
+            "noise": "gradients relative to unit white noise at the outputs",
+            None: "no gradients",
+        }
+        predicted = any(row.predicted_second_moment is not None for row in self.rows)
+        text = f"{self.examples} examples; {of[self.gradients]}"
+        return text + ("; predictions in parentheses." if predicted else ".")
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Histogram):
+        return value.to_dict()
+    if isinstance(value, tuple):
+        return list(value)
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
+
+
+def _nonfinite(row: SignalRow) -> bool:
+    return row.nonfinite_count > 0 or row.gradient_nonfinite_count > 0
+
+
+def _distance(row: SignalRow, gradient_unit: float) -> float:
+    moments = [row.second_moment]
+    if row.gradient_second_moment is not None:
+        moments.append(row.gradient_second_moment / gradient_unit)
+    return max(abs(math.log(m)) if m > 0 and math.isfinite(m) else math.inf for m in moments)
+
+
+def _with_reference(rows: Sequence[SignalRow]) -> Iterator[tuple[SignalRow, SignalRow]]:
+    """Each row with the first one of as many axes: from a map to a vector a mean may shrink it."""
+    first: dict[int, SignalRow] = {}
+    for row in rows:
+        yield row, first.setdefault(len(row.shape), row)
+
+
+def _change(value: float, reference: float) -> str:
+    if reference <= 0 or not math.isfinite(reference):
+        return ""
+    if value < _VANISHED * reference:
+        return "vanishes"
+    return "explodes" if value > reference / _VANISHED else ""
+
+
+def _sentence(name: str, word: str, value: float, reference: float, whose: str) -> str:
+    ratio = _ratio(value, reference, whose)
+    return f"{name} is the first layer whose signal {word}: second moment {value:.2g} ({ratio})."
+
+
+def _ratio(value: float, reference: float, whose: str) -> str:
+    """Such as "1/3100 of conv2d's" or "12 times conv2d's"."""
+    if value == 0:
+        return f"0 of {whose}'s"
+    if value < reference:
+        return f"1/{_round(reference / value)} of {whose}'s"
+    return f"{_round(value / reference)} times {whose}'s"
+
+
+def _round(ratio: float) -> str:
+    return f"{float(f'{ratio:.2g}'):.0f}" if ratio < 1e6 else f"{ratio:.1e}"
+
+
+def _first_over(
+    rows: Sequence[SignalRow], attribute: str, limit: float, what: str
+) -> Iterator[str]:
+    for row in rows:
+        fraction = getattr(row, attribute)
+        if fraction is not None and fraction > limit:
+            yield f"{row.name} is the first layer where {what}: {fraction:.0%}."
+            return
+
+
+def _cells(rows: Sequence[SignalRow]) -> list[tuple[str, ...]]:
+    header = (
+        *("layer", "operation", "mean", "second moment", "", "gradient", ""),
+        *("dead", "saturated", "non-finite"),
+    )
+    cells: list[tuple[str, ...]] = [header]
+    for row in rows:
+        operation = row.operation
+        if row.activation is not None and row.kind == "weights":
+            operation += f"+{row.activation}"
+        nonfinite = row.nonfinite_count + row.gradient_nonfinite_count
+        cells.append(
+            (
+                row.name,
+                operation,
+                _number(row.mean),
+                _number(row.second_moment),
+                _predicted(row.predicted_second_moment),
+                _number(row.gradient_second_moment),
+                _predicted(row.predicted_gradient_second_moment),
+                _percent(row.dead_fraction),
+                _percent(row.saturated_fraction),
+                str(nonfinite) if nonfinite else "",
+            )
+        )
+    return cells
+
+
+def _number(value: float | None) -> str:
+    if value is None:
+        return ""
+    size = abs(value)
+    return f"{value:.3f}" if 0.01 <= size < 1000 or value == 0 else f"{value:.2e}"
+
+
+def _predicted(value: float | None) -> str:
+    return "" if value is None else f"({_number(value)})"
+
+
+def _percent(fraction: float | None) -> str:
+    return "" if fraction is None else f"{fraction:.0%}"
+
+
+def _aligned(cells: list[tuple[str, ...]]) -> str:
+    """Names to the left, numbers to the right; columns that hold nothing are left out."""
+    used = [
+        i
+        for i in range(len(cells[0]))
+        if any(line[i] for line in cells[1:]) or (cells[0][i] and i < 4)
+    ]
+    widths = {i: max(len(line[i]) for line in cells) for i in used}
+    return "\n".join(
+        "  ".join(
+            line[i].ljust(widths[i]) if i < 2 else line[i].rjust(widths[i]) for i in used
+        ).rstrip()
+        for line in cells
+    )
