@@ -110,6 +110,30 @@ def point_law(activation: Activation, mean: float, std: float) -> PointLaw:
     )
 
 
+@functools.lru_cache(maxsize=1024)
+def joint_squared_slope(
+    first: Activation,
+    root: tuple[float, float],
+    second: Activation,
+    rest: tuple[float, float],
+) -> float:
+    """E f'(u)² g'(f(u) + y)² for independent u and y, each given by mean and standard deviation."""
+    nodes = _grid()[0][::8]
+    step = 8 * _STEP
+    values = np.asarray(first.function(root[0] + root[1] * nodes), np.float64)
+    slopes = np.diff(values) / (root[1] * step)
+    middles = (nodes[1:] + nodes[:-1]) / 2
+    weights = step * normal_density(middles) * slopes**2
+    at = (values[1:] + values[:-1]) / 2
+    reach = 8 * rest[1]
+    grid = np.linspace(at.min() + rest[0] - reach, at.max() + rest[0] + reach, 801)
+    gap = grid[1] - grid[0]
+    other = (np.diff(np.asarray(second.function(grid), np.float64)) / gap) ** 2
+    places = (grid[1:] + grid[:-1]) / 2
+    density = normal_density((places[None, :] - at[:, None] - rest[0]) / rest[1]) * gap / rest[1]
+    return float(weights @ (density @ other))
+
+
 @functools.lru_cache(maxsize=256)
 def is_homogeneous(activation: Activation) -> bool:
     """Whether f(cs) = c·f(s) for c > 0, so that scale passes through: identity, ReLU, its kin."""

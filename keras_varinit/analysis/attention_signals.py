@@ -2,7 +2,8 @@
 
 Logits l_pq = q_p·k_q/√d are Gaussian over the weights; what keys have in common shifts all logits
 of a row and cancels in the softmax. So a row has variance σ² = E q²·(E k² - E k k'), its weights
-A_pq have E Σ_q A² = S, and the output mixes values: E o² = S·(E v² - E v v') + E v v'.
+A_pq have E Σ_q A² = S, and the output mixes values: E o² = S·(E v² - E v v') + E v v'. Pairs of
+outputs here are positions of one example, which have more in common than two examples.
 """
 
 import math
@@ -27,24 +28,25 @@ _NODES, _WEIGHTS = np.polynomial.hermite_e.hermegauss(48)
 _WEIGHTS = _WEIGHTS / math.sqrt(2 * math.pi)
 
 
-def concentration(variance: float, keys: float) -> float:
-    """E Σ_q A_q² of a softmax over `keys` independent logits N(0, variance).
+def concentration(variance: float, keys: float, power: int = 2) -> float:
+    """E Σ_q A_q^n, n = `power`, of a softmax over `keys` independent logits N(0, variance).
 
-    With 1/S² = ∫ t e^{-tS} dt, S = Σ e^l:  T·∫ t E[e^{2l} e^{-t e^l}] (E e^{-t e^l})^{T-1} dt.
+    With 1/Sⁿ = ∫ tⁿ⁻¹ e^{-tS} dt / (n-1)!, S = Σ e^l, it is
+    T·∫ tⁿ⁻¹ E[e^{nl} e^{-t e^l}] (E e^{-t e^l})^{T-1} dt / (n-1)!.
     """
     if not math.isfinite(keys):
         return 0.0
     if keys <= 1 or variance <= 0:
-        return 1 / max(keys, 1.0)
+        return max(keys, 1.0) ** (1 - power)
     powers = np.exp(math.sqrt(variance) * _NODES)
     logs = np.linspace(-30.0, 12.0, 1200)  # t on a logarithmic scale, about 1/keys
     t = np.exp(logs) / math.sqrt(keys)
     decay = np.exp(-t[:, None] * powers[None, :])
     one = decay @ _WEIGHTS
-    squared = (decay * powers**2) @ _WEIGHTS
-    integrand = t**2 * squared * np.maximum(one, 0.0) ** (keys - 1)
+    raised = (decay * powers**power) @ _WEIGHTS
+    integrand = t**power * raised * np.maximum(one, 0.0) ** (keys - 1) / math.factorial(power - 1)
     result = keys * float(np.sum(integrand) * (logs[1] - logs[0]))
-    return min(max(result, 1 / keys), 1.0)
+    return min(max(result, keys ** (1 - power)), 1.0)
 
 
 @signal_rule(*layer_classes("MultiHeadAttention", "GroupQueryAttention"))
@@ -69,7 +71,11 @@ def _attention(visit: Visit) -> Outcome:
     share = concentration(logits, keys) if math.isfinite(logits) else math.nan
     mixed_second = share * (v.second_moment - v.pair_moment) + v.pair_moment
     axes = query.axes
-    mixed = uniform(axes, 0.0, mixed_second, v.pair_moment)
+    own = max(v.second_moment - v.pair_moment, 0.0)
+    # Two positions mix the same values, and more alike the more alike their queries are.
+    alike_rows = math.exp(min(q.pair_moment * max(k.second_moment - k.pair_moment, 0.0), logits))
+    pair = v.pair_moment + own * min(alike_rows / keys, share)
+    mixed = uniform(axes, 0.0, mixed_second, pair)
     fan_in = kernels["output"].fans.fan_in
     _, channels = layout(visit.output_shape, -1)
     last = Weighing(visit, kernels["output"], [(channels, mixed.scaled(fan_in))])
@@ -82,8 +88,10 @@ def _attention(visit: Visit) -> Outcome:
             return [None] * len(visit.inputs)
         coherence = gradient.coherence
         g = gradient.second_moment(output) * last.variance * channels
-        together = share + coherence * (1 - 1 / keys)
-        spread = share * g * (v.second_moment - v.pair_moment)
+        together = share + coherence * min(max(alike_rows - 1 / keys, 0.0), share * keys)
+        cubed = concentration(logits, keys, 3)
+        slopes = max(share - 2 * cubed + share**2, 0.0)
+        spread = slopes * g * (v.second_moment - v.pair_moment)
         seconds = {
             "value": (g * together, coherence / together if together else 0.0),
             "query": (spread * (k.second_moment - k.pair_moment), 0.0),

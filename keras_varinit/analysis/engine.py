@@ -224,7 +224,7 @@ def _fitting(gradient: Gradient, signal: Signal) -> Gradient:
     if [g.shape for g in gradient.parts] == shapes:
         return gradient
     mean = float(np.mean([np.mean(g) for g in gradient.parts]))
-    return Gradient(tuple(np.full(shape, mean) for shape in shapes), gradient.coherence)
+    return gradient.with_parts(tuple(np.full(shape, mean) for shape in shapes))
 
 
 def _total(first: Gradient | None, second: Gradient) -> Gradient:
@@ -235,4 +235,5 @@ def _total(first: Gradient | None, second: Gradient) -> Gradient:
     one, two = (float(np.mean([np.mean(g) for g in each.parts])) for each in (first, second))
     weight = one + two
     coherence = (one * first.coherence + two * second.coherence) / weight if weight else 0.0
-    return Gradient(parts, coherence)
+    local = (one * first.local + two * second.local) / weight if weight else 0.0
+    return Gradient(parts, coherence, local)

@@ -87,6 +87,21 @@ class Moments:
         return (self.pair_moment - mean**2) / std**2 if std > 0 else 0.0
 
     @property
+    def adjacent_correlation(self) -> float:
+        """Correlation of two entries next to each other, averaged over the axes."""
+        mean, std = self.spread
+        near = [axis for axis, r in enumerate(self.radius) if r > 0]
+        if not near or std == 0:
+            return self.correlation
+        moments = near_pairs(self)[0] + self.excess
+        found = []
+        for axis in near:
+            offset = [r + (number == axis) for number, r in enumerate(self.radius)]
+            pairs = moments[tuple(i for o in offset for i in (o, slice(None)))]
+            found.append((self.average(pairs) - mean**2) / std**2)
+        return min(float(np.mean(found)), 1.0)
+
+    @property
     def _offset_zero(self) -> tuple[int | slice, ...]:
         return tuple(i for r in self.radius for i in (r, slice(None)))
 

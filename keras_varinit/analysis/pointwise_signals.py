@@ -1,5 +1,6 @@
 """The engine's rules of activations, dropout and normalization: what acts on entries alone."""
 
+import dataclasses
 import math
 from typing import Any
 
@@ -10,7 +11,6 @@ from keras_varinit.analysis.moment_maps import Moments, outer, uniform
 from keras_varinit.analysis.nonlinear import activated, composed, law_of
 from keras_varinit.analysis.rules import layer_classes
 from keras_varinit.analysis.signals import (
-    Gradient,
     Gradients,
     Outcome,
     Signal,
@@ -30,31 +30,37 @@ def after_activation(signal: Signal, activation: Activation) -> Outcome:
         gradient = gradients[0]
         if gradient is None:
             return (None,)
-        factors, kept = [], 0.0
+        factors, far, adjacent = [], 0.0, 0.0
         for _, moments in signal.parts:
-            factor, coherent = _passed_back(moments, activation)
+            factor, kept, kept_adjacent = _passed_back(moments, activation)
             factors.append(factor)
-            kept += coherent / len(signal.parts)
+            far += kept / len(signal.parts)
+            adjacent += kept_adjacent / len(signal.parts)
         parts = tuple(g * f for g, f in zip(gradient.parts, factors, strict=True))
-        return (Gradient(parts, gradient.coherence * kept),)
+        passed = gradient.less_coherent(far, adjacent).with_parts(parts)
+        return (dataclasses.replace(passed, through=activation),)
 
     return Outcome((output,), pullback)
 
 
-def _passed_back(moments: Moments, activation: Activation) -> tuple[float, float]:
-    """E f'² at an entry, and the share of coherence that is left between two."""
+def _passed_back(moments: Moments, activation: Activation) -> tuple[float, float, float]:
+    """E f'² at an entry, and the share of coherence left between far and adjacent entries."""
     if moments.pre is not None and moments.function is not None:
         # The slope of the outer function where the inner one has one.
         whole = law_of(moments.pre, composed(moments.function, activation))
         inner = law_of(moments.pre, moments.function)
         share = whole.squared_slope / inner.squared_slope if inner.squared_slope > 0 else 0.0
-        return share, 1.0
+        return share, 1.0, 1.0
     if not math.isfinite(moments.second_moment):
-        return math.nan, 1.0
+        return math.nan, 1.0, 1.0
     law = law_of(moments, activation)
     if law.squared_slope <= 0:
-        return 0.0, 0.0
-    return law.squared_slope, law.slope_product(moments.correlation) / law.squared_slope
+        return 0.0, 0.0, 0.0
+    return (
+        law.squared_slope,
+        law.slope_product(moments.correlation) / law.squared_slope,
+        law.slope_product(moments.adjacent_correlation) / law.squared_slope,
+    )
 
 
 @signal_rule("Dropout", *layer_classes("Dropout", "SpatialDropout1D", "SpatialDropout2D"))
@@ -140,7 +146,7 @@ def _per_part(signal: Signal, factors: dict[int, Any], count: int) -> Any:
         parts = tuple(
             g * factors[id(m)] for (_, m), g in zip(signal.parts, gradient.parts, strict=True)
         )
-        return only_first(Gradient(parts, gradient.coherence), count)
+        return only_first(gradient.with_parts(parts), count)
 
     return pullback
 
@@ -181,6 +187,6 @@ def position_normalization(visit: Visit) -> Outcome:
         if gradient is None:
             return only_first(None, len(visit.inputs))
         parts = tuple(g * factor for g in gradient.parts)
-        return only_first(Gradient(parts, gradient.coherence), len(visit.inputs))
+        return only_first(gradient.with_parts(parts), len(visit.inputs))
 
     return Outcome((output,), pullback)

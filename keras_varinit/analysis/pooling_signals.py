@@ -1,5 +1,7 @@
 """The engine's rules of pooling."""
 
+import dataclasses
+import functools
 import math
 from collections.abc import Sequence
 
@@ -47,6 +49,24 @@ def _overlap(windows: Sequence[Window]) -> float:
     return squares - means
 
 
+@functools.lru_cache(maxsize=256)
+def _meeting(taps: int, stride: int, local: float) -> tuple[float, float]:
+    """Along one axis, what entries get from windows whose neighbours correlate by `local`.
+
+    The factor on E g² against uncorrelated windows, and the correlation of adjacent entries.
+    """
+    count = 2 * (taps // stride + 3)
+    covers = np.zeros((count, count * stride + taps))
+    for window in range(count):
+        covers[window, window * stride : window * stride + taps] = 1
+    correlation = np.eye(count) + local * (np.eye(count, k=1) + np.eye(count, k=-1))
+    together = covers.T @ correlation @ covers
+    middle = np.arange(stride) + (count // 2) * stride
+    own = float(np.mean(together[middle, middle]))
+    apart = float(np.mean((covers.T @ covers)[middle, middle]))
+    return own / apart if apart else 1.0, float(np.mean(together[middle, middle + 1])) / own
+
+
 @signal_rule(*layer_classes("MaxPooling1D", "MaxPooling2D", "MaxPooling3D"), "MaxPool")
 def _max_pooling(visit: Visit) -> Outcome:
     channel_axis = channel_axis_of(visit.operation)
@@ -76,10 +96,13 @@ def _max_pooling(visit: Visit) -> Outcome:
         for (_, moments), g in zip(signal.parts, gradient.parts, strict=True):
             back = summed_back(windows, moments, g)
             # Two windows give an entry their gradients together if it wins in both.
-            both = gradient.coherence * _overlap(windows) / (1.7 * sizes[id(moments)])
+            both = gradient.adjacent * _overlap(windows) / (1.7 * sizes[id(moments)])
             back = back + both * float(np.mean(g))
             parts.append(back * shares[id(moments)])
-        return (Gradient(tuple(parts), gradient.coherence),)
+        # Two entries get a gradient each only if both win.
+        won = math.prod(w.taps / w.stride for w in windows) / sizes[id(signal.parts[0][1])]
+        passed = gradient.less_coherent(min(won, 1.0), min(won, 1.0))
+        return (passed.with_parts(tuple(parts)),)
 
     return Outcome((output,), pullback)
 
@@ -97,15 +120,23 @@ def _average_pooling(visit: Visit) -> Outcome:
         gradient = gradients[0]
         if gradient is None:
             return (None,)
+        met = [_meeting(w.taps, w.stride, gradient.local) for w in windows]
+        growth = math.prod(grown for grown, _ in met)
+        local = float(np.mean([adjacent for _, adjacent in met]))
+        shared = 0.0
         parts = []
         for (_, moments), g in zip(signal.parts, gradient.parts, strict=True):
             sizes = np.ones(())
             for each in axis_maps(moments, windows):
                 sizes = sizes[..., None] * np.maximum(each.counts, 1e-9)
-            apart = summed_back(windows, moments, g / sizes)
+            apart = summed_back(windows, moments, g / sizes) * growth
             together = summed_back(windows, moments, np.sqrt(g)) ** 2
             parts.append((1 - gradient.coherence) * apart + gradient.coherence * together)
-        return (Gradient(tuple(parts), gradient.coherence),)
+            shared += gradient.coherence * float(np.mean(together)) / len(signal.parts)
+        total = float(np.mean([np.mean(part) for part in parts]))
+        coherence = min(shared / total, 1.0) if total > 0 else 0.0
+        passed = dataclasses.replace(gradient, coherence=coherence, local=local)
+        return (passed.with_parts(tuple(parts)),)
 
     return Outcome((output,), pullback)
 

@@ -14,7 +14,7 @@ from keras_varinit.analysis.moment_maps import (
     multiplied,
     uniform,
 )
-from keras_varinit.analysis.nonlinear import IDENTITY, activated
+from keras_varinit.analysis.nonlinear import IDENTITY, activated, law_of
 from keras_varinit.analysis.rules import Concatenation, Padding, layer_classes, per_dimension
 from keras_varinit.analysis.signals import (
     Gradient,
@@ -29,6 +29,7 @@ from keras_varinit.analysis.signals import (
 )
 from keras_varinit.analysis.weight_signals import channel_axis_of, in_layout, summed_back
 from keras_varinit.moments import Activation
+from keras_varinit.pair_moments import joint_squared_slope
 
 
 def unknown(visit: Visit) -> Outcome:
@@ -64,7 +65,7 @@ def moved(visit: Visit, windows_of: Callable[[Axis, Axis, int], Window]) -> Outc
         for (_, moments), g in zip(signal.parts, gradient.parts, strict=True):
             back = summed_back(windows, moments, g)
             parts.append(back * (1 + gradient.coherence * (repeats - 1)))
-        return only_first(Gradient(tuple(parts), gradient.coherence), len(visit.inputs))
+        return only_first(gradient.with_parts(tuple(parts)), len(visit.inputs))
 
     return Outcome((output,), pullback)
 
@@ -177,7 +178,10 @@ def merged(visit: Visit) -> Outcome:
                         factor *= known.second_moment
                         pair = known.merged.pair_moment
                         coherence *= min(abs(pair) / max(known.second_moment, 1e-300), 1.0)
-            results.append(_gathered(gradient, coherence, factor, output, signal))
+            given = _gathered(gradient, coherence, factor, output, signal)
+            if name == "Add" and gradient.through is not None:
+                given = _kept_together(given, gradient.through, signal, output)
+            results.append(given)
         return results
 
     return Outcome((output,), pullback)
@@ -194,6 +198,27 @@ def _gathered(
     if math.isfinite(repeats) and repeats > 1:
         whole *= repeats * (1 + coherence * (repeats - 1))
     return Gradient(tuple(np.full_like(m.mean, whole) for _, m in signal.parts), coherence)
+
+
+def _kept_together(
+    gradient: Gradient, through: Activation, signal: Signal, output: Signal
+) -> Gradient:
+    """For a shortcut: where its own activation passes, the one behind the sum passes more often."""
+    if len(signal.parts) != len(output.parts):
+        return gradient
+    parts = []
+    for g, (_, moments), (_, total) in zip(gradient.parts, signal.parts, output.parts, strict=True):
+        ratio = 1.0
+        if moments.pre is not None and moments.function is not None:
+            (mean, std), (rest_mean, rest_std) = moments.spread, total.spread
+            rest = (rest_mean - mean, math.sqrt(max(rest_std**2 - std**2, 0.0)))
+            first, second = law_of(moments.pre, moments.function), law_of(total, through)
+            apart = first.squared_slope * second.squared_slope
+            if apart > 0 and rest[1] > 0:
+                root = moments.pre.spread
+                ratio = joint_squared_slope(moments.function, root, through, rest) / apart
+        parts.append(g * ratio)
+    return gradient.with_parts(tuple(parts))
 
 
 def _on_axes(signal: Signal, axes: Axes) -> Signal:
@@ -253,7 +278,7 @@ def concatenated(visit: Visit) -> Outcome:
             rest, results = list(gradient.parts), []
             for signal in visit.inputs:
                 own, rest = rest[: len(signal.parts)], rest[len(signal.parts) :]
-                results.append(Gradient(tuple(own), gradient.coherence))
+                results.append(gradient.with_parts(tuple(own)))
             return results
 
         return Outcome((output,), pullback)
@@ -278,7 +303,7 @@ def concatenated(visit: Visit) -> Outcome:
             return [None] * len(visit.inputs)
         second = gradient.second_moment(output)
         return [
-            Gradient(tuple(np.full_like(m.mean, second) for _, m in s.parts), gradient.coherence)
+            gradient.with_parts(tuple(np.full_like(m.mean, second) for _, m in s.parts))
             for s in visit.inputs
         ]
 

@@ -12,6 +12,7 @@ from keras_varinit.analysis.axes import Array, axes_of
 from keras_varinit.analysis.moment_maps import Axes, Moments, combined, position_weights, uniform
 from keras_varinit.analysis.rules import Call, Role, operation_classes
 from keras_varinit.graph import Shape, is_raw_operation, operation_name
+from keras_varinit.moments import Activation
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,11 +65,31 @@ class Signal:
 class Gradient:
     """E (dL/dz)² by group of channels and class of position.
 
-    `coherence` is the correlation of the gradients at two positions of a channel, on average.
+    `coherence` is the correlation of the gradients at two far positions of a channel, and `local`
+    what adjacent positions have beyond it, as a share of what is missing to 1. `through` is the
+    activation that the gradient has just come back through.
     """
 
     parts: tuple[Array, ...]
     coherence: float = 0.0
+    local: float = 0.0
+    through: Activation | None = None
+
+    def with_parts(self, parts: tuple[Array, ...]) -> "Gradient":
+        """Other second moments, as coherent."""
+        return Gradient(parts, self.coherence, self.local)
+
+    @property
+    def adjacent(self) -> float:
+        """The correlation of the gradients at adjacent positions."""
+        return self.coherence + (1 - self.coherence) * self.local
+
+    def less_coherent(self, far: float, adjacent: float) -> "Gradient":
+        """The correlations of far and of adjacent pairs times a factor each."""
+        coherence = self.coherence * far
+        left = 1 - coherence
+        local = (self.adjacent * adjacent - coherence) / left if left > 1e-9 else 0.0
+        return Gradient(self.parts, coherence, max(local, 0.0))
 
     def second_moment(self, signal: Signal) -> float:
         """E (dL/dz)² over all entries of the signal."""
@@ -81,7 +102,7 @@ class Gradient:
 
     def scaled(self, factor: float) -> "Gradient":
         """Second moments times `factor`."""
-        return Gradient(tuple(g * factor for g in self.parts), self.coherence)
+        return self.with_parts(tuple(g * factor for g in self.parts))
 
 
 Gradients = Sequence[Gradient | None]

@@ -4,6 +4,7 @@ Kernels are independent and zero-mean, so E u_p u_q = Var(w)·Σ E z z over the 
 in common, and the gradient comes back through the same sums.
 """
 
+import functools
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -138,6 +139,28 @@ class Weighing:
             self.visit.backward(self.kernel.variable, gradient.second_moment(output))
 
 
+def _through(gradient: Gradient, windows: Sequence[Window]) -> Gradient:
+    """Gradients of two inputs are alike in the taps that both have.
+
+    With strides only every so many inputs have a tap in common, and adjacent ones have none.
+    """
+    common = math.prod(_taps_in_common(window) for window in windows)
+    if all(w.stride == 1 or w.kind == "transposed" for w in windows):
+        return gradient.less_coherent(common, 1.0)
+    return Gradient(gradient.parts, gradient.coherence * common)
+
+
+@functools.lru_cache(maxsize=1024)
+def _taps_in_common(window: Window) -> float:
+    """Mean number of taps that two inputs have in common, over the mean number that one has."""
+    if window.kind == "transposed" or window.inputs.size is None or window.outputs.size is None:
+        return 1.0 if window.kind == "transposed" else 1 / window.stride
+    reads = window.reads(np.arange(window.outputs.size))
+    inside = (reads >= 0) & (reads < window.inputs.size)
+    shares = inside.sum(axis=1) / window.inputs.size
+    return float(np.sum(shares**2) / np.sum(shares)) if np.any(shares) else 1.0
+
+
 def with_activation(visit: Visit, linear: Outcome) -> Outcome:
     """Followed by the activation inside the layer."""
     role = visit.role
@@ -188,7 +211,6 @@ def _shared(
     unit = merged.weighted(taps, fan_in)
     weighing = Weighing(visit, role.kernels[0], [(channels, unit)])
     output = weighing.output(bias_moment(visit.operation), signal.channel_axis)
-    spread = math.prod(w.stride for w in taps if w.kind == "conv")
 
     def pullback(gradients: Gradients) -> Gradients:
         gradient = gradients[0]
@@ -198,7 +220,8 @@ def _shared(
         back = summed_back(taps, merged, gradient.parts[0])
         back = back * (weighing.variance * channels / groups)
         count = len(signal.parts)
-        return only_first(Gradient((back,) * count, gradient.coherence / spread), len(visit.inputs))
+        passed = _through(gradient, taps).with_parts((back,) * count)
+        return only_first(passed, len(visit.inputs))
 
     return with_activation(visit, Outcome((output,), pullback))
 
@@ -237,7 +260,6 @@ def _each_channel(visit: Visit, multiplier: int) -> tuple[Outcome, Signal]:
     weighing = Weighing(visit, role.kernels[0], unit)
     single = len(role.kernels) == 1
     output = weighing.output(bias_moment(layer) if single else 0.0, channel_axis)
-    spread = math.prod(w.stride for w in taps)
 
     def pullback(gradients: Gradients) -> Gradients:
         gradient = gradients[0]
@@ -248,7 +270,7 @@ def _each_channel(visit: Visit, multiplier: int) -> tuple[Outcome, Signal]:
             summed_back(taps, m, g) * (weighing.variance * multiplier)
             for (_, m), g in zip(signal.parts, gradient.parts, strict=True)
         )
-        return only_first(Gradient(back, gradient.coherence / spread), len(visit.inputs))
+        return only_first(_through(gradient, taps).with_parts(back), len(visit.inputs))
 
     return Outcome((output,), pullback), signal
 
@@ -271,7 +293,7 @@ def _separable(visit: Visit) -> Outcome:
         if gradient is None:
             return first.pullback((None,))
         back = gradient.parts[0] * (weighing.variance * channels)
-        return first.pullback((Gradient((back,) * len(between.parts), gradient.coherence),))
+        return first.pullback((gradient.with_parts((back,) * len(between.parts)),))
 
     return with_activation(visit, Outcome((output,), pullback))
 
@@ -329,6 +351,6 @@ def general_kernels(visit: Visit) -> Outcome:
             return [None] * len(visit.inputs)
         second = gradient.second_moment(output) * weighing.variance * fan_out
         parts = tuple(np.full_like(m.mean, second) for _, m in signal.parts)
-        return only_first(Gradient(parts, gradient.coherence), len(visit.inputs))
+        return only_first(gradient.with_parts(parts), len(visit.inputs))
 
     return with_activation(visit, Outcome((output,), pullback))
