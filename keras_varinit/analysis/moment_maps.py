@@ -93,12 +93,16 @@ class Moments:
         near = [axis for axis, r in enumerate(self.radius) if r > 0]
         if not near or std == 0:
             return self.correlation
-        moments = near_pairs(self)[0] + self.excess
+        far, others, inside = near_pairs(self)
+        spreads = np.sqrt(self.variance).ravel()
+        covariance = np.where(inside, far + self.excess - mean**2, 0.0)
+        scale = np.where(inside, spreads[own_classes(self)] * spreads[others], 0.0)
         found = []
         for axis in near:
             offset = [r + (number == axis) for number, r in enumerate(self.radius)]
-            pairs = moments[tuple(i for o in offset for i in (o, slice(None)))]
-            found.append((self.average(pairs) - mean**2) / std**2)
+            place = tuple(i for o in offset for i in (o, slice(None)))
+            total = self.average(scale[place])
+            found.append(self.average(covariance[place]) / total if total > 0 else 0.0)
         return min(float(np.mean(found)), 1.0)
 
     @property
@@ -131,9 +135,13 @@ class Moments:
         excess = self.excess * scale.ravel()[own_classes(self)] * scale.ravel()[others]
         return Moments(self.axes, self.mean * scale, self.far * outer(scale), excess, self.radius)
 
-    def shifted(self, common: float) -> "Moments":
-        """Plus `common` on every pair, an entry with itself included: a random constant's share."""
-        return dataclasses.replace(self.plain(), far=self.far + common)
+    def shifted(self, constant: tuple[float, float]) -> "Moments":
+        """Plus a random number of that mean and mean square, the same at every position."""
+        mean, second = constant
+        far = self.far + second
+        if mean:
+            far = far + mean * (rows(self.mean) + columns(self.mean))
+        return dataclasses.replace(self.plain(), mean=self.mean + mean, far=far)
 
     def with_second(self, second: Array) -> "Moments":
         """With another E z_p²; pairs keep theirs."""
@@ -217,11 +225,19 @@ def diagonal(far: Array) -> Array:
     return np.asarray(far)
 
 
+def rows(values: Array) -> Array:
+    """values[p] in the layout of `far`."""
+    return values.reshape([n for size in values.shape for n in (size, 1)])
+
+
+def columns(values: Array) -> Array:
+    """values[q] in the layout of `far`."""
+    return values.reshape([n for size in values.shape for n in (1, size)])
+
+
 def outer(values: Array) -> Array:
     """values[p]·values[q] in the layout of `far`."""
-    rows = values.reshape([n for size in values.shape for n in (size, 1)])
-    columns = values.reshape([n for size in values.shape for n in (1, size)])
-    return np.asarray(rows * columns)
+    return np.asarray(rows(values) * columns(values))
 
 
 def own_classes(moments: Moments) -> Integers:
@@ -307,11 +323,8 @@ def added(first: Moments, second: Moments, sign: float = 1.0) -> Moments:
     """The sum of two signals made by different weights: they meet in their means alone."""
     radius = tuple(max(r) for r in zip(first.radius, second.radius, strict=True))
     first, second = widen(first, radius), widen(second, radius)
-    a = first.mean.reshape([n for size in first.mean.shape for n in (size, 1)])
-    b = second.mean.reshape([n for size in second.mean.shape for n in (1, size)])
-    at = first.mean.reshape([n for size in first.mean.shape for n in (1, size)])
-    bt = second.mean.reshape([n for size in second.mean.shape for n in (size, 1)])
-    far = first.far + second.far + sign * (a * b + at * bt)
+    cross = rows(first.mean) * columns(second.mean) + columns(first.mean) * rows(second.mean)
+    far = first.far + second.far + sign * cross
     mean = first.mean + sign * second.mean
     return Moments(first.axes, mean, far, first.excess + second.excess, radius)
 
