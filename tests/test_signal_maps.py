@@ -221,8 +221,10 @@ def average(full):
 
 @pytest.mark.parametrize("sizes", [(40,), (12, 13)], ids=["1-D", "2-D"])
 def test_linear_steps_keep_averages_on_large_maps(sizes):
-    """Classes stand for several positions: averages within 1 %, of an entry and of far pairs; within
-    2 % of the mean over the map."""
+    """Classes stand for several positions: averages of entries and far pairs within 1 %.
+
+    Within 2 % the mean over the map.
+    """
     for name, steps in LINEAR.items():
         if name == "repeat, pool":  # a class averages over the phases of a repetition
             continue

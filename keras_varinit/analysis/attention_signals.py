@@ -64,7 +64,7 @@ def _attention(visit: Visit) -> Outcome:
         unit = source.merged.weighted(in_place(source.axes), kernels[name].fans.fan_in)
         channels = round(kernels[name].fans.fan_out)
         weighing = Weighing(visit, kernels[name], [(channels, unit)])
-        projected[name] = (weighing, weighing.output(0.0, -1))
+        projected[name] = (weighing, weighing.output((0.0, 0.0), -1))
     q, k, v = (projected[name][1].merged for name in ("query", "key", "value"))
     keys = math.prod(math.inf if a.size is None else a.size for a in value.axes)
     logits = q.second_moment * max(k.second_moment - k.pair_moment, 0.0)
@@ -79,7 +79,7 @@ def _attention(visit: Visit) -> Outcome:
     fan_in = kernels["output"].fans.fan_in
     _, channels = layout(visit.output_shape, -1)
     last = Weighing(visit, kernels["output"], [(channels, mixed.scaled(fan_in))])
-    output = last.output(0.0, -1)
+    output = last.output((0.0, 0.0), -1)
 
     def pullback(gradients: Gradients) -> Gradients:
         gradient = gradients[0]

@@ -96,22 +96,27 @@ def _times(factor: float, count: int) -> Any:
     return pullback
 
 
-def _scales(layer: Any) -> tuple[float, float]:
-    """Mean squares of γ and β; 1 and 0 where a layer has none."""
-    found = []
-    for name, initial, neutral in (
-        ("gamma", keras.initializers.Ones, 1.0),
-        ("beta", keras.initializers.Zeros, 0.0),
+def moments_of_variable(layer: Any, name: str) -> tuple[float, float]:
+    """Mean and mean square of a layer's bias, or of another variable of its own; 0 without one."""
+    variable = own_variable(layer, name)
+    held = getattr(layer, f"{name}_initializer", None)
+    if variable is None or isinstance(held, keras.initializers.Zeros):
+        return 0.0, 0.0
+    values = np.asarray(view(variable), np.float64)
+    return float(np.mean(values)), float(np.mean(np.square(values)))
+
+
+def _scales(layer: Any) -> tuple[float, tuple[float, float]]:
+    """Mean square of γ, 1 without it; mean and mean square of β."""
+    gamma = own_variable(layer, "gamma")
+    if gamma is None:
+        gamma = own_variable(layer, "scale")
+    scale = 1.0
+    if gamma is not None and not isinstance(
+        getattr(layer, "gamma_initializer", None), keras.initializers.Ones
     ):
-        variable = own_variable(layer, name)
-        if variable is None and name == "gamma":
-            variable = own_variable(layer, "scale")
-        held = getattr(layer, f"{name}_initializer", None)
-        if variable is None or isinstance(held, initial):
-            found.append(neutral)
-        else:
-            found.append(float(np.mean(np.square(np.asarray(view(variable), np.float64)))))
-    return found[0], found[1]
+        scale = float(np.mean(np.square(np.asarray(view(gamma), np.float64))))
+    return scale, moments_of_variable(layer, "beta")
 
 
 @signal_rule(keras.layers.BatchNormalization)
@@ -133,7 +138,7 @@ def _batch_normalization(visit: Visit) -> Outcome:
     return Outcome((output,), _per_part(signal, factors, len(visit.inputs)))
 
 
-def _renewed(moments: Moments, gamma: float, beta: float) -> Moments:
+def _renewed(moments: Moments, gamma: float, beta: tuple[float, float]) -> Moments:
     """Unit variance where nothing was known."""
     return uniform(moments.axes, 0.0, gamma, 0.0).shifted(beta)
 
@@ -157,11 +162,17 @@ def _per_part(signal: Signal, factors: dict[int, Any], count: int) -> Any:
     "RMSNorm",
 )
 def position_normalization(visit: Visit) -> Outcome:
-    """Each example by itself: over its channels, and with groups over its positions too."""
+    """Each example by itself: over its channels, and with groups over its positions too.
+
+    Rows of unit length have entries of mean square 1/channels.
+    """
     layer, signal = visit.operation, visit.inputs[0]
-    gamma, beta = _scales(layer) if isinstance(layer, keras.Layer) else (1.0, 0.0)
+    gamma, beta = _scales(layer) if isinstance(layer, keras.Layer) else (1.0, (0.0, 0.0))
     epsilon = float(getattr(layer, "epsilon", 1e-6) or 1e-6)
-    keeps_mean = "RMS" in type(layer).__name__
+    to_unit_length = type(layer).__name__ in ("UnitNormalization", "Normalize")
+    keeps_mean = to_unit_length or "RMS" in type(layer).__name__
+    if to_unit_length:
+        gamma = 1 / signal.channels
     over_positions = "Group" in type(layer).__name__
     total = signal.merged
     mean = np.zeros_like(total.mean) if keeps_mean else total.mean

@@ -159,11 +159,16 @@ def merged(visit: Visit) -> Outcome:
     signals = [_on_axes(s, target) for s in visit.inputs]
     widest = max(signals, key=lambda s: len(s.parts))
     aligned = [_as_parts(s, widest) for s in signals]
-    groups = []
+    share = 1 / len(signals) ** 2 if name == "Average" else 1.0
+    factors = [share] * len(aligned)
+    if name == "Multiply":
+        seconds = [s.second_moment for s in aligned]
+        factors = [math.prod(seconds[:i] + seconds[i + 1 :]) for i in range(len(seconds))]
+    groups, ratios = [], []
     for number, (channels, _) in enumerate(widest.parts):
         groups.append((channels, _merge(name, [s.parts[number][1] for s in aligned])))
+        ratios.append(_together(groups[-1][1], [s.parts[number][1] for s in aligned], factors))
     output = Signal(tuple(groups), visit.inputs[0].channel_axis)
-    share = 1 / len(signals) ** 2 if name == "Average" else 1.0
 
     def pullback(gradients: Gradients) -> Gradients:
         gradient = gradients[0]
@@ -171,14 +176,16 @@ def merged(visit: Visit) -> Outcome:
             return [None] * len(visit.inputs)
         results = []
         for index, signal in enumerate(visit.inputs):
-            factor, coherence = share, gradient.coherence
+            coherence = gradient.coherence
             if name == "Multiply":
                 for other, known in enumerate(aligned):
                     if other != index:
-                        factor *= known.second_moment
                         pair = known.merged.pair_moment
                         coherence *= min(abs(pair) / max(known.second_moment, 1e-300), 1.0)
-            given = _gathered(gradient, coherence, factor, output, signal)
+            given = _gathered(gradient, coherence, factors[index], output, signal)
+            if len(given.parts) == len(ratios):
+                parts = tuple(g * r for g, r in zip(given.parts, ratios, strict=True))
+                given = given.with_parts(parts)
             if name == "Add" and gradient.through is not None:
                 given = _kept_together(given, gradient.through, signal, output)
             results.append(given)
@@ -244,6 +251,18 @@ def _merge(name: str, parts: Sequence[Moments]) -> Moments:
         else:
             result = added(result, each, -1.0 if name == "Subtract" else 1.0)
     return result.scaled(1 / len(parts) ** 2) if name == "Average" else result.plain()
+
+
+def _together(result: Moments, parts: Sequence[Moments], factors: Sequence[float]) -> float:
+    """What functions of one signal give it together, over the sum of what each gives it."""
+    root = result.pre
+    if root is None or result.function is None or any((m.pre or m) is not root for m in parts):
+        return 1.0
+    apart = sum(
+        factor * law_of(root, m.function or IDENTITY).squared_slope
+        for factor, m in zip(factors, parts, strict=True)
+    )
+    return law_of(root, result.function).squared_slope / apart if apart > 0 else 1.0
 
 
 def _of_one_root(name: str, root: Moments, functions: Sequence[Activation]) -> Moments:

@@ -15,7 +15,7 @@ import numpy as np
 from keras_varinit.analysis import rules
 from keras_varinit.analysis.axes import Array, Window
 from keras_varinit.analysis.moment_maps import Axes, Moments, axis_maps, uniform
-from keras_varinit.analysis.pointwise_signals import after_activation
+from keras_varinit.analysis.pointwise_signals import after_activation, moments_of_variable
 from keras_varinit.analysis.rules import Call, Weights, layer_classes, per_dimension
 from keras_varinit.analysis.signals import (
     Gradient,
@@ -29,7 +29,6 @@ from keras_varinit.analysis.signals import (
     signal_rule,
 )
 from keras_varinit.fans import padding_and_outputs
-from keras_varinit.graph import own_variable, view
 
 
 def channel_axis_of(layer: Any, default: int = -1) -> int:
@@ -47,16 +46,6 @@ def in_layout(visit: Visit, channel_axis: int) -> Signal:
         return Signal(signal.parts, channel_axis)
     axes, channels = layout(shape, channel_axis)
     return Signal(((channels, signal.merged.spread_over(axes)),), channel_axis)
-
-
-def bias_moment(layer: Any) -> float:
-    """Mean square of a layer's bias."""
-    bias = own_variable(layer, "bias")
-    if bias is None or isinstance(
-        getattr(layer, "bias_initializer", None), keras.initializers.Zeros
-    ):
-        return 0.0
-    return float(np.mean(np.square(np.asarray(view(bias), np.float64))))
 
 
 def windows(call: Call, source: Axes, target: Axes) -> list[Window]:
@@ -126,7 +115,7 @@ class Weighing:
         gain = sum(n * m.second_moment for n, m in unit) / sum(n for n, _ in unit)
         self.variance = visit.variance_of(kernel.variable, gain)
 
-    def output(self, bias: float, channel_axis: int) -> Signal:
+    def output(self, bias: tuple[float, float], channel_axis: int) -> Signal:
         """The kernel's output, which is taken down."""
         parts = tuple((n, m.scaled(self.variance).shifted(bias)) for n, m in self.unit)
         signal = Signal(parts, channel_axis)
@@ -210,7 +199,7 @@ def _shared(
         raise TypeError("a rule of weight layers met another role")
     unit = merged.weighted(taps, fan_in)
     weighing = Weighing(visit, role.kernels[0], [(channels, unit)])
-    output = weighing.output(bias_moment(visit.operation), signal.channel_axis)
+    output = weighing.output(moments_of_variable(visit.operation, "bias"), signal.channel_axis)
 
     def pullback(gradients: Gradients) -> Gradients:
         gradient = gradients[0]
@@ -259,7 +248,9 @@ def _each_channel(visit: Visit, multiplier: int) -> tuple[Outcome, Signal]:
     unit = [(n * multiplier, m) for n, m in mapped.parts]
     weighing = Weighing(visit, role.kernels[0], unit)
     single = len(role.kernels) == 1
-    output = weighing.output(bias_moment(layer) if single else 0.0, channel_axis)
+    output = weighing.output(
+        moments_of_variable(layer, "bias") if single else (0.0, 0.0), channel_axis
+    )
 
     def pullback(gradients: Gradients) -> Gradients:
         gradient = gradients[0]
@@ -285,7 +276,7 @@ def _separable(visit: Visit) -> Outcome:
     channels = layout(visit.output_shape, between.channel_axis)[1]
     unit = between.merged.weighted(in_place(between.axes), between.channels)
     weighing = Weighing(visit, role.kernels[1], [(channels, unit)])
-    output = weighing.output(bias_moment(visit.operation), between.channel_axis)
+    output = weighing.output(moments_of_variable(visit.operation, "bias"), between.channel_axis)
 
     def pullback(gradients: Gradients) -> Gradients:
         gradient = gradients[0]
@@ -307,7 +298,7 @@ def _embedding(visit: Visit) -> Outcome:
     rows = role.kernels[0].variable.shape[0]
     unit = alike(visit.output_shape, -1, 0.0, 1.0, 1.0 / rows)
     weighing = Weighing(visit, role.kernels[0], unit.parts)
-    output = weighing.output(0.0, -1)
+    output = weighing.output((0.0, 0.0), -1)
 
     def pullback(gradients: Gradients) -> Gradients:
         weighing.came_back(gradients[0], output)
@@ -336,7 +327,7 @@ def general_kernels(visit: Visit) -> Outcome:
         fan_in * merged.pair_moment,
     )
     weighing = Weighing(visit, kernel, [(channels, unit)])
-    output = weighing.output(bias_moment(visit.operation), signal.channel_axis)
+    output = weighing.output(moments_of_variable(visit.operation, "bias"), signal.channel_axis)
     if recurrent or len(role.kernels) > 1:
         visit.note(f"{visit.operation.name}: what its kernels do together is not modelled")
         unknown = alike(visit.output_shape, signal.channel_axis, math.nan, math.nan, math.nan)

@@ -1,0 +1,457 @@
+"""What the signal engine predicts against real models with kernels drawn again and again.
+
+A case is a model in two halves: `front` ends in the probe, a kernel's output u, and `back` goes on
+from there to the last kernel. Measured are E u² at the probe and at the end, and E (dL/du)² at the
+probe for white noise at the end, by the backend's own gradients. The mean over draws must be within
+four standard errors of the prediction or, where the engine approximates, within its allowance: 10 %
+of a second moment, 20 % of a gradient's.
+"""
+
+import keras
+import numpy as np
+import pytest
+from keras import ops
+
+import keras_varinit as kv
+from keras_varinit.analysis import signals
+from tests.gradients import vector_jacobian
+
+L = keras.layers
+APPROXIMATE = (0.10, 0.20)
+# Sums and averages are exact; what a finite width and batch do to them stays below this.
+EXACT = (0.02, 0.02)
+ALWAYS = (0.0, 0.0)
+
+
+def dense(units=128, **options):
+    return L.Dense(units, kernel_initializer="he_normal", **options)
+
+
+def conv(filters=128, k=3, *, rank=2, **options):
+    options = {"padding": "same", "kernel_initializer": "he_normal", **options}
+    return getattr(L, f"Conv{rank}D")(filters, k, **options)
+
+
+def chain(*layers):
+    def apply(x):
+        for layer in layers:
+            x = layer(x)
+        return x
+
+    return apply
+
+
+def kernel_at(tensor):
+    """The path of the last kernel of the layer that makes a tensor."""
+    weights = tensor._keras_history.operation.weights
+    return [w.path for w in weights if "kernel" in w.path or "embeddings" in w.path][-1]
+
+
+def noise(shape, mean=0.0):
+    return lambda rng, count: mean + rng.standard_normal((count, *shape))
+
+
+def check(front, back, shape, allowance=EXACT, *, draws=32, examples=4, error=0.035, **options):
+    """Draws, measures, compares; `options`: a mean and a source of the inputs, a scheme."""
+    mean, scheme = options.get("mean", 0.0), options.get("scheme", "he_normal")
+    draw_inputs = options.get("inputs", noise(shape, mean))
+    inputs = keras.Input(shape)
+    probe = front(inputs)
+    end = back(probe)
+    model = keras.Model(inputs, end)
+    first, second = keras.Model(inputs, probe), keras.Model(probe, end)
+    rng = np.random.default_rng(0)
+    measured = {"probe": [], "end": [], "gradient": []}
+    for draw in range(draws):
+        kv.initialize(model, scheme, seed=draw)
+        x = draw_inputs(rng, examples).astype("float32")
+        u = ops.convert_to_numpy(first(x, training=True))
+        out = ops.convert_to_numpy(second(u, training=True))
+        given = rng.standard_normal(out.shape).astype("float32")
+        g = vector_jacobian(lambda u: second(u, training=True), u, given)
+        for name, values in (("probe", u), ("end", out), ("gradient", g)):
+            measured[name].append(np.mean(np.square(values, dtype=np.float64)))
+    predicted = kv.analyze(model, input_mean=mean).predicted
+    at_probe = predicted[kernel_at(probe)]
+    for name, want, allowed in (
+        ("probe", at_probe.forward, allowance[0]),
+        ("end", predicted[kernel_at(end)].forward, allowance[0]),
+        ("gradient", at_probe.backward, allowance[1]),
+    ):
+        got = np.mean(measured[name])
+        standard_error = np.std(measured[name], ddof=1) / np.sqrt(draws) / got
+        assert standard_error < error, (name, standard_error)
+        assert abs(got / want - 1) < max(4 * standard_error, allowed), (
+            f"{name}: measured {got:.4g}, predicted {want:.4g}, off by {got / want - 1:.1%}"
+            f" with a standard error of {standard_error:.1%}"
+        )
+
+
+@pytest.mark.parametrize("activation", ["linear", "relu", "leaky_relu"])
+def test_dense_chains_are_exact(activation):
+    """Sums of independent products: within 4 standard errors of about 1 %, nothing beyond."""
+    front = chain(dense(192, activation=activation), dense(192))
+    back = chain(L.Activation(activation), dense(192, activation=activation), dense(192))
+    check(front, back, (64,), ALWAYS, draws=200, examples=16, error=0.012)
+
+
+def check_all(cases, function):
+    """Calls `function` with what each case makes; all that fail are named together."""
+    failures = []
+    for name, make in cases.items():
+        try:
+            function(make())
+        except AssertionError as error:
+            failures.append(f"{name}: {str(error).splitlines()[0]}")
+    assert not failures, "\n".join(failures)
+
+
+CONVOLUTIONS = {
+    "1D": lambda: (conv(rank=1), [conv(rank=1, k=4)], (9, 32)),
+    "2D": lambda: (conv(), [conv()], (6, 6, 32)),
+    "3D": lambda: (conv(64, rank=3), [conv(64, 2, rank=3)], (3, 4, 4, 16)),
+    "valid, strides": lambda: (conv(padding="valid"), [conv(strides=2), conv(k=2)], (9, 8, 32)),
+    "dilation": lambda: (
+        conv(dilation_rate=2),
+        [conv(k=2, dilation_rate=3, padding="valid")],
+        (7, 7, 32),
+    ),
+    "groups": lambda: (conv(groups=4), [conv(groups=8), conv()], (5, 5, 32)),
+    "depthwise": lambda: (
+        conv(),
+        [L.DepthwiseConv2D(3, depth_multiplier=2), conv(k=1)],
+        (6, 6, 32),
+    ),
+    "separable": lambda: (conv(), [L.SeparableConv2D(96, 3, padding="same"), conv()], (6, 6, 32)),
+    "transposed": lambda: (conv(), [L.Conv2DTranspose(96, 3, strides=2), conv()], (4, 5, 32)),
+    "transposed same": lambda: (
+        L.Conv2DTranspose(96, 4, strides=2, padding="same"),
+        [L.Conv2DTranspose(96, 3, strides=2, padding="same"), conv()],
+        (3, 3, 32),
+    ),
+    "einsum": lambda: (
+        L.EinsumDense("abc,cd->abd", (None, 128)),
+        [L.EinsumDense("abc,cde->abde", (None, 8, 16)), L.EinsumDense("abde,def->abf", (None, 64))],
+        (6, 64),
+    ),
+}
+
+
+@pytest.mark.slow
+def test_kernels_of_every_kind():
+    """Linear maps and ReLU: exact up to sampling."""
+    check_all(CONVOLUTIONS, lambda case: check(case[0], chain(L.ReLU(), *case[1]), case[2]))
+
+
+IMAGE = (8, 8, 24)
+
+
+def maps(x):
+    """Two convolutions and a ReLU between them: positions are correlated."""
+    return conv(96)(L.ReLU()(conv(96)(x)))
+
+
+def check_maps(*layers, **options):
+    """`maps`, the layers, a convolution."""
+    check(maps, chain(*layers, conv(64)), IMAGE, APPROXIMATE, **options)
+
+
+POOLINGS = {
+    "average 2": lambda: L.AveragePooling2D(2),
+    "average 3 same": lambda: L.AveragePooling2D(3, 2, padding="same"),
+    "average 3/1": lambda: L.AveragePooling2D(3, 1, padding="same"),
+    "max 2": lambda: L.MaxPooling2D(2),
+    "max 3 same": lambda: L.MaxPooling2D(3, 2, padding="same"),
+    "max 3/1": lambda: L.MaxPooling2D(3, 1, padding="same"),
+}
+
+
+def test_pooling_of_correlated_maps():
+    check_all(POOLINGS, lambda pooling: check_maps(L.ReLU(), pooling))
+
+
+@pytest.mark.slow
+def test_pooling_in_front_of_an_activation():
+    check_all(POOLINGS, lambda pooling: check_maps(pooling, L.ReLU(), draws=56))
+
+
+def test_pooling_over_all_positions():
+    globals_ = {"average": L.GlobalAveragePooling2D, "max": L.GlobalMaxPooling2D}
+    check_all(
+        globals_,
+        lambda pooling: check(
+            maps, chain(L.ReLU(), pooling, dense()), IMAGE, APPROXIMATE, draws=40
+        ),
+    )
+
+
+def test_pooling_along_a_line():
+    lines = {"max": lambda: L.MaxPooling1D(2), "average": lambda: L.AveragePooling1D(3, 1)}
+    check_all(
+        lines,
+        lambda pooling: check(
+            chain(conv(rank=1), L.ReLU(), conv(rank=1)),
+            chain(L.ReLU(), pooling, conv(rank=1)),
+            (16, 32),
+            APPROXIMATE,
+        ),
+    )
+
+
+SHAPES = {
+    "zero padding": lambda: [L.ZeroPadding2D(((1, 2), (0, 3))), conv(64, padding="valid")],
+    "cropping": lambda: [L.Cropping2D(((1, 2), (0, 3))), conv(64)],
+    "upsampling": lambda: [L.UpSampling2D(2), conv(64)],
+    "flatten": lambda: [L.Flatten(), dense()],
+    "reshape": lambda: [L.Reshape((16, 4, 96)), conv(64)],
+    "reshape to tokens": lambda: [L.Reshape((64, 96)), dense(64)],
+    "permute": lambda: [L.Permute((2, 1, 3)), conv(64)],
+}
+
+
+@pytest.mark.slow
+def test_shapes():
+    check_all(SHAPES, lambda layers: check(maps, chain(L.ReLU(), *layers), IMAGE, APPROXIMATE))
+
+
+NORMALIZATIONS = {
+    "batch": lambda: L.BatchNormalization(),
+    "batch, scaled": lambda: L.BatchNormalization(
+        gamma_initializer=keras.initializers.Constant(0.5), beta_initializer="ones"
+    ),
+    "layer": lambda: L.LayerNormalization(),
+    "group": lambda: L.GroupNormalization(8),
+}
+
+
+@pytest.mark.slow
+def test_normalizations():
+    check_all(NORMALIZATIONS, lambda layer: check_maps(layer, L.ReLU()))
+    check_all(NORMALIZATIONS, lambda layer: check_maps(L.ReLU(), layer))
+
+
+def test_normalizations_of_vectors():
+    names = ("LayerNormalization", "RMSNormalization", "UnitNormalization")
+    check_all(
+        {name: getattr(L, name) for name in names if hasattr(L, name)},
+        lambda layer: check(dense(), chain(L.ReLU(), layer, dense()), (64,), APPROXIMATE, draws=60),
+    )
+
+
+@pytest.mark.slow
+def test_noise_layers():
+    """In training, as the prediction counts them."""
+    layers = {
+        "dropout": lambda: L.Dropout(0.3),
+        "gaussian dropout": lambda: L.GaussianDropout(0.4),
+        "gaussian noise": lambda: L.GaussianNoise(0.7),
+        "spatial dropout": lambda: L.SpatialDropout2D(0.25),
+        "pooled dropout": lambda: chain(L.Dropout(0.5), L.AveragePooling2D(2)),
+    }
+    check_all(layers, lambda layer: check_maps(L.ReLU(), layer))
+
+
+def residual(x):
+    return L.Add()([x, conv(96)(L.ReLU()(x))])
+
+
+MERGES = {
+    "residual": lambda: residual,
+    "two residuals": lambda: chain(residual, residual),
+    "positive branches": lambda: lambda x: L.Add()([L.ReLU()(conv(96)(x)), L.ReLU()(conv(96)(x))]),
+    "twice": lambda: lambda x: L.Add()([x, x]),
+    "relu + x": lambda: lambda x: L.Add()([L.ReLU()(x), x]),
+    "swish by hand": lambda: lambda x: L.Multiply()([x, L.Activation("sigmoid")(x)]),
+    "square": lambda: lambda x: L.Multiply()([x, x]),
+    "gate": lambda: (
+        lambda x: L.Multiply()([conv(96, k=1)(x), conv(96, k=1, activation="sigmoid")(x)])
+    ),
+    "average": lambda: lambda x: L.Average()([L.ReLU()(conv(96)(x)), L.ReLU()(conv(96)(x))]),
+    "subtract": lambda: lambda x: L.Subtract()([L.ReLU()(conv(96)(x)), L.ReLU()(conv(96)(x))]),
+    "concatenate": lambda: lambda x: L.Concatenate()([L.ReLU()(x), conv(32)(x), conv(64, k=1)(x)]),
+    "squeeze and excite": lambda: (
+        lambda x: L.Multiply()(
+            [
+                x,
+                L.Reshape((1, 1, 96))(
+                    dense(96, activation="sigmoid")(
+                        dense(48, activation="relu")(L.GlobalAveragePooling2D()(x))
+                    )
+                ),
+            ]
+        )
+    ),
+}
+
+
+@pytest.mark.slow
+def test_merged_branches():
+    check_all(
+        MERGES,
+        lambda merge: check(maps, chain(merge, conv(64)), (6, 6, 24), APPROXIMATE, draws=32),
+    )
+
+
+def test_branches_on_operators():
+    """`x + y` and `ops` make no layers."""
+
+    def back(x):
+        x = x + ops.relu(dense()(ops.relu(x))) * 0.5
+        return dense()(ops.silu(x) - 0.1)
+
+    check(dense(), back, (64,), APPROXIMATE, draws=80)
+
+
+ACTIVATIONS = {
+    "gelu": lambda: L.Activation("gelu"),
+    "tanh": lambda: L.Activation("tanh"),
+    "sigmoid": lambda: L.Activation("sigmoid"),
+    "prelu": lambda: L.PReLU(
+        alpha_initializer=keras.initializers.Constant(0.3), shared_axes=(1, 2)
+    ),
+    "leaky": lambda: L.LeakyReLU(negative_slope=0.4),
+    "capped": lambda: L.ReLU(max_value=1.0),
+}
+
+
+@pytest.mark.slow
+def test_activations_between_convolutions():
+    check_all(ACTIVATIONS, check_maps)
+
+
+def test_biases():
+    """A constant bias moves the mean, a random one adds variance that all positions share."""
+    biases = {
+        "constant": lambda: "ones",
+        "random": lambda: keras.initializers.RandomNormal(stddev=0.8, seed=1),
+    }
+
+    def vectors(bias):
+        front = chain(dense(bias_initializer=bias), L.ReLU(), dense(bias_initializer=bias))
+        back = chain(L.ReLU(), dense(bias_initializer=bias))
+        check(front, back, (64,), APPROXIMATE, draws=80)
+
+    def images(bias):
+        back = chain(L.ReLU(), L.AveragePooling2D(2), conv(64))
+        check(conv(96, bias_initializer=bias), back, IMAGE, APPROXIMATE)
+
+    check_all(biases, vectors)
+    check_all(biases, images)
+
+
+def test_inputs_with_a_mean():
+    back = chain(L.ReLU(), L.AveragePooling2D(2), conv(64))
+    check(conv(96), back, IMAGE, APPROXIMATE, mean=2.0, draws=60, error=0.04)
+    check(
+        L.Conv2DTranspose(96, 3, strides=2),
+        back,
+        (4, 4, 24),
+        APPROXIMATE,
+        mean=2.0,
+        draws=60,
+        error=0.04,
+    )
+
+
+def tokens(rng, count):
+    return rng.integers(0, 50, (count, 12))
+
+
+def test_embeddings():
+    front = L.Embedding(50, 64, embeddings_initializer="he_normal")
+
+    def back(x):
+        return dense(64)(L.GlobalAveragePooling1D()(dense(activation="relu")(x)))
+
+    check(front, back, (12,), APPROXIMATE, inputs=tokens, draws=40)
+
+
+def attended(x):
+    normal = L.LayerNormalization()(x)
+    return L.Add()([x, L.MultiHeadAttention(4, 16)(normal, normal)])
+
+
+@pytest.mark.parametrize(("scheme", "back"), [("glorot_normal", 0.2), ("he_normal", 0.3)])
+def test_attention(scheme, back):
+    """Tokens that differ. Large logits make few tokens win, and gradients less certain."""
+    check(
+        dense(64),
+        chain(attended, dense(64)),
+        (10, 32),
+        (0.1, back),
+        scheme=scheme,
+        draws=60,
+    )
+
+
+def test_a_gated_unit():
+    def back(x):
+        gate = dense(256, activation="silu")(x)
+        return dense(64)(L.Multiply()([gate, dense(256)(x)]))
+
+    check(chain(dense(), L.LayerNormalization(), dense()), back, (64,), APPROXIMATE, draws=80)
+
+
+def test_channels_first(backend):
+    if backend == "tensorflow":
+        pytest.skip("TensorFlow has no channels_first convolutions on CPUs")
+    keras.config.set_image_data_format("channels_first")
+
+    def back(x):
+        x = L.Concatenate(axis=1)([L.ReLU()(L.BatchNormalization(axis=1)(x)), x])
+        return conv(64)(L.MaxPooling2D(2)(x))
+
+    check(chain(conv(96), L.ReLU(), conv(96)), back, (24, 8, 8), APPROXIMATE)
+
+
+@keras.saving.register_keras_serializable("tests")
+class Sorted(L.Layer):
+    """A layer of which the library knows nothing."""
+
+    def call(self, x):
+        return 3 * ops.sort(x, axis=-1)
+
+
+def test_an_unknown_layer_is_noted_and_nothing_behind_it_is_known():
+    layers = [dense(name="a"), Sorted(name="odd"), dense(name="b"), L.ReLU(), dense(name="c")]
+    layers += [L.LayerNormalization(), dense(16, name="d"), dense(name="e")]
+    model = keras.Sequential([keras.Input((64,)), *layers])
+    analysis = kv.analyze(model)
+    assert set(analysis.notes) == {
+        "sort (Sort): no rule",
+        "sort: the scale of its output is not known",
+    }
+    found = {path.split("/")[-2]: p for path, p in analysis.predicted.items()}
+    assert found["a"].forward == pytest.approx(2.0)
+    assert found["a"].backward is None
+    for name in "bc":
+        assert found[name].forward is None, name
+        assert found[name].gain is None, name
+    # Normalization makes the scale known again.
+    assert found["d"].forward == pytest.approx(2.0, rel=1e-3)
+    assert found["e"].forward == pytest.approx(4.0, rel=1e-3)
+    assert found["e"].backward == pytest.approx(1.0)
+    assert found["d"].backward == pytest.approx(2 * 128 / 16)
+
+
+def test_a_rule_of_ones_own(monkeypatch):
+    monkeypatch.setattr(signals, "_RULES", dict(signals._RULES))
+
+    @kv.signal_rule(Sorted)
+    def sort(visit):
+        return visit.inputs[0].scaled(9.0)
+
+    check(dense(), chain(L.ReLU(), Sorted(), dense(), L.ReLU(), dense()), (64,), draws=120)
+
+    class Twice(Sorted):
+        pass
+
+    last = dense(8)
+    model = keras.Sequential([keras.Input((64,)), dense(8), Twice(), last])
+    predicted = kv.analyze(model).predicted[last.kernel.path]
+    assert predicted.forward == pytest.approx(2 * 9 * 2)
+
+
+def test_a_rule_is_for_classes_and_names():
+    with pytest.raises(TypeError, match=r"^signal_rule: takes layer classes.* Received: 3\.$"):
+        kv.signal_rule(3)
