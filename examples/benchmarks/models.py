@@ -2,8 +2,8 @@
 
     python examples/benchmarks/models.py [--repeats N]
 
-All three are timed side by side in one process: a model is built from its configuration, its
-kernels named `asv_backward`, then analyzed, then injected; the medians of the paired ratios are
+All three are timed side by side in one process: a model is built with kernels named `asv_backward`,
+then analyzed (contexts and predicted signal), then injected; the medians of the paired ratios are
 printed with their range. Growth compares plain networks of 1,000 and 100 layers.
 """
 
@@ -24,12 +24,18 @@ import numpy as np
 import keras_varinit as kv
 
 L = keras.layers
+Build = Callable[[], keras.Model]
+
+
+NAME = "asv_backward"
 
 
 def plain(depth: int) -> keras.Model:
     """A chain of small Dense layers."""
-    layers = [L.Dense(16, activation="relu") for _ in range(depth)]
-    return keras.Sequential([keras.Input((16,)), *layers])
+    x = inputs = keras.Input((16,))
+    for _ in range(depth):
+        x = L.Dense(16, activation="relu", kernel_initializer=NAME)(x)
+    return keras.Model(inputs, x)
 
 
 def transformer(blocks: int = 12, width: int = 256) -> keras.Model:
@@ -37,18 +43,26 @@ def transformer(blocks: int = 12, width: int = 256) -> keras.Model:
     x = inputs = keras.Input((128, width))
     for _ in range(blocks):
         y = L.LayerNormalization()(x)
-        x = L.Add()([x, L.MultiHeadAttention(8, width // 8)(y, y)])
+        x = L.Add()([x, L.MultiHeadAttention(8, width // 8, kernel_initializer=NAME)(y, y)])
         y = L.LayerNormalization()(x)
-        x = L.Add()([x, L.Dense(width)(L.Dense(4 * width, activation="gelu")(y))])
+        y = L.Dense(4 * width, activation="gelu", kernel_initializer=NAME)(y)
+        x = L.Add()([x, L.Dense(width, kernel_initializer=NAME)(y)])
     return keras.Model(inputs, x)
 
 
-MODELS: dict[str, Callable[[], keras.Model]] = {
-    "ResNet50": lambda: keras.applications.ResNet50(weights=None),
-    "EfficientNetB0": lambda: keras.applications.EfficientNetB0(weights=None),
-    "VGG16": lambda: keras.applications.VGG16(weights=None),
-    "plain, 1,000 layers": lambda: plain(1000),
-    "transformer, 12 blocks": transformer,
+def application(name: str) -> Build:
+    """A model of `keras.applications`, built from its configuration with our initializer."""
+    template = getattr(keras.applications, name)(weights=None)
+    cls, config = type(template), template.get_config()
+    return lambda: cls.from_config(named(config))
+
+
+MODELS: dict[str, Callable[[], Build]] = {
+    "ResNet50": lambda: application("ResNet50"),
+    "EfficientNetB0": lambda: application("EfficientNetB0"),
+    "VGG16": lambda: application("VGG16"),
+    "plain, 1,000 layers": lambda: lambda: plain(1000),
+    "transformer, 12 blocks": lambda: transformer,
 }
 
 
@@ -56,7 +70,7 @@ def named(config: Any) -> Any:
     """A configuration with every kernel's initializer replaced by a string id of ours."""
     if isinstance(config, dict):
         return {
-            key: "asv_backward"
+            key: NAME
             if key in ("kernel_initializer", "depthwise_initializer", "pointwise_initializer")
             else named(value)
             for key, value in config.items()
@@ -73,21 +87,18 @@ def timed(function: Callable[[], Any]) -> tuple[float, Any]:
     return time.perf_counter() - start, result
 
 
-def measure(make: Callable[[], keras.Model], repeats: int) -> list[tuple[float, float, float]]:
+def measure(build: Build, repeats: int) -> list[tuple[float, float, float]]:
     """Seconds of build, analyze and inject, `repeats` times after one uncounted run."""
-    template = make()
-    cls, template_config = type(template), template.get_config()
     rows = []
     for repeat in range(repeats + 1):
         keras.utils.clear_session()
-        config = named(template_config)
-        build, model = timed(lambda: cls.from_config(config))  # noqa: B023 - called at once
-        analyze, _ = timed(lambda: kv.analyze(model))  # noqa: B023
-        inject, report = timed(lambda: kv.inject(model))  # noqa: B023
+        building, model = timed(build)
+        analyzing, _ = timed(lambda: kv.analyze(model))  # noqa: B023 - called at once
+        injecting, report = timed(lambda: kv.inject(model))  # noqa: B023
         if len(report.drawn) != len(report):
             raise RuntimeError(f"not every kernel was drawn:\n{report}")
         if repeat:
-            rows.append((build, analyze, inject))
+            rows.append((building, analyzing, injecting))
     return rows
 
 
@@ -109,7 +120,7 @@ def main() -> None:
     )
     print(f"{'model':<24}{'build, s':>9}  {'analyze ÷ build':<26}  inject ÷ build")
     for name, make in MODELS.items():
-        rows = measure(make, repeats)
+        rows = measure(make(), repeats)
         build = statistics.median(row[0] for row in rows)
         analyze = ratio([row[1] / row[0] for row in rows])
         inject = ratio([row[2] / row[0] for row in rows])

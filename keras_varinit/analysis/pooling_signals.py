@@ -2,8 +2,8 @@
 
 import dataclasses
 import functools
+import itertools
 import math
-from collections.abc import Sequence
 
 import numpy as np
 
@@ -38,15 +38,34 @@ def _pool_windows(visit: Visit, source: Axes, target: Axes) -> list[Window]:
     return found
 
 
-def _overlap(windows: Sequence[Window]) -> float:
-    """Mean number of ordered pairs of windows that share an entry."""
-    squares = means = 1.0
-    for window in windows:
-        mean = window.taps / window.stride
-        low = math.floor(mean)
-        squares *= low**2 * (1 - (mean - low)) + (low + 1) ** 2 * (mean - low)
-        means *= mean
-    return squares - means
+@functools.lru_cache(maxsize=256)
+def _wins_both(windows: tuple[Window, ...], size: float) -> float:
+    """Σ over pairs of windows of P(an entry is the maximum of both), per entry.
+
+    Of the entries that two windows share each is the maximum of their union equally often.
+    """
+    reach = [(w.taps - 1) // w.stride for w in windows]
+    total = 0.0
+    for offset in itertools.product(*(range(-r, r + 1) for r in reach)):
+        if not any(offset):
+            continue
+        shared = math.prod(w.taps - abs(o) * w.stride for w, o in zip(windows, offset, strict=True))
+        pairs = math.prod(_shared_entries(w, o) for w, o in zip(windows, offset, strict=True))
+        total += pairs / max(2 * size - shared, shared)
+    return total
+
+
+def _shared_entries(window: Window, offset: int) -> float:
+    """Entries that windows share with those `offset` further, over the number of entries."""
+    if window.inputs.size is None or window.outputs.size is None:
+        return (window.taps - abs(offset) * window.stride) / window.stride
+    outputs = np.arange(window.outputs.size)
+    outputs = outputs[(outputs + offset >= 0) & (outputs + offset < window.outputs.size)]
+    reads = window.reads(outputs)
+    first = max(offset * window.stride, 0)
+    last = min(offset * window.stride, 0) + window.taps
+    met = reads[first:last]
+    return float(np.sum((met >= 0) & (met < window.inputs.size)) / window.inputs.size)
 
 
 @functools.lru_cache(maxsize=256)
@@ -96,7 +115,7 @@ def _max_pooling(visit: Visit) -> Outcome:
         for (_, moments), g in zip(signal.parts, gradient.parts, strict=True):
             back = summed_back(windows, moments, g)
             # Two windows give an entry their gradients together if it wins in both.
-            both = gradient.adjacent * _overlap(windows) / (1.7 * sizes[id(moments)])
+            both = gradient.adjacent * _wins_both(tuple(windows), sizes[id(moments)])
             back = back + both * float(np.mean(g))
             parts.append(back * shares[id(moments)])
         # Two entries get a gradient each only if both win.

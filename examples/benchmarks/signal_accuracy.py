@@ -1,0 +1,273 @@
+"""How far the predicted signal is from the measured one, layer by layer.
+
+    python examples/benchmarks/signal_accuracy.py [--networks …] [--initializers …]
+        [--width N] [--draws N] [--out FOLDER]
+
+For each network and initializer the kernels are drawn `--draws` times. For every weight layer the
+second moments of its output and of its gradient are measured on unit white noise and averaged over
+the draws; the table has the layer at which prediction ÷ measurement is worst, with the standard
+error of that layer's mean, and the range of the measured second moments over the layers. Gradients
+are relative to the last layer's. `!` marks a standard error above 3 %: at this width and depth the
+mean is heavy-tailed, and more draws or a greater width are needed to tell.
+"""
+
+import argparse
+import csv
+import dataclasses
+import os
+import platform
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+import keras
+import numpy as np
+
+import keras_varinit as kv
+
+L = keras.layers
+
+
+def plain(
+    width: int, pool: Callable[[], keras.Layer] | None, padding: str = "same", size: int = 32
+) -> keras.Model:
+    """20 convolutions with ReLU, pooled (or strided) after 5, 10 and 15."""
+    x = inputs = keras.Input((size, size, 3))
+    for number in range(1, 21):
+        last = number in (5, 10, 15)
+        # 'valid' windows would eat the map up: every fifth keeps to it.
+        kind = padding if padding == "same" or number % 5 == 1 else "same"
+        strides = 2 if last and pool is None else 1
+        x = L.Conv2D(width, 3, strides=strides, padding=kind, activation="relu")(x)
+        if last and pool is not None:
+            x = pool()(x)
+    x = L.GlobalAveragePooling2D()(x)
+    return keras.Model(inputs, L.Dense(width)(x))
+
+
+def global_max(width: int) -> keras.Model:
+    """Ten convolutions, then the maximum over all positions."""
+    x = inputs = keras.Input((16, 16, 3))
+    for number in range(1, 11):
+        x = L.Conv2D(width, 3, padding="same", activation="relu")(x)
+        if number == 5:
+            x = L.MaxPooling2D(2)(x)
+    return keras.Model(inputs, L.Dense(width)(L.GlobalMaxPooling2D()(x)))
+
+
+def vgg16(width: int) -> keras.Model:
+    """The body of VGG16 at 64×64; `width` has no effect."""
+    del width
+    return keras.applications.VGG16(weights=None, include_top=False, input_shape=(64, 64, 3))
+
+
+def resnet20(width: int, normalized: bool) -> keras.Model:
+    """He et al.'s ResNet-20 for 32×32 images, `width` channels in its last stage."""
+
+    def normalize(x: Any) -> Any:
+        return L.BatchNormalization()(x) if normalized else x
+
+    inputs = keras.Input((32, 32, 3))
+    x = L.Conv2D(width // 4, 3, padding="same")(inputs)
+    x = L.ReLU()(normalize(x))
+    for stage in range(3):
+        channels = width // 4 * 2**stage
+        for block in range(3):
+            strides = 2 if stage and not block else 1
+            y = L.Conv2D(channels, 3, strides=strides, padding="same")(x)
+            y = L.ReLU()(normalize(y))
+            y = normalize(L.Conv2D(channels, 3, padding="same")(y))
+            if strides == 2:
+                x = normalize(L.Conv2D(channels, 1, strides=2)(x))
+            x = L.ReLU()(L.Add()([x, y]))
+    return keras.Model(inputs, L.Dense(width)(L.GlobalAveragePooling2D()(x)))
+
+
+def separable(width: int, between: str | None = None) -> keras.Model:
+    """Depthwise and pointwise convolutions in turn; MobileNet has an activation between them."""
+    inputs = keras.Input((32, 32, 3))
+    x = L.Conv2D(width, 3, strides=2, padding="same", activation="relu")(inputs)
+    for number in range(8):
+        strides = 2 if number in (2, 5) else 1
+        x = L.DepthwiseConv2D(3, strides=strides, padding="same", activation=between)(x)
+        x = L.Conv2D(width, 1, activation="relu")(x)
+    return keras.Model(inputs, L.Dense(width)(L.GlobalAveragePooling2D()(x)))
+
+
+def densenet(width: int) -> keras.Model:
+    """Three blocks of four concatenating layers, averaged between them."""
+    inputs = keras.Input((32, 32, 3))
+    x = L.Conv2D(width, 3, padding="same")(inputs)
+    for block in range(3):
+        for _ in range(4):
+            y = L.Conv2D(width // 2, 3, padding="same")(L.ReLU()(x))
+            x = L.Concatenate()([x, y])
+        if block < 2:
+            x = L.AveragePooling2D(2)(L.Conv2D(width, 1)(L.ReLU()(x)))
+    return keras.Model(inputs, L.Dense(width)(L.GlobalAveragePooling2D()(L.ReLU()(x))))
+
+
+def perceptron(width: int, activation: str) -> keras.Model:
+    """54 hidden layers."""
+    hidden = [L.Dense(width, activation=activation) for _ in range(54)]
+    return keras.Sequential([keras.Input((width,)), *hidden, L.Dense(width)])
+
+
+def transformer(width: int) -> keras.Model:
+    """Six pre-norm blocks of attention and a GELU network on 32 tokens."""
+    x = inputs = keras.Input((32, width))
+    for _ in range(6):
+        y = L.LayerNormalization()(x)
+        x = L.Add()([x, L.MultiHeadAttention(4, width // 4)(y, y)])
+        y = L.LayerNormalization()(x)
+        x = L.Add()([x, L.Dense(width)(L.Dense(4 * width, activation="gelu")(y))])
+    x = L.GlobalAveragePooling1D()(L.LayerNormalization()(x))
+    return keras.Model(inputs, L.Dense(width)(x))
+
+
+ACTIVATIONS = ("relu", "tanh", "gelu", "silu", "selu", "leaky_relu")
+NETWORKS: dict[str, Callable[[int], keras.Model]] = {
+    "plain20-max": lambda w: plain(w, lambda: L.MaxPooling2D(2)),
+    "plain20-average": lambda w: plain(w, lambda: L.AveragePooling2D(2)),
+    "plain20-max3/2": lambda w: plain(w, lambda: L.MaxPooling2D(3, 2, padding="same")),
+    "plain20-average3/2": lambda w: plain(w, lambda: L.AveragePooling2D(3, 2, padding="same")),
+    "plain20-strides": lambda w: plain(w, None),
+    "plain20-valid": lambda w: plain(w, lambda: L.MaxPooling2D(2), "valid", 48),
+    "global-max": global_max,
+    "vgg16": vgg16,
+    "resnet20": lambda w: resnet20(w, False),
+    "resnet20-batchnorm": lambda w: resnet20(w, True),
+    "separable": separable,
+    "mobilenet": lambda w: separable(w, "relu"),
+    "densenet": densenet,
+    **{f"dense54-{name}": lambda w, name=name: perceptron(w, name) for name in ACTIVATIONS},
+    "transformer": transformer,
+}
+
+
+def independent(context: kv.LayerContext) -> Any:
+    """1/(fan_in·τ): positions independent, borders ignored."""
+    return keras.initializers.RandomNormal(
+        stddev=(context.fan_in * max(context.forward_gain, 1e-9)) ** -0.5, seed=0
+    )
+
+
+INITIALIZERS: dict[str, Any] = {
+    "he_normal": "he_normal",
+    "lecun_normal": "lecun_normal",
+    "asv_forward": "asv_forward",
+    "independent": independent,
+    "signal_preserving": "signal_preserving",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Line:
+    """One line of the table; factors are prediction ÷ measurement at the worst layer."""
+
+    network: str
+    initializer: str
+    forward: float
+    forward_layer: str
+    forward_error: float
+    backward: float
+    backward_layer: str
+    backward_error: float
+    least: float
+    greatest: float
+
+
+def measure(model: keras.Model, scheme: Any, draws: int, examples: int) -> dict[str, np.ndarray]:
+    """Per kernel: (draws, 2) second moments of output and gradient."""
+    found: dict[str, list[tuple[float, float]]] = {}
+    for draw in range(draws):
+        kv.initialize(model, scheme, seed=draw)
+        noise = np.random.default_rng(draw).standard_normal((examples, *model.input_shape[1:]))
+        signal = kv.measure_signal(model, noise.astype("float32"), batch_size=examples, verbose=0)
+        for row in signal:
+            if row.kind == "weights" and row.operation != "MultiHeadAttention":
+                pair = (row.second_moment, row.gradient_second_moment or np.nan)
+                found.setdefault(row.path, []).append(pair)
+    measured = {path: np.array(values) for path, values in found.items()}
+    last = next(reversed(measured.values()))[:, 1].mean()
+    return {path: values / [1.0, last] for path, values in measured.items()}
+
+
+def compare(network: str, initializer: str, width: int, draws: int, examples: int) -> Line:
+    """Predicts and measures one network under one initializer."""
+    keras.utils.clear_session()
+    model, scheme = NETWORKS[network](width), INITIALIZERS[initializer]
+    kv.initialize(model, scheme, seed=0)
+    predicted = kv.analyze(model).predicted
+    measured = measure(model, scheme, draws, examples)
+    rows = []
+    last = predicted[next(reversed(measured))].backward or np.nan
+    for path, values in measured.items():
+        if path not in predicted:
+            continue
+        mean = values.mean(axis=0)
+        error = values.std(axis=0, ddof=1) / np.sqrt(draws) / mean
+        forward = (predicted[path].forward or np.nan) / mean[0]
+        backward = (predicted[path].backward or np.nan) / last / mean[1]
+        rows.append((path, forward, error[0], backward, error[1], mean[0]))
+    ahead = max(rows, key=lambda r: abs(np.log(r[1])))
+    back = max(rows, key=lambda r: abs(np.log(r[3])))
+    means = [r[5] for r in rows]
+    return Line(
+        network, initializer, ahead[1], ahead[0], ahead[2], back[3], back[0], back[4],
+        min(means), max(means),
+    )  # fmt: skip
+
+
+def main() -> None:
+    """Prints the table, a line at a time."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--networks", nargs="+", default=list(NETWORKS), choices=list(NETWORKS))
+    parser.add_argument(
+        "--initializers",
+        nargs="+",
+        default=["he_normal", "signal_preserving"],
+        choices=list(INITIALIZERS),
+    )
+    parser.add_argument("--width", type=int, default=256, help="channels (default 256)")
+    parser.add_argument("--draws", type=int, default=40, help="draws of the weights (default 40)")
+    parser.add_argument("--examples", type=int, default=2, help="inputs per draw (default 2)")
+    parser.add_argument("--out", type=Path, help="folder for signal_accuracy.csv")
+    options = parser.parse_args()
+    print(
+        f"Keras {keras.__version__} on {keras.backend.backend()}, Python "
+        f"{platform.python_version()}; width {options.width}, {options.draws} draws, "
+        f"{options.examples} inputs each\n"
+        f"{'network':<20}{'initializer':<19}{'forward':>8} ±se %  {'backward':>8} ±se %  "
+        f"{'measured E u²':<20}"
+    )
+    lines = []
+    for network in options.networks:
+        for initializer in options.initializers:
+            start = time.perf_counter()
+            examples = max(options.examples, 64) if "batchnorm" in network else options.examples
+            line = compare(network, initializer, options.width, options.draws, examples)
+            lines.append(line)
+            marks = [" !" if e > 0.03 else "  " for e in (line.forward_error, line.backward_error)]
+            print(
+                f"{network:<20}{initializer:<19}{line.forward:8.3f} "
+                f"{100 * line.forward_error:4.1f}{marks[0]} {line.backward:8.3f} "
+                f"{100 * line.backward_error:4.1f}{marks[1]} "
+                f"{line.least:9.3g} to {line.greatest:<9.3g}"
+                f"{time.perf_counter() - start:6.0f} s",
+                flush=True,
+            )
+    if options.out:
+        options.out.mkdir(parents=True, exist_ok=True)
+        with (options.out / "signal_accuracy.csv").open("w", newline="") as file:
+            writer = csv.DictWriter(file, [f.name for f in dataclasses.fields(Line)])
+            writer.writeheader()
+            writer.writerows(dataclasses.asdict(line) for line in lines)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
