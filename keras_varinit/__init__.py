@@ -2,6 +2,7 @@
 
 from keras_varinit.analysis import signal_rule
 from keras_varinit.builtin import to_builtin
+from keras_varinit.calibration import CalibrationReport, calibrate
 from keras_varinit.callbacks import ContextInjector
 from keras_varinit.context import LayerContext
 from keras_varinit.diagnostics import SignalReport, measure_signal
@@ -29,6 +30,7 @@ __version__ = "0.1.0"
 __all__ = [
     "ASVBackward",
     "ASVForward",
+    "CalibrationReport",
     "ContextInjector",
     "DepthScaled",
     "Enhanced",
@@ -43,6 +45,7 @@ __all__ = [
     "SignalPreserving",
     "SignalReport",
     "analyze",
+    "calibrate",
     "initialize",
     "inject",
     "lint",

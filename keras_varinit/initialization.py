@@ -1,10 +1,9 @@
 """Re-drawing any built model with any scheme."""
 
 import dataclasses
-import difflib
 import math
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import keras
@@ -19,9 +18,9 @@ from keras_varinit.initializers.base import stream_seed
 from keras_varinit.initializers.laws import describe, for_kernel, reseeded
 from keras_varinit.prediction import with_signal_gains
 from keras_varinit.reports import DRAWN, Report, ReportRow
+from keras_varinit.selection import Selection, selected_layers
 
 Scheme = Any
-Selection = Callable[[Any], bool] | Sequence[str] | None
 
 
 def initialize(
@@ -67,7 +66,7 @@ def initialize(
         True
     """
     analysis, reading = read(model)
-    chosen, asked = _selected(model, layers)
+    chosen, asked = selected_layers(model, layers, "initialize")
     plan = _Plan(model, analysis, seed, include_frozen)
     plan.choose(_resolver(scheme), chosen, embeddings=asked)
     plan.find_signal_gains(reading)
@@ -107,28 +106,6 @@ def _resolved(scheme: Any, *, optional: bool) -> Any:
             f"LayerContext and returns one of them. Received: scheme={scheme!r}."
         )
     return initializer
-
-
-def _selected(model: Any, layers: Selection) -> tuple[list[Any], bool]:
-    """The selected layers, and whether they were asked for one by one."""
-    everything = [model, *graph.layers_of(model)]
-    if layers is None:
-        return everything, False
-    if callable(layers):
-        return [layer for layer in everything if layers(layer)], True
-    if isinstance(layers, str):
-        raise TypeError(
-            f"initialize: `layers` must be a predicate or a list of names. Received: {layers!r}."
-        )
-    names = {layer.name for layer in everything}
-    for name in layers:
-        if name not in names:
-            near = difflib.get_close_matches(str(name), names, n=3)
-            hint = f" Did you mean {' or '.join(map(repr, near))}?" if near else ""
-            raise ValueError(
-                f"initialize: `layers` names {name!r}, which model {model.name!r} lacks.{hint}"
-            )
-    return [layer for layer in everything if layer.name in set(layers)], True
 
 
 class _Plan:

@@ -27,8 +27,9 @@ ROOMS = {
     },
     "initialization": {
         *("keras", "graph", "context", "analysis", "initializers", "prediction"),
-        *("changes", "reports"),
+        *("changes", "reports", "selection"),
     },
+    "selection": {"graph"},
     "builtin": {"keras", "graph", "initializers"},
     "lint": {"keras", "numpy", "graph", "analysis", "initializers"},
     "callbacks": {"keras", "graph", "injection", "reports"},
@@ -36,6 +37,10 @@ ROOMS = {
     "diagnostics": {
         *("keras", "numpy", "graph", "live", "moments", "analysis", "prediction", "plotting"),
         *("tensorflow", "jax", "torch"),
+    },
+    "calibration": {
+        *("keras", "numpy", "graph", "live", "analysis", "changes", "diagnostics", "selection"),
+        "jax",
     },
     "plotting": {"numpy", "matplotlib"},
     "monitor": {"keras", "numpy", "graph", "live", "diagnostics", "plotting", "tensorflow"},

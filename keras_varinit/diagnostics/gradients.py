@@ -104,7 +104,7 @@ def summaries_of(
     tap, backward = differentiate(run, loss, lambda name: scale_of("backward", name), names)
     found = Summaries()
     found.points = tap.points
-    with _no_gradients():
+    with no_gradients():
         forward = {n: _summary(t, scale_of("forward", n)) for n, t in tap.signals.items()}
         output, flat = {}, {}
         for name, before in tap.before.items():
@@ -191,7 +191,8 @@ def _summarize_on_jax(tensor: Any, scale: Any, stride: int) -> Any:
 
 
 @contextlib.contextmanager
-def _no_gradients() -> Iterator[None]:
+def no_gradients() -> Iterator[None]:
+    """PyTorch records nothing in it that would serve to differentiate."""
     if keras.backend.backend() != "torch":
         yield
         return

@@ -112,10 +112,11 @@ def measure_signal(
             f"{owner}: `loss` needs targets. Received: loss={loss!r} and y=None. Pass `y`."
         )
     meter = Meter(model, loss=loss, training=training, owner=owner)
-    return meter.measure(_with_progress(batches, verbose))
+    return meter.measure(with_progress(batches, verbose))
 
 
-def _with_progress(batches: Batches, verbose: Any) -> Iterable[Batch]:
+def with_progress(batches: Batches, verbose: Any) -> Iterable[Batch]:
+    """The batches, with a progress bar where `verbose` asks for one."""
     show = len(batches) >= 8 or batches.is_dataset if verbose == "auto" else bool(verbose)
     if not show:
         yield from batches
@@ -143,9 +144,9 @@ class Meter:
         gradients = "noise"
         streams: dict[int, np.random.Generator] = {}
         for batch in batches:
-            self._check(batch)
+            self.check(batch)
             if self.runner is None:
-                self.runner = self._runner(batch)
+                self.runner = self.find_runner(batch)
             function = self._loss_function(batch)
             gradients = "noise" if function is None else "loss"
             loss = self._noise(streams) if function is None else self._objective(function, batch)
@@ -167,7 +168,8 @@ class Meter:
             tuple(dict.fromkeys(self.notes)),
         )
 
-    def _check(self, batch: Batch) -> None:
+    def check(self, batch: Batch) -> None:
+        """Raises a ValueError if a batch has not the shapes that the model takes."""
         expected = input_shapes(self.model)
         given = [np.shape(leaf) for leaf in keras.tree.flatten(batch.x)]
         if not expected or isinstance(batch.x, dict) or len(expected) != len(given):
@@ -187,10 +189,10 @@ class Meter:
                     f"{self.model.name!r} takes batches of shape {shape}. Batch the dataset first."
                 )
 
-    def _runner(self, batch: Batch) -> Runner:
+    def find_runner(self, batch: Batch) -> Runner:
         """The runner that gives what the model itself gives on this batch."""
         with untouched(self.model):
-            self.outputs = call_model(self.model, _tensors(batch.x), self.training)
+            self.outputs = call_model(self.model, tensors(batch.x), self.training)
         expected = [_numpy(t) for t in keras.tree.flatten(self.outputs) if t is not None]
         reasons = []
         for kind in _RUNNERS:
@@ -202,7 +204,7 @@ class Meter:
             except Exception as error:  # whatever a user's layers raise
                 reasons.append(f"{type(error).__name__}: {error}")
                 continue
-            if _agree(outputs, expected):
+            if agree(outputs, expected):
                 self.names = list(tap.signals)
                 if isinstance(runner, LayerRunner):
                     self.notes.append(
@@ -222,14 +224,14 @@ class Meter:
         if self.objective is None:
             self.objective = new_loss(self.model, self.loss)
             if self.objective is not None:
-                build_loss(self.objective, _tensors(batch.y), self.outputs, None)
+                build_loss(self.objective, tensors(batch.y), self.outputs, None)
         return self.objective
 
     def _objective(self, function: Any, batch: Batch) -> Loss:
         """The sum of the examples' losses, so that the batch size drops out of gradients."""
         factor = 1.0 if sums_over_batch(function) else float(batch.size)
-        weights = None if batch.sample_weight is None else _tensors(batch.sample_weight)
-        targets = _tensors(batch.y)
+        weights = None if batch.sample_weight is None else tensors(batch.sample_weight)
+        targets = tensors(batch.y)
 
         def loss(outputs: list[Any], tap: Tap) -> Any:
             packed = keras.tree.pack_sequence_as(self.outputs, outputs)
@@ -268,7 +270,8 @@ class Meter:
         return {keys[path]: each for path, each in predicted.items() if path in keys}
 
 
-def _tensors(value: Any) -> Any:
+def tensors(value: Any) -> Any:
+    """Arrays as the backend's tensors."""
     return keras.tree.map_structure(
         lambda leaf: None if leaf is None else keras.ops.convert_to_tensor(leaf), value
     )
@@ -278,7 +281,7 @@ def _numpy(tensor: Any) -> Any:
     return np.asarray(keras.ops.convert_to_numpy(tensor))
 
 
-def _agree(outputs: list[Any], expected: list[Any]) -> bool:
+def agree(outputs: list[Any], expected: list[Any]) -> bool:
     """Equal up to rounding, which half precision does more of."""
     if [v.shape for v in outputs] != [v.shape for v in expected]:
         return False

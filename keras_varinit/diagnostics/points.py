@@ -41,7 +41,8 @@ class Point:
 
     `splits` says that the layer has an activation inside, in front of which the signal is taken.
     `function` is the activation inside, or the one that this call is; None for none.
-    `kernel` is the variable that a prediction about this signal is filed under.
+    `kernel` is the variable that a prediction about this signal is filed under. `role` is what the
+    analysis says of the call.
     """
 
     name: str
@@ -51,6 +52,7 @@ class Point:
     function: Activation | None = None
     kernel: Any = None
     channel_axis: int = -1
+    role: Role = dataclasses.field(default_factory=Unknown, repr=False)
 
     @property
     def belongs_to_the_loss(self) -> bool:
@@ -89,12 +91,13 @@ def point_of(
         # Inside a recurrent layer or behind an activation of unknown place no prediction applies.
         comparable = splits or role.activation is None
         kernel = max(role.kernels, key=lambda k: k.level).variable if comparable else None
-        return Point(name, operation, "weights", splits, function, kernel, axis)
+        return Point(name, operation, "weights", splits, function, kernel, axis, role)
     splits = _splits(operation)
     if isinstance(role, Elementwise) and not _is_arithmetic(operation, role.activation):
-        return Point(name, operation, "activation", False, role.activation, None, axis)
+        return Point(name, operation, "activation", False, role.activation, None, axis, role)
     kind = "weights" if splits else "other"
-    return Point(name, operation, kind, splits, _activation_or_none(operation, splits), None, axis)
+    function = _activation_or_none(operation, splits)
+    return Point(name, operation, kind, splits, function, None, axis, role)
 
 
 def _role(

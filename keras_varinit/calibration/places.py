@@ -1,0 +1,284 @@
+"""Which kernels of a model may be scaled, and why the others may not."""
+
+import dataclasses
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import keras
+import numpy as np
+import numpy.typing as npt
+
+from keras_varinit import graph
+from keras_varinit.analysis import Analysis
+from keras_varinit.analysis.names import variable_names
+from keras_varinit.analysis.rules import LeftAlone, Padding, Transparent, Weights
+from keras_varinit.calibration.report import CALIBRATED, CalibrationRow
+from keras_varinit.calibration.scaling import Extrapolation, Scaling
+from keras_varinit.diagnostics.points import Point
+from keras_varinit.diagnostics.running import GraphRunner, Runner
+
+_LIMIT = "not converged: the iteration limit was reached"
+
+
+@dataclasses.dataclass(eq=False)
+class Place:
+    """A call of a layer with kernels, and how far its calibration is.
+
+    Attributes:
+        name: The name of the call, and `row_names` path and layer of each kernel.
+        kernels: What is scaled: u is linear in each of them. Empty where nothing may be.
+        constant: The bias as an array that broadcasts against u, or None.
+        skipped: Why it is left alone, or None.
+        scale: What the product of the kernels is multiplied by.
+        beyond: What the first batch says about all data.
+        moments: The second moment over all data in each walk.
+        failure: Why no scale gives the target, or None.
+        asked: The second moment of the first batch before the last correction, and what it was to
+            become; `follows` is False once it did not.
+    """
+
+    name: str
+    row_names: tuple[tuple[str, str], ...]
+    kernels: tuple[Any, ...] = ()
+    constant: npt.NDArray[np.float32] | None = None
+    skipped: str | None = None
+    scale: float = 1.0
+    beyond: Extrapolation = dataclasses.field(default_factory=Extrapolation)
+    iterations: int = 0
+    moments: list[float] = dataclasses.field(default_factory=list)
+    failure: str | None = None
+    follows: bool = True
+    asked: tuple[float, float] | None = None
+
+    @property
+    def kernel_scale(self) -> float:
+        """What each kernel is multiplied by."""
+        return float(self.scale ** (1 / max(1, len(self.kernels))))
+
+    def is_within(self, target: float, tolerance: float) -> bool:
+        """Whether the second moment over all data was right in the last walk."""
+        return abs(self.moments[-1] / target - 1) <= tolerance
+
+    def correct(
+        self, first: Scaling, target: float, tolerance: float, *, is_comparable: bool
+    ) -> float:
+        """Corrects the scale for what was measured on the first batch; returns the factor.
+
+        `is_comparable` says that no other kernel has changed since the last correction.
+        """
+        if not self.follows:
+            return 1.0
+        self.failure = None
+        asked, self.asked = self.asked, None
+        if asked is not None and is_comparable and _ignores(first.moment, *asked):
+            self.follows = False
+            return self._fail("its output does not follow its kernel's scale")
+        expected = self.beyond.of(first)
+        if abs(expected.moment / target - 1) <= tolerance / 2:
+            return 1.0
+        if expected.linear == 0:
+            return self._fail("its kernel puts out zeros on this data")
+        factor = expected.scale_for(target)
+        if factor is None:
+            return self._fail(f"its bias alone has the second moment {expected.constant:.4g}")
+        self.iterations += 1
+        self.scale *= factor
+        self.asked = (first.moment, first.at(factor).moment)
+        return factor
+
+    def _fail(self, reason: str) -> float:
+        """Goes back to the kernel as it was."""
+        factor, self.scale = 1 / self.scale, 1.0
+        self.failure = f"not converged: {reason}"
+        return factor
+
+    def rows(self, target: float, tolerance: float) -> list[CalibrationRow]:
+        """What happened, by kernel."""
+        if self.skipped is not None:
+            status = f"skipped: {self.skipped}"
+        elif self.failure is not None:
+            status = self.failure
+        else:
+            status = CALIBRATED if self.is_within(target, tolerance) else _LIMIT
+        before, after = (self.moments[0], self.moments[-1]) if self.moments else (None, None)
+        return [
+            CalibrationRow(path, layer, self.kernel_scale, before, after, self.iterations, status)
+            for path, layer in self.row_names
+        ]
+
+
+def _ignores(moment: float, before: float, expected: float) -> bool:
+    """Whether a second moment that was to change has not."""
+    if not (before > 0 and moment > 0 and expected > 0):
+        return False
+    wanted = math.log(expected / before)
+    return abs(wanted) > 0.02 and math.log(moment / before) / wanted < 0.1
+
+
+class Places:
+    """The places of a model, found as its calls are seen.
+
+    Args:
+        model: A built model.
+        runner: What runs it.
+        chosen: The layers whose kernels are meant.
+        asked: Whether these were named, so that also those are scaled that are left alone unasked.
+        include_frozen: Whether frozen kernels are scaled.
+    """
+
+    def __init__(
+        self, model: Any, runner: Runner, chosen: Sequence[Any], asked: bool, include_frozen: bool
+    ) -> None:
+        self.model, self.asked, self.include_frozen = model, asked, include_frozen
+        self.names = variable_names(model)
+        self.chosen = {id(layer) for layer in chosen}
+        self.owners = {
+            id(variable): layer
+            for layer in [model, *graph.layers_of(model)]
+            for variable in graph.own_variables(layer)
+        }
+        self.normalized = (
+            _in_front_of_normalization(runner) if isinstance(runner, GraphRunner) else set()
+        )
+        self.found: dict[str, list[Place]] = {}
+        self.first_calls: dict[int, str] = {}
+
+    def __iter__(self) -> Iterator[Place]:
+        return (place for places in self.found.values() for place in places)
+
+    @property
+    def active(self) -> list[Place]:
+        """Those whose kernels are scaled."""
+        return [place for place in self if place.skipped is None]
+
+    def at(self, point: Point) -> Place | None:
+        """The place of a call whose output is the pre-activation of a kernel, or None."""
+        if point.name not in self.found:
+            self.found[point.name] = self._new(point)
+        seen = [place for place in self.found[point.name] if place.kernels]
+        return seen[0] if seen else None
+
+    def covers(self, variable: Any) -> bool:
+        """Whether a kernel has a row, or is not meant."""
+        path = self.names[id(variable)][0]
+        rows = (each for place in self for each, _ in place.row_names)
+        return not self._is_chosen(variable, None) or path in rows
+
+    def add_unseen(self, analysis: Analysis) -> None:
+        """Adds kernels that the analysis knows and that no call was seen of."""
+        for variable in self.model.variables:
+            known = analysis.context_of(variable) is not None
+            if known and id(variable) in self.owners and not self.covers(variable):
+                self.found.setdefault("", []).append(
+                    self._place("", [variable], "what its kernel puts out was not seen")
+                )
+
+    def _new(self, point: Point) -> list[Place]:
+        """The places of a call that is seen for the first time, in order."""
+        role = point.role
+        if isinstance(role, LeftAlone):
+            layers = [point.operation, *graph.layers_of(point.operation)]
+            kernels = [v for layer in layers for v in graph.own_variables(layer)]
+            kernels = [v for v in kernels if len(v.shape) > 1 and "lora" not in v.name]
+            return self._left(point, kernels[:1], role.reason)
+        if not isinstance(role, Weights):
+            return []
+        variables = [
+            kernel.variable for kernel in role.kernels if id(kernel.variable) in self.names
+        ]
+        inside = any(kernel.reads_own_output for kernel in role.kernels)
+        if inside or point.kernel is None:
+            return self._left(point, variables, "what its kernel puts out stays inside the layer")
+        levels = [kernel.level for kernel in role.kernels]
+        in_series = len(set(levels)) == len(levels)
+        outer = variables if in_series else [v for v in variables if v is point.kernel]
+        others = [v for v in variables if not any(v is each for each in outer)]
+        places = self._left(point, others, "it acts inside the layer, whose output is calibrated")
+        if outer and self._is_chosen(outer[-1], point.operation):
+            places.append(self._outer(point, outer))
+        return places
+
+    def _outer(self, point: Point, kernels: list[Any]) -> Place:
+        first = self.first_calls.setdefault(id(kernels[-1]), point.name)
+        if first != point.name:
+            place = self._place(
+                point.name, kernels, f"shared, calibrated where {first!r} is called"
+            )
+            place.row_names = tuple((path, point.name) for path, _ in place.row_names)
+        else:
+            place = self._place(point.name, kernels, self._reason_to_skip(point, kernels))
+        place.kernels, place.constant = tuple(kernels), self._constant(point, kernels[-1])
+        return place
+
+    def _reason_to_skip(self, point: Point, kernels: list[Any]) -> str | None:
+        if any(not keras.backend.is_float_dtype(v.dtype) for v in kernels):
+            return f"its kernel is of type {kernels[0].dtype}"
+        trainable = self.model.trainable and all(v.trainable for v in kernels)
+        if not (trainable or self.include_frozen):
+            return "frozen (trainable=False)"
+        if isinstance(point.operation, keras.layers.Embedding) and not self.asked:
+            return "an embedding, which `layers` does not name"
+        if point.name in self.normalized and not self.asked:
+            return "normalization behind it takes its scale away"
+        return None
+
+    def _constant(self, point: Point, kernel: Any) -> npt.NDArray[np.float32] | None:
+        """The bias, where Keras's own `call` adds one."""
+        operation = point.operation
+        own = getattr(type(operation).call, "__module__", "").startswith("keras.")
+        if graph.is_raw_operation(operation) or not own:
+            return None
+        bias = graph.own_variable(self.owners[id(kernel)], "bias")
+        if bias is None:
+            return None
+        values = graph.to_numpy(bias).astype(np.float32)
+        if not values.any():
+            return None
+        if getattr(operation, "data_format", None) == "channels_first" and values.ndim == 1:
+            values = values.reshape(-1, *(1,) * operation.rank)
+        return values
+
+    def _left(self, point: Point, variables: list[Any], reason: str) -> list[Place]:
+        meant = [v for v in variables if self._is_chosen(v, point.operation)]
+        meant = [v for v in meant if id(v) not in self.first_calls]
+        self.first_calls.update((id(v), point.name) for v in meant)
+        return [self._place(point.name, meant, reason)] if meant else []
+
+    def _place(self, name: str, variables: list[Any], skipped: str | None) -> Place:
+        rows = tuple((path, layer) for path, layer, _ in (self.names[id(v)] for v in variables))
+        return Place(name, rows, skipped=skipped)
+
+    def _is_chosen(self, variable: Any, operation: Any) -> bool:
+        return id(operation) in self.chosen or id(self.owners.get(id(variable))) in self.chosen
+
+
+def _in_front_of_normalization(runner: GraphRunner) -> set[str]:
+    """Calls whose output goes into normalization and nowhere else."""
+    tensors, points = runner.graph, runner.points
+
+    def is_normalized(tensor: int) -> bool:
+        ahead = [points[index] for index in tensors.consumers[tensor]]
+        return (
+            bool(ahead)
+            and tensor not in tensors.outputs
+            and all(
+                point is not None and leads_there(point, index)
+                for point, index in zip(ahead, tensors.consumers[tensor], strict=True)
+            )
+        )
+
+    def leads_there(point: Point, index: int) -> bool:
+        if isinstance(point.role, Transparent) and point.role.normalizes:
+            return True
+        passes = isinstance(point.role, Transparent | Padding)
+        return passes and is_normalized(tensors.nodes[index].outputs[0])
+
+    return {
+        point.name
+        for point, node in zip(points, tensors.nodes, strict=True)
+        if point is not None
+        and isinstance(point.role, Weights)
+        and point.function is None
+        and is_normalized(node.outputs[0])
+    }

@@ -1,0 +1,36 @@
+"""Which layers of a model an argument `layers` names."""
+
+import difflib
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from keras_varinit import graph
+
+Selection = Callable[[Any], bool] | Sequence[str] | None
+
+
+def selected_layers(model: Any, layers: Selection, owner: str) -> tuple[list[Any], bool]:
+    """The selected layers, and whether they were asked for one by one.
+
+    Raises:
+        TypeError: `layers` is a string.
+        ValueError: it names a layer that the model lacks. Errors begin with `owner`.
+    """
+    everything = [model, *graph.layers_of(model)]
+    if layers is None:
+        return everything, False
+    if callable(layers):
+        return [layer for layer in everything if layers(layer)], True
+    if isinstance(layers, str):
+        raise TypeError(
+            f"{owner}: `layers` must be a predicate or a list of names. Received: {layers!r}."
+        )
+    names = {layer.name for layer in everything}
+    for name in layers:
+        if name not in names:
+            near = difflib.get_close_matches(str(name), names, n=3)
+            hint = f" Did you mean {' or '.join(map(repr, near))}?" if near else ""
+            raise ValueError(
+                f"{owner}: `layers` names {name!r}, which model {model.name!r} lacks.{hint}"
+            )
+    return [layer for layer in everything if layer.name in set(layers)], True
