@@ -58,7 +58,8 @@ def inject(model: Any, *, force: bool = False) -> Report:
     owned = list(_owned_variables(model))
     _check_any(model, owned, analysis)
     schemes = {id(item.variable): item.initializer for item in owned}
-    analysis, notes = with_signal_gains(model, analysis, reading, schemes)
+    kept = {id(item.variable) for item in owned if item.frozen and not force}
+    analysis, notes = with_signal_gains(model, analysis, reading, schemes, kept)
     rows, changes = [], []
     for item, context, status in _decisions(owned, analysis, force):
         row, change = _plan(item, context, status)

@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import keras
@@ -33,9 +33,9 @@ def analyze(model: Any, *, input_mean: float = 0.0, input_variance: float = 1.0)
 
         * `.contexts[path]`: its `LayerContext`;
         * `.predicted[path]`: a `Prediction` with `forward`, E u² of the kernel's output u for the
-          model's present initializers (for kernels without one that is known, for the values that
-          they hold), and `backward`, E (dL/du)² where the gradient at the model's outputs is white
-          noise of unit variance; None is what is not known.
+          model's present initializers (for frozen kernels, and those without an initializer that
+          is known, for the values that they hold), and `backward`, E (dL/du)² where the gradient
+          at the model's outputs is white noise of unit variance; None is what is not known.
 
         `.notes` says what could not be known. Two kernels of one path (layers of one name in two
         nested models) are told apart by `"path#2"`.
@@ -76,12 +76,16 @@ def analyze(model: Any, *, input_mean: float = 0.0, input_variance: float = 1.0)
 
 
 def with_signal_gains(
-    model: Any, analysis: Analysis, reading: Reading, schemes: Mapping[int, Any]
+    model: Any,
+    analysis: Analysis,
+    reading: Reading,
+    schemes: Mapping[int, Any],
+    kept: Collection[int] = (),
 ) -> tuple[Analysis, list[str]]:
     """The contexts with the engine's gain for those of `schemes` that need it; notes.
 
     `schemes` holds, by the `id` of a variable, the initializer that it is to be drawn with; other
-    kernels count with what they have now.
+    kernels, and those in `kept`, count with what they have now.
     """
     wanting = {
         key
@@ -94,7 +98,7 @@ def with_signal_gains(
 
     def variance(variable: Any, gain: float) -> float:
         scheme, context = schemes.get(id(variable)), analysis.context_of(variable)
-        if scheme is None or context is None:
+        if scheme is None or context is None or id(variable) in kept:
             return present(variable, gain)
         known = math.isfinite(gain) and gain > 0
         placed = dataclasses.replace(context, signal_gain=gain if known else None)
@@ -114,7 +118,10 @@ def with_signal_gains(
 
 
 def present_variances(model: Any) -> Callable[[Any, float], float]:
-    """The variance of a kernel's entries by its initializer, or by its values where none tells."""
+    """The variance of a kernel's entries by its initializer, or by its values.
+
+    Values count where no initializer tells, and in frozen kernels, which were trained or loaded.
+    """
     holders = {
         key: (layer, attribute)
         for layer in [model, *graph.layers_of(model)]
@@ -123,13 +130,13 @@ def present_variances(model: Any) -> Callable[[Any, float], float]:
 
     def variance(variable: Any, gain: float) -> float:
         found = holders.get(id(variable))
-        if found is not None:
+        if found is not None and model.trainable and variable.trainable:
             stddev = _stddev(getattr(*found), tuple(int(n) for n in variable.shape))
             if stddev is not None:
                 return stddev**2
         if not keras.backend.is_float_dtype(variable.dtype):
             return math.nan
-        return float(np.mean(np.square(np.asarray(graph.view(variable), np.float32))))
+        return float(np.mean(np.square(np.asarray(graph.view(variable), np.float64))))
 
     return variance
 

@@ -28,7 +28,8 @@ enhanced.__name__ = "Enhanced"
 ASV = [kv.ASVForward, kv.ASVBackward]
 ENHANCED = [enhanced, *PRESETS]
 DEPTH = [kv.DepthScaled]
-ALL = [*ASV, *ENHANCED, *DEPTH]
+SIGNAL = [kv.SignalPreserving]
+ALL = [*ASV, *ENHANCED, *DEPTH, *SIGNAL]
 
 DISTRIBUTIONS = "one of 'normal', 'truncated_normal', 'uniform'"
 SCHEDULES = "one of 'increasing', 'decreasing', 'constant'"
@@ -37,8 +38,10 @@ SEED = "an integer or None (calls are pure, so a SeedGenerator cannot be used)"
 ARGUMENTS = [
     (ALL, "seed", [1.0, "3", True, [1]], TypeError, SEED),
     (ALL, "context", [3, "x", [1]], TypeError, "a LayerContext, its dictionary or None"),
-    (ASV, "distribution", ["gauss", "Normal"], ValueError, DISTRIBUTIONS),
-    (ASV, "distribution", [None, 3, ["normal"]], TypeError, DISTRIBUTIONS),
+    ([*ASV, *SIGNAL], "distribution", ["gauss", "Normal"], ValueError, DISTRIBUTIONS),
+    ([*ASV, *SIGNAL], "distribution", [None, 3, ["normal"]], TypeError, DISTRIBUTIONS),
+    (SIGNAL, "target", [0, 0.0, -1, NAN, INF], ValueError, "finite and greater than 0"),
+    (SIGNAL, "target", ["1", None, True, [1]], TypeError, "a number"),
     (ASV, "max_gain", [0, 0.0, -1, NAN, INF], ValueError, "finite and greater than 0"),
     (ASV, "max_gain", ["3", True, [3]], TypeError, "a number"),
     (ENHANCED, "granularity", ["row", "Filter"], ValueError, "one of 'filter', 'position'"),
@@ -191,6 +194,8 @@ FIELDS = [
     (["connections", "input_size", "pool_size"], [0, -1], ValueError, "at least 1 or None"),
     (["fan_in", "fan_out", "forward_gain"], ["x", None, True], TypeError, "a number"),
     (["fan_in", "fan_out"], [0, -1, NAN, INF], ValueError, "finite and positive"),
+    (["signal_gain"], ["1", True], TypeError, "a number or None"),
+    (["signal_gain"], [0, -1, NAN, INF], ValueError, "finite and positive, or None"),
     (["activation"], [3], TypeError, "a string or None"),
     (["pooling"], ["min", 3], ValueError, "one of None, 'max', 'average'"),
 ]

@@ -1,0 +1,280 @@
+"""`SignalPreserving`: what the engine predicts is the target for every kernel, and is measured."""
+
+import keras
+import numpy as np
+import pytest
+from keras import ops
+
+import keras_varinit as kv
+from tests.models import kernels, weights
+
+L = keras.layers
+
+
+def conv(filters=16, k=3, **options):
+    options = {"padding": "same", "kernel_initializer": "signal_preserving", **options}
+    return L.Conv2D(filters, k, **options)
+
+
+def residual_network(initializer="signal_preserving", *, width=24, blocks=3, **options):
+    """Convolutions with shortcuts, one strided, concatenated at the end; no normalization."""
+
+    def layer(filters=width, k=3, **more):
+        return conv(filters, k, **{"kernel_initializer": initializer, **options, **more})
+
+    inputs = keras.Input((12, 12, 3))
+    x = layer()(inputs)
+    for number in range(blocks):
+        strides = 2 if number == 1 else 1
+        shortcut = x if strides == 1 else layer(k=1, strides=2)(x)
+        x = layer(strides=strides)(L.ReLU()(x))
+        x = L.Add()([shortcut, layer()(L.ReLU()(x))])
+    pooled = L.AveragePooling2D(2)(L.ReLU()(x))
+    x = L.Concatenate()([layer(16)(pooled), layer(8, 1)(L.MaxPooling2D(2)(x))])
+    x = L.GlobalAveragePooling2D()(L.ReLU()(x))
+    return keras.Model(inputs, L.Dense(5, kernel_initializer=initializer)(x))
+
+
+def forwards(model):
+    return [p.forward for p in kv.analyze(model).predicted.values()]
+
+
+def assert_forward(model, target=1.0):
+    found = forwards(model)
+    assert found == pytest.approx([target] * len(found), rel=1e-6)
+
+
+def test_initialize_gives_every_kernel_the_target():
+    model = residual_network("glorot_uniform")
+    for scheme, target in (
+        ("signal_preserving", 1.0),
+        (kv.SignalPreserving(target=0.3), 0.3),
+        (kv.SignalPreserving("uniform", target=2.5), 2.5),
+        (kv.SignalPreserving("truncated_normal"), 1.0),
+    ):
+        report = kv.initialize(model, scheme, seed=0)
+        assert {row.status for row in report} == {"drawn"}
+        assert report.notes == ()
+        # `initialize` edits no initializer, so the kernels' values are held against the contexts.
+        for row in report:
+            if row.context is not None:
+                assert row.stddev**2 * row.context.signal_gain == pytest.approx(target)
+        for variable in model.weights:
+            if variable.path.endswith("kernel"):
+                kernel = ops.convert_to_numpy(variable)
+                error = np.sqrt(2 / kernel.size)  # of a mean square
+                want = report[variable.path].stddev ** 2
+                assert np.mean(kernel**2) == pytest.approx(want, rel=5 * error)
+
+
+def test_inject_gives_every_kernel_the_target():
+    for options in ({}, {"target": 0.5}, {"distribution": "uniform"}):
+        model = residual_network(kv.SignalPreserving(**options, seed=1))
+        report = kv.inject(model)
+        assert len(report.drawn) == len(report)
+        assert_forward(model, options.get("target", 1.0))
+
+
+def test_a_second_inject_changes_nothing():
+    model = residual_network(kv.SignalPreserving(seed=1))
+    kv.inject(model)
+    before = weights(model)
+    report = kv.inject(model)
+    assert len(report.drawn) == 0
+    for old, new in zip(before, weights(model), strict=True):
+        np.testing.assert_array_equal(old, new)
+
+
+def test_other_initializers_count_with_their_variance():
+    layers = [
+        conv(32, kernel_initializer="he_normal", activation="relu"),
+        conv(32, activation="relu"),
+        conv(32, kernel_initializer=keras.initializers.RandomNormal(stddev=0.3)),
+        L.ReLU(),
+        conv(8),
+    ]
+    model = keras.Sequential([keras.Input((8, 8, 3)), *layers])
+    kv.inject(model)
+    found = forwards(model)
+    assert (found[1], found[3]) == pytest.approx((1.0, 1.0), rel=1e-6)
+    assert abs(found[0] - 1) > 0.2
+    assert found[2] > 2
+
+
+def test_layers_that_are_not_selected_count_with_their_variance():
+    model = residual_network("he_normal")
+    chosen = [layer.name for layer in model.layers if isinstance(layer, L.Conv2D)][3:5]
+    before = weights(model)
+    report = kv.initialize(model, "signal_preserving", seed=0, layers=chosen)
+    gains = kv.analyze(model).predicted
+    assert len(report.drawn) == 4  # with their biases
+    for row in report:
+        if row.context is not None and row.path == f"{chosen[0]}/kernel":
+            # What is in front is he_normal, so the gain is what `analyze` says of the whole.
+            assert row.context.signal_gain == pytest.approx(gains[row.path].gain, rel=1e-9)
+    changed = [
+        not np.array_equal(a, b) for a, b in zip(before, weights(model), strict=True) if a.ndim > 1
+    ]
+    assert sum(changed) == 2
+
+
+@pytest.mark.parametrize("how", ["initialize", "inject"])
+def test_frozen_kernels_count_with_the_values_they_hold(how):
+    first, second = L.Dense(32, "relu"), L.Dense(32, kernel_initializer="signal_preserving")
+    if how == "inject":
+        first = L.Dense(32, "relu", kernel_initializer="signal_preserving")
+    model = keras.Sequential([keras.Input((64,)), first, second])
+    first.kernel.assign(np.full((64, 32), 0.5))
+    first.trainable = False
+    if how == "inject":
+        report = kv.inject(model)
+        assert report[first.kernel.path].status == "skipped: frozen (trainable=False)"
+    else:
+        report = kv.initialize(model, "signal_preserving", seed=0)
+    gain = report[second.kernel.path].context.signal_gain
+    # Sums of 64 entries of weight 1/2, a half of them kept, from 32 units.
+    assert gain == pytest.approx(64 * 0.25 / 2 * 32, rel=1e-6)
+    np.testing.assert_array_equal(first.get_weights()[0], 0.5)
+    if how == "inject":
+        report = kv.inject(model, force=True)
+        assert len(report.drawn) == 2
+        # Frozen kernels still count with their values: 2048 squares of standard error 3 %.
+        assert forwards(model) == pytest.approx([1.0, 1.0], rel=0.15)
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda: kv.Enhanced(kv.SignalPreserving(), seed=2),
+        lambda: kv.Enhanced("signal_preserving", granularity="position"),
+    ],
+)
+def test_enhanced_keeps_the_mean_variance(wrap):
+    model = residual_network(wrap())
+    kv.inject(model)
+    assert_forward(model)
+    analysis = kv.analyze(model)
+    assert all(c.signal_gain is not None for c in analysis_contexts(model))
+    assert len(analysis.predicted) == len(list(analysis_contexts(model)))
+
+
+def analysis_contexts(model):
+    return [
+        layer.kernel_initializer.context
+        for layer in model.layers
+        if hasattr(layer, "kernel_initializer")
+    ]
+
+
+def test_depth_scaling_multiplies_the_variance_of_each_layer():
+    scaled = kv.DepthScaled(kv.SignalPreserving(), base=4.0)
+    layers = [L.Dense(32, "relu", kernel_initializer=scaled) for _ in range(4)]
+    model = keras.Sequential([keras.Input((32,)), *layers])
+    kv.inject(model)
+    factors = []
+    for layer in model.layers:
+        held = layer.kernel_initializer
+        own = kv.SignalPreserving(context=held.context).stddev((32, 32))
+        factors.append((held.stddev((32, 32)) / own) ** 2)
+    # The base preserves the signal given the layers in front, so the factor is what is left.
+    assert forwards(model) == pytest.approx(factors, rel=1e-6)
+    assert factors[0] != pytest.approx(1.0, rel=0.1)
+
+
+def test_a_saved_model_keeps_gains_and_kernels(tmp_path):
+    model = residual_network(kv.SignalPreserving("uniform", target=0.7, seed=3))
+    kv.inject(model)
+    model.save(tmp_path / "model.keras")
+    loaded = keras.saving.load_model(tmp_path / "model.keras")
+    for old, new in zip(analysis_contexts(model), analysis_contexts(loaded), strict=True):
+        assert new == old
+        assert new.signal_gain is not None
+    assert len(kv.inject(loaded).drawn) == 0
+    for old, new in zip(weights(model), weights(loaded), strict=True):
+        np.testing.assert_array_equal(old, new)
+    assert_forward(loaded, 0.7)
+
+
+def test_without_a_context_it_is_he_times_the_target():
+    for distribution, name in (
+        ("normal", "untruncated_normal"),
+        ("truncated_normal", "truncated_normal"),
+        ("uniform", "uniform"),
+    ):
+        initializer = kv.SignalPreserving(distribution, target=3.0)
+        assert initializer.stddev((3, 3, 4, 8)) == pytest.approx(np.sqrt(3 * 2 / 36))
+        neutral = initializer.neutral()
+        assert neutral.get_config()["scale"] == 6.0
+        assert neutral.get_config()["distribution"] == name
+    assert kv.SignalPreserving().get_config() == {
+        "distribution": "normal",
+        "target": 1.0,
+        "seed": None,
+        "context": None,
+    }
+
+
+@keras.saving.register_keras_serializable("tests")
+class Sorting(L.Layer):
+    """Of which the engine knows nothing."""
+
+    def call(self, x):
+        return ops.sort(x, axis=-1)
+
+
+def test_behind_an_unknown_layer_it_falls_back_and_says_so():
+    layers = [
+        L.Dense(32, "relu", name="known"),
+        Sorting(),
+        L.Dense(32, "relu", name="behind"),
+        L.Dense(32, name="farther"),
+        L.LayerNormalization(),
+        L.Dense(8, name="normal"),
+    ]
+    model = keras.Sequential([keras.Input((16,)), *layers], name="net")
+    report = kv.initialize(model, "signal_preserving", seed=0)
+    for name, gain in (("known", 16.0), ("behind", None), ("farther", None), ("normal", 32.0)):
+        row = report[f"net/{name}/kernel"]
+        found = row.context.signal_gain
+        assert found is None if gain is None else found == pytest.approx(gain, rel=1e-3), name
+    # τ·ε/M' of the independent formulas.
+    for name in ("behind", "farther"):
+        row = report[f"net/{name}/kernel"]
+        asv = kv.ASVForward(context=row.context).stddev(row.context.kernel_shape)
+        assert row.stddev == pytest.approx(asv)
+        note = (
+            f"net/{name}/kernel: the engine does not know what reaches it, so positions and "
+            "branches count as independent there"
+        )
+        assert note in report.notes
+    assert not any("normal/kernel" in note or "known/kernel" in note for note in report.notes)
+
+
+def test_recurrent_kernels_are_drawn_too():
+    model = keras.Sequential([keras.Input((6, 8)), L.LSTM(8), L.Dense(4)])
+    report = kv.initialize(model, "signal_preserving", seed=0)
+    assert all(np.isfinite(k).all() and np.std(k) > 0 for k in kernels(model))
+    assert any("independent there" in note for note in report.notes)
+
+
+@pytest.mark.slow
+def test_the_measured_second_moment_is_one():
+    """Within 15 % or 4 standard errors of 24 draws; the independent formulas are far off."""
+    model = residual_network("he_normal", width=64, blocks=4)
+    layers = [layer for layer in model.layers if hasattr(layer, "kernel")]
+    probe = keras.Model(model.inputs[0], [layer.output for layer in layers])
+    rng = np.random.default_rng(0)
+
+    def measured(scheme, draws):
+        seconds = []
+        for seed in range(draws):
+            kv.initialize(model, scheme, seed=seed)
+            x = rng.standard_normal((4, 12, 12, 3)).astype("float32")
+            seconds.append([np.mean(np.square(ops.convert_to_numpy(u))) for u in probe(x)])
+        return np.array(seconds)
+
+    found = measured("signal_preserving", 24)
+    standard_error = found.std(axis=0, ddof=1) / np.sqrt(24)
+    assert np.all(standard_error[:-1] < 0.1)
+    assert np.all(np.abs(found.mean(axis=0) - 1) < np.maximum(0.15, 4 * standard_error))
+    assert measured("asv_forward", 6).mean(axis=0).max() > 1.5
