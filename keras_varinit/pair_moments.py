@@ -44,20 +44,54 @@ def _middles() -> Array:
     return _STEP * normal_density((nodes[1:] + nodes[:-1]) / 2)
 
 
+@functools.cache
+def _middle_polynomials() -> Array:
+    """The values of h₀ … in the middle of the cells."""
+    polynomials = _grid()[2]
+    return np.asarray((polynomials[:, 1:] + polynomials[:, :-1]) / 2)
+
+
 @dataclasses.dataclass(frozen=True)
 class PointLaw:
-    """What an activation makes of u ~ N(m, σ²).
+    """What an activation makes of u ~ N(m, σ²), on the grid.
 
-    `first` E f, `second` E f², `slope` E f', `squared_slope` E f'² (slopes with respect to u), and
-    two tables over correlations: E f(u) f(u') and E f'(u) f'(u').
+    `values` f at the nodes, `slopes` f' in the cells between them, with respect to u.
     """
 
-    first: float
-    second: float
-    slope: float
-    squared_slope: float
-    products: Array
-    slope_products: Array
+    values: Array
+    slopes: Array
+
+    @functools.cached_property
+    def first(self) -> float:
+        """E f."""
+        return float(np.sum(_grid()[1] * self.values))
+
+    @functools.cached_property
+    def second(self) -> float:
+        """E f²."""
+        return float(np.sum(_grid()[1] * self.values**2))
+
+    @functools.cached_property
+    def slope(self) -> float:
+        """E f'."""
+        return float(np.sum(_middles() * self.slopes))
+
+    @functools.cached_property
+    def squared_slope(self) -> float:
+        """E f'²."""
+        return float(np.sum(_middles() * self.slopes**2))
+
+    @functools.cached_property
+    def products(self) -> Array:
+        """E f(u) f(u') over the table of correlations."""
+        _, weights, polynomials = _grid()
+        return _series(polynomials @ (weights * self.values), self.second)
+
+    @functools.cached_property
+    def slope_products(self) -> Array:
+        """E f'(u) f'(u') over the table of correlations."""
+        coefficients = _middle_polynomials() @ (_middles() * self.slopes)
+        return _series(coefficients, self.squared_slope)
 
     def product(self, correlation: Array) -> Array:
         """E f(u) f(u') for pairs of that correlation."""
@@ -92,22 +126,8 @@ def _series(coefficients: Array, total: float) -> Array:
 @functools.lru_cache(maxsize=4096)
 def point_law(activation: Activation, mean: float, std: float) -> PointLaw:
     """The law of f(u), u ~ N(mean, std²)."""
-    nodes, weights, polynomials = _grid()
-    values = np.asarray(activation.function(mean + std * nodes), np.float64)
-    second = float(np.sum(weights * values**2))
-    coefficients = polynomials @ (weights * values)
-    slopes = _slopes(np.diff(values), std)
-    squared_slope = float(np.sum(_middles() * slopes**2))
-    middle = (polynomials[:, 1:] + polynomials[:, :-1]) / 2
-    slope_coefficients = middle @ (_middles() * slopes)
-    return PointLaw(
-        first=float(coefficients[0]),
-        second=second,
-        slope=float(slope_coefficients[0]),
-        squared_slope=squared_slope,
-        products=_series(coefficients, second),
-        slope_products=_series(slope_coefficients, squared_slope),
-    )
+    values = np.asarray(activation.function(mean + std * _grid()[0]), np.float64)
+    return PointLaw(values, _slopes(np.diff(values), std))
 
 
 @functools.lru_cache(maxsize=1024)
