@@ -8,9 +8,8 @@ import pytest
 from keras import ops
 
 import keras_varinit as kv
-from keras_varinit import changes, graph
 from tests import test_any_model
-from tests.models import assert_equal, assert_same_state, cnn, state, weights
+from tests.models import assert_equal, cnn, weights
 
 L = keras.layers
 
@@ -131,7 +130,12 @@ MODELS = {
 }
 
 
-@pytest.mark.parametrize("name", MODELS)
+SLOW = ("plain, average pooling", "branches")
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=pytest.mark.slow if n in SLOW else ()) for n in MODELS]
+)
 def test_second_moments_are_one_at_every_layer(name):
     make, data = MODELS[name]
     model, x = make(), data()
@@ -229,17 +233,17 @@ def test_datasets_are_streamed(shuffle):
 
 def test_measure_signal_agrees_in_training():
     """Batch statistics and dropout are those that `measure_signal` sees on the same batches."""
-    inputs = keras.Input((8, 8, 3))
-    x = L.Dropout(0.5)(conv()(inputs))
-    x = L.Dropout(0.2)(L.BatchNormalization()(conv()(x)))
-    model, x = keras.Model(inputs, L.Dense(3)(L.Flatten()(x))), images(20)
+    layers = [L.Dense(8, "relu", bias_initializer=biases()), L.Dropout(0.5), L.Dense(8)]
+    layers += [L.BatchNormalization(), L.ReLU(), L.Dropout(0.2), L.Dense(8)]
+    model, x = keras.Sequential([keras.Input((6,)), *layers]), draw(20, 6)
     report = kv.calibrate(model, x, batch_size=8)
     signal = kv.measure_signal(model, x, batch_size=8)
+    assert [row.status[:10] for row in report] == ["calibrated", "skipped: n", "calibrated"]
     for row in report:
         assert signal[row.path].second_moment == pytest.approx(row.after, rel=1e-4)
-        assert row.after == pytest.approx(1, abs=0.01)
 
 
+@pytest.mark.slow
 def test_dropout_in_training():
     layers = [L.Dense(64, "relu"), L.Dropout(0.5), L.Dense(64, "relu", bias_initializer=biases())]
     layers += [L.BatchNormalization(), L.Dropout(0.2), L.Dense(64)]
@@ -376,6 +380,7 @@ def test_blocks_with_their_own_call():
     assert np.mean(stem**2) == pytest.approx(1, abs=0.0101)
 
 
+@pytest.mark.slow
 def test_attention_and_recurrent_layers():
     inputs = keras.Input((5, 6))
     x = L.MultiHeadAttention(2, 4, name="attention", bias_initializer=biases())(inputs, inputs)
@@ -493,173 +498,10 @@ def test_a_bias_inside_an_own_call_is_iterated():
         assert np.mean(z**2) == pytest.approx(1, abs=0.0101)
 
 
-def test_nothing_but_kernels_changes():
-    inputs = keras.Input((8, 8, 3))
-    x = L.BatchNormalization()(L.Dropout(0.3, seed=1)(conv()(inputs)))
-    model = keras.Model(inputs, L.Dense(2)(L.Flatten()(x)))
-    model.compile(keras.optimizers.SGD(0.01, momentum=0.9, use_ema=True), "mse")
-    model.fit(images(), draw(8, 2), verbose=0)
-    kernels = {layer.kernel.path for layer in model.layers if hasattr(layer, "kernel")}
-    variables = {v.path: np.array(ops.convert_to_numpy(v)) for v in model.variables}
-    optimizer = [np.array(ops.convert_to_numpy(v)) for v in model.optimizer.variables]
-    kv.calibrate(model, images())
-    for variable in model.variables:
-        same = np.array_equal(ops.convert_to_numpy(variable), variables[variable.path])
-        assert same == (variable.path not in kernels)
-    averages = graph.moving_averages(model)
-    renewed = {id(a): v for v in model.variables if (a := averages.get(id(v))) is not None}
-    for variable, was in zip(model.optimizer.variables, optimizer, strict=True):
-        now = ops.convert_to_numpy(variable)
-        if id(variable) in renewed and renewed[id(variable)].path in kernels:
-            np.testing.assert_array_equal(now, ops.convert_to_numpy(renewed[id(variable)]))
-        else:
-            np.testing.assert_array_equal(now, was)
-
-
-def test_a_calibrated_kernel_is_no_own_draw():
-    model, x = cnn("asv_forward"), images()
-    kv.inject(model)
-    report = kv.calibrate(model, x)
-    assert all(row.scale != 1 for row in report)
-    calibrated = weights(model)
-    again = kv.inject(model)
-    assert not again.drawn
-    assert_equal(weights(model), calibrated)
-    fresh = cnn("asv_forward")
-    kv.calibrate(fresh, x)
-    calibrated = weights(fresh)
-    assert {row.status for row in kv.inject(fresh)} == {
-        "skipped: trained, loaded or set since it was drawn"
-    }
-    assert_equal(weights(fresh), calibrated)
-
-
-class Failing:
-    """Batches of which one raises, in one of the passes."""
-
-    def __init__(self, x, at, error):
-        self.x, self.at, self.error, self.count = x, at, error, 0
-
-    def __len__(self):
-        return 2
-
-    def __iter__(self):
-        for part in np.array_split(self.x, 2):
-            self.count += 1
-            if self.count == self.at:
-                raise self.error
-            yield part
-
-
-@pytest.mark.parametrize("error", [RuntimeError("broken"), KeyboardInterrupt()])
-@pytest.mark.parametrize("at", [1, 3, 4, 5, 6])
-def test_an_error_while_reading_changes_nothing(error, at):
-    model = cnn()
-    model.compile(keras.optimizers.SGD(0.01, momentum=0.9), "mse")
-    before = state(model)
-    with pytest.raises(type(error)):
-        kv.calibrate(model, Failing(images(), at, error), verbose=0)
-    assert_same_state(state(model), before)
-    assert kv.calibrate(model, images()).calibrated
-
-
-@pytest.mark.parametrize("error", [RuntimeError("broken"), KeyboardInterrupt()])
-@pytest.mark.parametrize("at", range(1, 10))
-def test_an_error_while_setting_changes_nothing(error, at, monkeypatch):
-    """Three kernels are set when they are corrected, in the scope of the last walk, and at last."""
-    model, count = cnn(), 0
-    before, assign = state(model), graph.assign
-
-    def failing(variable, value):
-        nonlocal count
-        count += 1
-        if count == at:
-            raise error
-        assign(variable, value)
-
-    monkeypatch.setattr(changes.graph, "assign", failing)
-    with pytest.raises(type(error)):
-        kv.calibrate(model, images())
-    assert count >= at
-    monkeypatch.undo()
-    assert_same_state(state(model), before)
-
-
-@pytest.mark.parametrize("at", [1, 2, 5])
-def test_an_error_of_a_layer_changes_nothing(at):
-    count = 0
-
-    def activation(x):
-        nonlocal count
-        count += tuple(x.shape) == (20, 8)
-        if count == at + 2:  # twice it runs before the first walk
-            raise RuntimeError("broken")
-        return x
-
-    layers = [L.Dense(8), L.Dense(8, activation=activation), L.Dense(8)]
-    model = keras.Sequential([keras.Input((8,)), *layers])
-    before = state(model)
-    with pytest.raises(RuntimeError, match="broken"):
-        kv.calibrate(model, draw(40, 8), batch_size=20)
-    assert_same_state(state(model), before)
-    assert [layer.activation for layer in layers[::2]] == [keras.activations.linear] * 2
-    assert layers[1].activation is activation
-
-
-def test_values_that_are_not_finite():
-    model, x = cnn(), images()
-    model.layers[1].kernel.assign(np.full(model.layers[1].kernel.shape, np.inf, "float32"))
-    before = weights(model)
-    text = "layer 'conv2d_1' (sequential/conv2d_1/kernel) puts out values that are not finite"
-    with pytest.raises(ValueError, match=re.escape(text)):
-        kv.calibrate(model, x)
-    assert_equal(weights(model), before)
-    x[0, 0, 0, 0] = np.nan
-    with pytest.raises(
-        ValueError, match=r"`x` must be finite\. Received: a batch of shape .* 1 entr"
-    ):
-        kv.calibrate(cnn(), x)
-
-
-BAD = [
-    ({"target": 0}, ValueError, "`target` must be finite and greater than 0. Received: target=0"),
-    ({"target": "1"}, TypeError, "`target` must be a number. Received: target='1'"),
-    ({"tolerance": float("nan")}, ValueError, "`tolerance` must be finite and greater than 0."),
-    ({"tolerance": 1.0}, ValueError, "`tolerance` is relative and must be less than 1. Received: "),
-    ({"max_iterations": 0}, ValueError, "`max_iterations` must be a positive integer. Received: "),
-    ({"max_iterations": True}, ValueError, "`max_iterations` must be a positive integer."),
-    ({"batch_size": 0}, ValueError, "`batch_size` must be a positive integer. Received: "),
-    ({"max_batches": -1}, ValueError, "`max_batches` must be a positive integer. Received: "),
-    ({"include_frozen": 1}, TypeError, "`include_frozen` must be a bool. Received: "),
-    ({"training": None}, TypeError, "`training` must be a bool. Received: training=None"),
-    ({"verbose": 3}, ValueError, '`verbose` must be "auto", 0 or 1. Received: verbose=3'),
-    ({"layers": "dense"}, TypeError, "`layers` must be a predicate or a list of names. Received"),
-    ({"layers": ["dens"]}, ValueError, "names 'dens', which model 'sequential' lacks. Did you"),
-    ({"layers": []}, ValueError, "no kernel of model 'sequential' is selected. Received: layers"),
-    ({"x": (images() for _ in range(2))}, TypeError, "`x` is read more than once, and an iterator"),
-    ({"x": np.zeros((0, 8, 8, 3))}, ValueError, "must have the same number of examples, at least"),
-    ({"x": np.zeros((2, 4, 4, 3))}, ValueError, "`x` does not fit input"),
-    ({"model": 3}, TypeError, "`model` must be a built keras.Model. Received: model=3"),
-    ({"model": keras.Sequential([L.Dense(2)])}, ValueError, "is not built"),
-]
-
-
-@pytest.mark.parametrize("number", range(len(BAD)))
-def test_bad_arguments_are_named(number):
-    arguments, error, text = BAD[number]
-    model = cnn()
-    before = weights(model)
-    with pytest.raises(error, match=re.escape(text)) as caught:
-        kv.calibrate(**{"model": model, "x": images(), **arguments})
-    if "model" not in arguments:
-        assert str(caught.value).startswith("calibrate: ")
-    assert_equal(weights(model), before)
-
-
-@pytest.mark.parametrize("policy", ["mixed_float16", "bfloat16"])
+@pytest.mark.parametrize("policy", ["mixed_float16", "mixed_bfloat16"])
 def test_half_precision(policy):
     keras.config.set_dtype_policy(policy)
-    model, x = plain(bias_initializer="zeros"), images()
+    model, x = cnn(), images()
     report = kv.calibrate(model, x, tolerance=0.02)
     assert {row.status for row in report} == {"calibrated"}
     for row in report:

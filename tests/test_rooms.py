@@ -40,7 +40,6 @@ ROOMS = {
     },
     "calibration": {
         *("keras", "numpy", "graph", "live", "analysis", "changes", "diagnostics", "selection"),
-        "jax",
     },
     "plotting": {"numpy", "matplotlib"},
     "monitor": {"keras", "numpy", "graph", "live", "diagnostics", "plotting", "tensorflow"},

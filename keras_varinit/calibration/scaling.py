@@ -8,9 +8,7 @@ The three moments are measured once, and the scale that gives a wanted E u² is 
 """
 
 import dataclasses
-import functools
 import math
-from collections.abc import Callable
 from typing import Any
 
 import keras
@@ -111,7 +109,9 @@ def scaling_of(signal: Any, constant: Any = None) -> Scaling:
     count = math.prod(int(n) for n in signal.shape)
     if count == 0:
         return Scaling(0.0, 0.0, 0.0, 0)
-    unit, squares, cross, finite = _compiled(_sums)(signal, constant)
+    xp, values, constant_there = _namespace(signal, constant)
+    with np.errstate(invalid="ignore", over="ignore"):
+        unit, squares, cross, finite = _sums(xp, values, constant_there)
     unit, squares, cross = (np.asarray(_host(v), np.float64) for v in (unit, squares, cross))
     squared_bias = 0.0 if constant is None else float(np.mean(np.square(constant, dtype=float)))
     return Scaling(
@@ -125,48 +125,38 @@ def scaling_of(signal: Any, constant: Any = None) -> Scaling:
 
 def rescaled(signal: Any, constant: Any, scale: float) -> Any:
     """The pre-activation that the kernel times `scale` puts out."""
-    return _compiled(_rescaled)(signal, constant, float(scale))
+    _, values, constant = _namespace(signal, constant)
+    scaled = scale * values if constant is None else constant + scale * (values - constant)
+    dtype = keras.backend.standardize_dtype(signal.dtype)
+    return keras.ops.cast(keras.ops.convert_to_tensor(scaled), dtype)
 
 
-def _sums(signal: Any, constant: Any) -> Any:
+def _sums(xp: Any, signal: Any, constant: Any) -> Any:
     """max|w|; of w/max|w|, Σ w² and Σ wc per example and channel; whether all is finite."""
-    ops = keras.ops
-    signal = ops.cast(signal, "float32")
-    finite = ops.all(ops.isfinite(signal))
-    linear = signal
-    if constant is not None:
-        constant = ops.convert_to_tensor(constant)
-        linear = signal - constant
-    unit = ops.max(ops.abs(linear))
-    unit = ops.where(unit > 0, unit, ops.ones_like(unit))
+    finite = xp.all(xp.isfinite(signal))
+    linear = signal if constant is None else signal - constant
+    unit = xp.max(xp.abs(linear))
+    unit = xp.where(unit > 0, unit, xp.ones_like(unit))
     linear = linear / unit
     inner = tuple(range(1, len(signal.shape) - 1))
 
     def add(values: Any) -> Any:
-        return ops.sum(values, axis=inner) if inner else values
+        return xp.sum(values, axis=inner) if inner else values
 
-    cross = ops.zeros((1,)) if constant is None else add(linear * constant)
-    return unit, add(ops.square(linear)), cross, finite
+    cross = xp.zeros((1,)) if constant is None else add(linear * constant)
+    return unit, add(xp.square(linear)), cross, finite
 
 
-def _rescaled(signal: Any, constant: Any, scale: Any) -> Any:
+def _namespace(signal: Any, constant: Any) -> tuple[Any, Any, Any]:
+    """What computes with a signal, and signal and bias as float32 for it.
+
+    That is NumPy for JAX on a CPU, which would compile every step anew for every shape.
+    """
+    if keras.backend.backend() == "jax" and all(d.platform == "cpu" for d in signal.devices()):
+        return np, np.asarray(signal).astype(np.float32, copy=False), constant
     ops = keras.ops
-    values = ops.cast(signal, "float32")
-    if constant is None:
-        return ops.cast(scale * values, signal.dtype)
-    constant = ops.convert_to_tensor(constant)
-    return ops.cast(constant + scale * (values - constant), signal.dtype)
-
-
-@functools.cache
-def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
-    """On JAX compiled, so that small steps do not each compile alone."""
-    if keras.backend.backend() != "jax":
-        return function
-    import jax
-
-    compiled: Callable[..., Any] = jax.jit(function)
-    return compiled
+    there = None if constant is None else ops.convert_to_tensor(constant)
+    return ops, ops.cast(signal, "float32"), there
 
 
 def _host(tensor: Any) -> Any:
