@@ -38,8 +38,9 @@ class SignalMonitor(keras.callbacks.Callback):
         data: What to measure on: an array (or arrays, in a list or dictionary), a tuple `(x, y)`,
             or a dataset, of which the first batches are kept. With targets gradients are those of
             the loss that the model is compiled with, otherwise of unit white noise at the outputs.
-        every: Measure at every how many epochs, or batches. Defaults to as many epochs as it takes
-            for the cost to stay below 5 % of the time of training, by the model's own clock.
+        every: Measure at every how many epochs, or batches. Defaults to as often as the cost stays
+            below 5 % of the time that `fit` trains, by the model's own clock, evenly spaced up to
+            the last epoch; the first measurement, before the first step, is not counted in that.
         log_dir: A folder for `signal.csv`, one line per layer and time, and for TensorBoard. Lines
             of epochs that a resumed training repeats are replaced. Defaults to None: no files.
         unit: "epoch" or "batch", of `every`.
@@ -55,9 +56,9 @@ class SignalMonitor(keras.callbacks.Callback):
         history: Lists over time: "time" (epochs or batches done), "epoch", and
             "<layer>/<statistic>" for each statistic of `SignalRow`.
         report: The last `SignalReport`.
-        seconds: What all measuring took; `setup_seconds` is the part of the first one, in which
-            the model is read and the backend compiles.
-        fraction: What measuring took but for the setup, relative to the rest of the training.
+        seconds: What all measuring took; `setup_seconds` is the part of the first measurement, for
+            which the model is read and the backend compiles.
+        fraction: What measuring took but for the setup, relative to the training itself.
 
     Raises:
         TypeError, ValueError: an argument is none of these; before training begins also if the
@@ -111,10 +112,10 @@ class SignalMonitor(keras.callbacks.Callback):
         # Epochs and batches done, and the clock; another call of `fit` goes on with the former.
         self._epochs = self._steps = 0
         self._first_epoch: int | None = None
-        self._next = 1
-        self._cost: float | None = None
+        self._cost = 0.0
         self._started: float | None = None
-        self._measuring_since_start = 0.0
+        self._measuring_since_start = self._trained_before = 0.0
+        self._epoch_seconds = math.inf
 
     @property
     def fraction(self) -> float:
@@ -140,14 +141,15 @@ class SignalMonitor(keras.callbacks.Callback):
         if self.report is None:
             raise ValueError("SignalMonitor.plot: nothing was measured yet. Train first, in fit.")
         unit = "epochs" if self.unit == "epoch" else "batches"
-        rows = [row for row in self.report.rows if row.activation is not None]
+        rows = [row for row in self.report.rows if row.has_units]
         names = [row.name for row in rows or self.report.weight_rows]
         return plot_history(self.history, names, unit, path)
 
     def on_train_begin(self, logs: Any = None) -> None:
         """Starts the clock."""
-        self._meter = self._cost = self._first_epoch = None
-        self._measuring_since_start = 0.0
+        self._meter = self._first_epoch = None
+        self._cost = self._measuring_since_start = self._trained_before = 0.0
+        self._epoch_seconds = math.inf
         self._started = time.perf_counter()
 
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
@@ -160,7 +162,6 @@ class SignalMonitor(keras.callbacks.Callback):
             self._start_file(self._epochs)
         if self.model.built and (not measured or measured[-1] != self._epochs):
             self._measure()
-        self._next = self._epochs + 1
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
         """Measures, if batches are counted."""
@@ -175,16 +176,11 @@ class SignalMonitor(keras.callbacks.Callback):
         self._epochs += 1
         if self.unit == "epoch" and self._is_due():
             self._measure()
-            if self.every is None:
-                self._next = self._epochs + self._interval()
         if self.log and logs is not None and self.report is not None:
             logs.update(self._logs(self.report))
 
     def on_train_end(self, logs: Any = None) -> None:
-        """Measures once more where the last epoch was passed over; stops the clock."""
-        measured = self.history["epoch"]
-        if self.every is None and measured and measured[-1] != self._epochs:
-            self._measure()
+        """Stops the clock."""
         self._trained_seconds += self._training_so_far()
         self._started = None
         if self._writer is not None:
@@ -192,17 +188,18 @@ class SignalMonitor(keras.callbacks.Callback):
             self._writer = None
 
     def _is_due(self) -> bool:
+        """Whether an epoch is one of those to measure at: by default the last, and back from it."""
         if self.every is not None:
             return self._epochs % self.every == 0
-        return self._epochs >= self._next
-
-    def _interval(self) -> int:
-        """Epochs until the next measurement, such that the last one's cost is within the budget."""
-        epochs = self._epochs - (self._first_epoch or 0)
-        of_an_epoch = self._training_so_far() / max(1, epochs)
-        if self._cost is None or of_an_epoch <= 0:
-            return 1
-        return max(1, math.ceil(self._cost / (_BUDGET * of_an_epoch)))
+        trained = self._training_so_far()
+        # The first epochs may have compiled the training step.
+        self._epoch_seconds = min(self._epoch_seconds, trained - self._trained_before)
+        self._trained_before = trained
+        done = self._epochs - (self._first_epoch or 0)
+        to_come = ((self.params or {}).get("epochs") or 0) - self._epochs
+        affordable = _BUDGET * self._epoch_seconds
+        interval = max(1, math.ceil(self._cost / affordable)) if affordable > 0 else 1
+        return done >= interval and to_come % interval == 0
 
     def _training_so_far(self) -> float:
         if self._started is None:
@@ -217,14 +214,17 @@ class SignalMonitor(keras.callbacks.Callback):
         if self._meter is None:
             owner = type(self).__name__
             self._meter = Meter(model, loss=None, training=self.training, owner=owner)
+            # What is read and compiled once does not tell what the next measurement will cost.
+            self._meter.measure(self.batches, predict=False)
+        setup = time.perf_counter() - start
         self.report = self._meter.measure(self.batches, predict=False)
         self._record(self.report)
         cost = time.perf_counter() - start
+        self._cost = cost - setup
         self.seconds += cost
         self._measuring_since_start += cost
         if is_setup:
             self.setup_seconds += cost
-        self._cost = None if is_setup else cost
 
     def _record(self, report: SignalReport) -> None:
         earlier = len(self.history["time"])

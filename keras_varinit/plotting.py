@@ -11,7 +11,6 @@ _FORWARD, _BACKWARD, _QUIET = "#0072B2", "#D55E00", "0.45"
 _MOST_LABELS = 28  # names on an axis that is as wide as half a figure
 _MOST_CURVES = 10
 _TOO_NARROW = 40.0  # ratio of scales from which a linear axis shows nothing of the smaller
-_NO_ACTIVATION = (None, "softmax", "log_softmax", "sparsemax")
 
 
 def matplotlib_modules(owner: str) -> Any:
@@ -57,7 +56,7 @@ def plot_report(report: Any, path: Any = None) -> Any:
         _BACKWARD,
         f"of {of[report.gradients or 'noise']}",
     )
-    active = [row for row in report.rows if row.activation not in _NO_ACTIVATION] or list(rows)
+    active = [row for row in report.rows if row.has_units] or list(rows)
     colours = matplotlib.colormaps["viridis"], matplotlib.colormaps["plasma"]
     _draw_histograms(activations, active, "histogram", "activation", colours[0])
     _draw_histograms(gradients, rows, "gradient_histogram", "gradient", colours[1])

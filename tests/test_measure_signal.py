@@ -10,7 +10,8 @@ from keras import ops
 
 import keras_varinit as kv
 from keras_varinit import graph
-from tests.models import OwnCall, arrays, assert_equal, cnn, weights
+from keras_varinit.diagnostics import gradients, statistics
+from tests.models import OwnCall, arrays, assert_equal, weights
 
 L = keras.layers
 
@@ -194,7 +195,7 @@ def test_moments_of_any_size(scale):
     signal = x.astype(np.float64) @ draw(4, 3).astype(np.float64) * scale
     assert report["dense"].second_moment == pytest.approx(np.mean(signal**2), rel=1e-4)
     word = "vanishes" if scale < 1 else "explodes"
-    assert f"dense is the first layer whose signal {word}" in str(report)
+    assert f"dense is the first layer, and its signal {word}: second moment" in str(report)
 
 
 def test_the_first_layer_that_vanishes_is_named_with_numbers():
@@ -330,6 +331,30 @@ def test_losses_of_every_form_give_the_gradient_of_one_example():
     assert of() == pytest.approx(expected, rel=1e-4)
 
 
+def test_predictions_stand_beside_what_is_measured():
+    model = keras.Sequential([keras.Input((300,))])
+    for _ in range(3):
+        model.add(L.Dense(300, activation="relu", kernel_initializer="he_normal"))
+        model.add(L.Dropout(0.2))
+    model.add(L.Dense(100, activation="softmax", name="head"))
+    x = 0.5 + 2.0 * draw(100, 300)
+    noise = kv.measure_signal(model, x)
+    labels = np.zeros(100, "int32")
+    loss = kv.measure_signal(model, x, labels, "sparse_categorical_crossentropy")
+    for report in (noise, loss):
+        kernels = [row for row in report if row.kind == "weights"]
+        assert len(kernels) == 4
+        for row in kernels:
+            # Of one draw of weights; widths of 300 leave some per cent for each layer.
+            assert row.predicted_second_moment == pytest.approx(row.second_moment, rel=0.25)
+            gradient = row.gradient_second_moment
+            assert row.predicted_gradient_second_moment == pytest.approx(gradient, rel=0.35)
+        assert all(r.predicted_second_moment is None for r in report if r.kind != "weights")
+    head = loss["head"]
+    assert head.predicted_gradient_second_moment == pytest.approx(head.gradient_second_moment)
+    assert "predictions in parentheses." in str(noise)
+
+
 def test_histograms_count_every_sampled_entry():
     row = kv.measure_signal(mlp(), draw(40, 4), batch_size=40).rows[0]
     for histogram, count in ((row.histogram, 240), (row.gradient_histogram, 240)):
@@ -340,14 +365,31 @@ def test_histograms_count_every_sampled_entry():
     assert row.histogram.edges[-1] == pytest.approx(4 * spread, rel=1e-4)
 
 
+def test_summaries_on_the_host_and_on_a_device_are_the_same():
+    values = draw(3, 41, 7) * 1e-3 + 2e-3
+    values[0, 0, :3] = np.inf, -np.inf, np.nan
+    cases = [values, np.zeros((4, 5), "float32"), draw(50_000), np.full((3,), np.nan, "float32")]
+    for array in cases:
+        for scale in (0.0, 0.5):
+            stride = statistics.stride_for(array.shape)
+            tensor = ops.convert_to_tensor(array)
+            device = ops.convert_to_numpy(
+                gradients._summarizer()(tensor, np.float32(scale), stride)
+            )
+            host = statistics.summarize_on_host(array, scale, stride)
+            np.testing.assert_allclose(device[:5], host[:5], rtol=1e-4, atol=1e-6)
+            # An entry at the edge of two bins may fall into either.
+            assert np.abs(device[5:] - host[5:]).sum() <= 4
+
+
 def test_report_reads_as_one_aligned_table():
-    report = kv.measure_signal(cnn("he_normal"), draw(8, 8, 8, 3))
+    report = kv.measure_signal(mlp("relu"), draw(8, 4))
     lines = str(report).splitlines()
     assert lines[0].split()[:4] == ["layer", "operation", "mean", "second"]
     table = lines[: len(report) + 1]
     ends = {len(line) for line in table[1:] if line.endswith("%")}
     assert len(ends) == 1
-    assert "Conv2D+relu" in table[1]
+    assert "Dense+relu" in table[1]
     assert lines[len(report) + 2].startswith("8 examples; gradients relative to unit white noise")
     with pytest.raises(KeyError, match="no row for 'nothing'"):
         report["nothing"]

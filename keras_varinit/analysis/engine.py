@@ -113,6 +113,10 @@ class _Engine:
             channels_first = keras.config.image_data_format() == "channels_first"
             axis = 1 if channels_first and len(shape) > 3 else -1
             self.signals[tensor] = alike(shape, axis, mean, variance + mean**2, mean**2)
+        for tensor, value in self.graph.constants.items():
+            values = np.asarray(keras.ops.convert_to_numpy(value), np.float64)
+            mean, second = float(np.mean(values)), float(np.mean(values**2))
+            self.signals[tensor] = alike(self.graph.shapes[tensor], -1, mean, second, mean**2)
         outputs = set(self.graph.outputs)
         for node, role in zip(self.graph.nodes, self.roles, strict=True):
             at_output = all(t in outputs for t in node.outputs)

@@ -145,7 +145,7 @@ class Moments:
 
     def with_second(self, second: Array) -> "Moments":
         """With another E z_p²; pairs keep theirs."""
-        excess = self.excess.copy()
+        excess = np.array(self.excess)  # a product of arrays without axes is a number
         excess[self._offset_zero] = second - diagonal(self.far)
         return dataclasses.replace(self, excess=excess, pre=None, function=None)
 

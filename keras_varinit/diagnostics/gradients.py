@@ -129,16 +129,39 @@ def summaries_of(
 
 
 def _summary(tensor: Any, scale: float) -> Any:
-    shape = tuple(int(n) for n in tensor.shape)
-    return _summarizer()(tensor, np.float32(scale), stride_for(shape))
+    stride = stride_for(tuple(int(n) for n in tensor.shape))
+    values = _in_host_memory(tensor)
+    if values is not None:
+        return summarize_on_host(values, scale, stride)
+    return _summarizer()(tensor, np.float32(scale), stride)
+
+
+def _in_host_memory(tensor: Any) -> Any | None:
+    """The entries of a tensor on a CPU, without a copy; None of one that is elsewhere.
+
+    There NumPy is faster than many small operations of a backend, which on JAX would each be
+    compiled for every shape.
+    """
+    backend = keras.backend.backend()
+    if backend == "torch":
+        return tensor.detach().float().numpy() if tensor.device.type == "cpu" else None
+    if backend == "tensorflow":
+        return tensor.numpy() if "CPU" in tensor.device else None
+    import jax
+
+    if isinstance(tensor, jax.core.Tracer):
+        return None
+    return np.asarray(tensor) if all(d.platform == "cpu" for d in tensor.devices()) else None
 
 
 def _to_host(vectors: dict[str, Any]) -> dict[str, Vector]:
     """All in one copy, which on an accelerator is one wait."""
-    if not vectors:
-        return {}
-    stacked = _as_numpy(keras.ops.stack(list(vectors.values())))
-    return dict(zip(vectors, stacked, strict=True))
+    found = {name: v for name, v in vectors.items() if isinstance(v, np.ndarray)}
+    elsewhere = {name: v for name, v in vectors.items() if name not in found}
+    if elsewhere:
+        stacked = _as_numpy(keras.ops.stack(list(elsewhere.values())))
+        found.update(zip(elsewhere, stacked, strict=True))
+    return found
 
 
 def _as_numpy(tensor: Any) -> Vector:
@@ -173,21 +196,9 @@ def _summarizer() -> Callable[..., Any]:
         return lambda t, scale, stride: traced(
             tf.reshape(tf.cast(t, tf.float32), [-1]), scale, stride
         )
-    if keras.backend.backend() == "jax":
-        return _summarize_on_jax
-    return summarize
-
-
-def _summarize_on_jax(tensor: Any, scale: Any, stride: int) -> Any:
-    """On a CPU by NumPy: JAX would compile the steps anew for every size of a tensor."""
-    import jax
-    import jax.numpy as jnp
-
-    if not isinstance(tensor, jax.core.Tracer) and all(
-        device.platform == "cpu" for device in tensor.devices()
-    ):
-        return jnp.asarray(summarize_on_host(tensor, float(scale), stride))
-    return _compiled(summarize, static=2)(jnp.reshape(tensor, (-1,)), scale, stride)
+    compiled = _compiled(summarize, static=2)
+    # One compilation serves all shapes of a size.
+    return lambda t, scale, stride: compiled(keras.ops.reshape(t, (-1,)), scale, stride)
 
 
 @contextlib.contextmanager
@@ -276,15 +287,15 @@ def _probe() -> Callable[..., Any]:
     """The identity, for JAX; see above."""
     import jax
 
-    @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
-    def probe(tensor: Any, slot: Any, scale: float, stride: int) -> Any:
+    @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+    def probe(tensor: Any, slot: Any, scale: float) -> Any:
         return tensor
 
-    def forward(tensor: Any, slot: Any, scale: float, stride: int) -> Any:
+    def forward(tensor: Any, slot: Any, scale: float) -> Any:
         return tensor, None
 
-    def backward(scale: float, stride: int, _: Any, gradient: Any) -> Any:
-        return gradient, _summarizer()(gradient, np.float32(scale), stride)
+    def backward(scale: float, _: Any, gradient: Any) -> Any:
+        return gradient, jax.numpy.asarray(_summary(gradient, scale))
 
     probe.defvjp(forward, backward)
     made: Callable[..., Any] = probe
@@ -310,8 +321,7 @@ def _jax(
         def mark(name: str, tensor: Any) -> Any:
             if name not in slots:
                 return tensor
-            stride = stride_for(tuple(tensor.shape))
-            return _probe()(tensor, slots[name], scale_of(name), stride)
+            return _probe()(tensor, slots[name], scale_of(name))
 
         tap = Tap(mark)
         value = loss(run(tap), tap)

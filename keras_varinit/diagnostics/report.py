@@ -8,6 +8,7 @@ from typing import Any
 from keras_varinit.diagnostics.statistics import Histogram
 
 _VANISHED = 1e-2  # second moments by which a signal has vanished, and 1/this by which it exploded
+_SMALLEST, _LARGEST = 1e-4, 1e4  # second moments of the first layer, which has none before it
 _SATURATED = 0.5
 _DEAD = 0.5
 
@@ -62,6 +63,11 @@ class SignalRow:
     predicted_gradient_second_moment: float | None
     histogram: Histogram = dataclasses.field(repr=False)
     gradient_histogram: Histogram | None = dataclasses.field(repr=False)
+
+    @property
+    def has_units(self) -> bool:
+        """Whether it is, or ends with, an activation of each entry by itself."""
+        return self.activation not in (None, "softmax", "log_softmax", "sparsemax")
 
     @property
     def gradient_norm(self) -> float:
@@ -181,11 +187,11 @@ class SignalReport:
     def _forward_findings(self) -> list[str]:
         rows = [row for row in self.weight_rows if math.isfinite(row.second_moment)]
         found = []
-        if rows and self.input_second_moment:
-            value, reference = rows[0].second_moment, self.input_second_moment
-            word = _change(value, reference)
-            if word:
-                found.append(_sentence(rows[0].name, word, value, reference, "the input"))
+        if rows and not _SMALLEST <= rows[0].second_moment <= _LARGEST:
+            value = rows[0].second_moment
+            word = "vanishes" if value < _SMALLEST else "explodes"
+            text = f"is the first layer, and its signal {word}: second moment {value:.2g}."
+            found.append(f"{rows[0].name} {text}")
         for word in ("vanishes", "explodes"):
             for row, first in _with_reference(rows):
                 if _change(row.second_moment, first.second_moment) == word:
