@@ -52,9 +52,13 @@ def noise(shape, mean=0.0):
 
 
 def check(front, back, shape, allowance=EXACT, *, draws=32, examples=4, error=0.035, **options):
-    """Draws, measures, compares; `options`: a mean and a source of the inputs, a scheme."""
+    """Draws, measures, compares.
+
+    `options`: `mean` and source (`inputs`) of the inputs, `scheme`, `settle` to set what stays.
+    """
     mean, scheme = options.get("mean", 0.0), options.get("scheme", "he_normal")
     draw_inputs = options.get("inputs", noise(shape, mean))
+    settle = options.get("settle", lambda model: None)
     inputs = keras.Input(shape)
     probe = front(inputs)
     end = back(probe)
@@ -64,6 +68,7 @@ def check(front, back, shape, allowance=EXACT, *, draws=32, examples=4, error=0.
     measured = {"probe": [], "end": [], "gradient": []}
     for draw in range(draws):
         kv.initialize(model, scheme, seed=draw)
+        settle(model)
         x = draw_inputs(rng, examples).astype("float32")
         u = ops.convert_to_numpy(first(x, training=True))
         out = ops.convert_to_numpy(second(u, training=True))
@@ -151,9 +156,9 @@ def maps(x):
     return conv(96)(L.ReLU()(conv(96)(x)))
 
 
-def check_maps(*layers, **options):
+def check_maps(*layers, allowance=APPROXIMATE, **options):
     """`maps`, the layers, a convolution."""
-    check(maps, chain(*layers, conv(64)), IMAGE, APPROXIMATE, **options)
+    check(maps, chain(*layers, conv(64)), IMAGE, allowance, **options)
 
 
 POOLINGS = {
@@ -180,7 +185,7 @@ def test_pooling_over_all_positions():
     check_all(
         globals_,
         lambda pooling: check(
-            maps, chain(L.ReLU(), pooling, dense()), IMAGE, APPROXIMATE, draws=40
+            maps, chain(L.ReLU(), pooling, dense()), IMAGE, APPROXIMATE, draws=64
         ),
     )
 
@@ -227,7 +232,8 @@ NORMALIZATIONS = {
 @pytest.mark.slow
 def test_normalizations():
     check_all(NORMALIZATIONS, lambda layer: check_maps(layer, L.ReLU()))
-    check_all(NORMALIZATIONS, lambda layer: check_maps(L.ReLU(), layer))
+    # Behind a ReLU channels of low mean have small variances, and so large gradients: 20 % more.
+    check_all(NORMALIZATIONS, lambda layer: check_maps(L.ReLU(), layer, allowance=(0.1, 0.25)))
 
 
 def test_normalizations_of_vectors():
@@ -321,19 +327,28 @@ def test_activations_between_convolutions():
 
 def test_biases():
     """A constant bias moves the mean, a random one adds variance that all positions share."""
-    biases = {
-        "constant": lambda: "ones",
-        "random": lambda: keras.initializers.RandomNormal(stddev=0.8, seed=1),
-    }
+    rng = np.random.default_rng(1)
+    biases = {"constant": lambda: np.ones(128), "random": lambda: 0.8 * rng.standard_normal(128)}
 
-    def vectors(bias):
-        front = chain(dense(bias_initializer=bias), L.ReLU(), dense(bias_initializer=bias))
-        back = chain(L.ReLU(), dense(bias_initializer=bias))
-        check(front, back, (64,), APPROXIMATE, draws=80)
+    def settled(values):
+        def settle(model):
+            for layer in model.layers:
+                if getattr(layer, "bias", None) is not None:
+                    layer.bias.assign(values[: layer.bias.shape[0]])
 
-    def images(bias):
-        back = chain(L.ReLU(), L.AveragePooling2D(2), conv(64))
-        check(conv(96, bias_initializer=bias), back, IMAGE, APPROXIMATE)
+        return settle
+
+    kind = {"bias_initializer": "random_normal"}
+
+    def vectors(values):
+        front = chain(dense(**kind), L.ReLU(), dense(**kind))
+        back = chain(L.ReLU(), dense(**kind))
+        check(front, back, (64,), APPROXIMATE, draws=80, settle=settled(values))
+
+    def images(values):
+        back = chain(L.ReLU(), L.AveragePooling2D(2), conv(64, **kind))
+        front = conv(128, **kind)
+        check(front, back, IMAGE, APPROXIMATE, settle=settled(values))
 
     check_all(biases, vectors)
     check_all(biases, images)
@@ -380,7 +395,7 @@ def test_attention(scheme, back):
         (10, 32),
         (0.1, back),
         scheme=scheme,
-        draws=60,
+        draws=40,
     )
 
 
