@@ -64,7 +64,9 @@ def layers_of(model: Any) -> list[Any]:
 
 
 def own_variables(layer: Any) -> list[Any]:
-    """The variables that a layer created itself, sublayers left out."""
+    """The variables that a layer created itself, sublayers left out; a raw operation has none."""
+    if is_raw_operation(layer):
+        return []
     return [*layer._trainable_variables, *layer._non_trainable_variables]
 
 

@@ -190,6 +190,24 @@ def test_pooling_over_all_positions():
     )
 
 
+@pytest.mark.slow
+def test_gradients_that_positions_share():
+    """A mean over the map gives all positions one gradient, which pooling adds up in phase."""
+    layers = {
+        "average": lambda: L.AveragePooling2D(3, 1, padding="same"),
+        "max": lambda: L.MaxPooling2D(3, 2, padding="same"),
+        "average 2": lambda: L.AveragePooling2D(2),
+        "upsampling": lambda: L.UpSampling2D(2),
+        "stride": lambda: conv(96, strides=2),
+    }
+
+    def shared(layer):
+        end = chain(conv(96), L.GlobalAveragePooling2D(), dense(64))
+        check(maps, chain(layer, end), (6, 6, 24), APPROXIMATE, draws=48, error=0.04)
+
+    check_all(layers, shared)
+
+
 def test_pooling_along_a_line():
     lines = {"max": lambda: L.MaxPooling1D(2), "average": lambda: L.AveragePooling1D(3, 1)}
     check_all(

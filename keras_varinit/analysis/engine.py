@@ -106,6 +106,7 @@ class _Engine:
         self.backwards: dict[int, float] = {}
         self.gains: dict[int, float] = {}
         self.notes: list[str] = []
+        self.masks: set[int] = set()  # what comparisons make, which only matters in arithmetic
 
     def forward(self, mean: float, variance: float) -> None:
         for tensor in self.graph.inputs:
@@ -152,6 +153,7 @@ class _Engine:
             tuple(shapes[t] for t in node.outputs),
         )
         inputs = tuple(self.signals[t] for t in node.inputs)
+        self._follow_masks(node, role)
         visit = Visit(
             call, role, inputs, self._variance, self._forward, self._backward, self.notes.append
         )
@@ -166,6 +168,8 @@ class _Engine:
         if function is not None:
             result = function(visit)
             return result if isinstance(result, Outcome) else _with_scaling(visit, result)
+        if isinstance(role, Source) and visit.inputs:
+            return shape_signals.unknown(visit)
         if isinstance(role, Source | Unknown) or not visit.inputs:
             self.notes.append(f"{visit.operation.name}: the scale of its output is not known")
             return shape_signals.unknown(visit)
@@ -183,6 +187,17 @@ class _Engine:
             self.notes.append(f"{visit.operation.name}: this pooling is not modelled")
             return shape_signals.unknown(visit)
         return shape_signals.reshaped(visit)
+
+    def _follow_masks(self, node: Node, role: Role) -> None:
+        read = [t in self.masks for t in node.inputs]
+        if isinstance(role, Source):
+            self.masks.update(node.outputs)
+        elif not any(read):
+            return
+        elif len(read) == 1 and not isinstance(role, Weights):
+            self.masks.update(node.outputs)
+        elif read[0] or isinstance(role, Merge | Concatenation):
+            self.notes.append(f"{node.operation.name}: the scale of its mask is not known")
 
     def _variance(self, variable: Any, gain: float) -> float:
         key = id(variable)

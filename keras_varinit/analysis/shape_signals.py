@@ -153,7 +153,8 @@ def merged(visit: Visit) -> Outcome:
     """Sums and products of signals made by different weights, or functions of one signal."""
     name = type(visit.operation).__name__
     if name not in ("Add", "Subtract", "Average", "Multiply"):
-        visit.note(f"{visit.operation.name} ({name}): what it does to signals is not modelled")
+        if any(signal.merged.is_known() for signal in visit.inputs):
+            visit.note(f"{visit.operation.name} ({name}): what it does to signals is not modelled")
         return unknown(visit)
     target, _ = layout(visit.output_shape, visit.inputs[0].channel_axis)
     signals = [_on_axes(s, target) for s in visit.inputs]
