@@ -45,8 +45,13 @@ class SeededBatches(keras.utils.PyDataset):
 
     def on_epoch_end(self) -> None:
         """Draws the next epoch's order."""
-        self._epoch += 1
-        self._shuffle()
+        self.start_epoch(self._epoch + 1)
+
+    def start_epoch(self, epoch: int) -> None:
+        """Draws the order of an epoch, the first of which is 0."""
+        if epoch != self._epoch:
+            self._epoch = epoch
+            self._shuffle()
 
     def _shuffle(self) -> None:
         self._order = np.random.default_rng((self._seed, self._epoch)).permutation(len(self._x))

@@ -1,0 +1,242 @@
+"""A study: many trainings that can be stopped, resumed and read afterwards.
+
+A folder holds `results.json` (settings, versions, hardware, one record for each finished training),
+`history.csv` (a row for each epoch) and, while a training runs, `unfinished/`. The same command
+given again does what is missing, within a training from its last whole epoch.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import pathlib
+import platform
+import re
+import shutil
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import keras
+import numpy as np
+
+import keras_varinit as kv
+from common import progress
+from common.batches import SeededBatches
+from common.errors import UserError
+
+#: What tells the trainings of a study apart: initializer, seed, optimizer and so on.
+Settings = Mapping[str, str | int | float]
+#: By metric, a value for each epoch.
+History = dict[str, list[float]]
+
+
+class Study:
+    """The records of a folder.
+
+    Args:
+        name: The study's name.
+        out: Its folder, made if it is not there.
+        options: What all trainings share: data, model, epochs, command line.
+        restart: Drop the records of an earlier call.
+
+    Raises:
+        UserError: The folder cannot be written to, or holds another study or other options.
+    """
+
+    def __init__(
+        self, name: str, out: pathlib.Path, options: Mapping[str, Any], restart: bool = False
+    ) -> None:
+        self.out = out
+        self._path = out / "results.json"
+        self._head = {"study": name, "options": json.loads(json.dumps(dict(options), default=str))}
+        self.records: list[dict[str, Any]] = []
+        try:
+            out.mkdir(parents=True, exist_ok=True)
+            if restart:
+                shutil.rmtree(out / "unfinished", ignore_errors=True)
+            elif self._path.exists():
+                self._read()
+            self._write()
+        except OSError as error:
+            raise UserError(f"--out {out}: cannot be written to: {error.strerror}.") from error
+
+    def run(
+        self,
+        cases: Sequence[Settings],
+        train: Callable[[Settings, pathlib.Path], dict[str, Any]],
+    ) -> None:
+        """Trains what is not in the records yet; after each training the files are whole.
+
+        Args:
+            cases: The settings of each training.
+            train: Does one; gets its settings and a folder for what it needs to go on after a
+                stop. Returns what to record: `history` by metric, and what else there is.
+        """
+        missing = [case for case in cases if self.find(case) is None]
+        if len(missing) < len(cases):
+            print(f"{len(cases) - len(missing)} of {len(cases)} trainings are in {self.out}.")
+        with progress.overall_bar(len(missing)) as bar:
+            for number, case in enumerate(missing, start=1):
+                started = time.perf_counter()
+                folder = self.out / "unfinished" / _file_name(case)
+                folder.mkdir(parents=True, exist_ok=True)
+                record = {"settings": dict(case), **train(case, folder)}
+                record["seconds"] = round(time.perf_counter() - started, 2)
+                self.records.append(record)
+                self._write()
+                shutil.rmtree(folder)
+                bar.update()
+                bar.write(f"[{number}/{len(missing)}] {_line(record)}")
+        if not any((self.out / "unfinished").glob("*")):
+            shutil.rmtree(self.out / "unfinished", ignore_errors=True)
+
+    def find(self, case: Settings) -> dict[str, Any] | None:
+        """The record of a training, or None."""
+        return next((r for r in self.records if r["settings"] == dict(case)), None)
+
+    def _read(self) -> None:
+        found = json.loads(self._path.read_text(encoding="utf-8"))
+        for key, value in self._head.items():
+            if found.get(key) != value:
+                other = found.get(key)
+                raise UserError(
+                    f"--out {self.out}: holds results with other settings ({key}: {other} and not "
+                    f"{value}). Name another folder, or drop them with --restart."
+                )
+        self.records = found["trainings"]
+
+    def _write(self) -> None:
+        content = {**self._head, "machine": machine(), "trainings": self.records}
+        _replace(self._path, json.dumps(content, indent=1) + "\n")
+        settings = list(dict.fromkeys(k for r in self.records for k in r["settings"]))
+        metrics = list(dict.fromkeys(k for r in self.records for k in r["history"]))
+        path = self.out / "history.csv.new"
+        with path.open("w", newline="", encoding="utf-8") as file:
+            writer = csv.writer(file, lineterminator="\n")
+            writer.writerow([*settings, "epoch", *metrics])
+            for record in self.records:
+                cells = [record["settings"].get(key, "") for key in settings]
+                columns = [record["history"][metric] for metric in metrics]
+                for epoch, values in enumerate(zip(*columns, strict=True), start=1):
+                    writer.writerow([*cells, epoch, *(f"{value:.6g}" for value in values)])
+        path.replace(self.out / "history.csv")
+
+
+def fit(
+    model: keras.Model,
+    batches: SeededBatches,
+    *,
+    label: str,
+    epochs: int,
+    validation: tuple[np.ndarray, np.ndarray],
+    folder: pathlib.Path,
+    callbacks: Sequence[keras.callbacks.Callback] = (),
+) -> History:
+    """Trains a compiled model, from where an interrupted call stopped.
+
+    Args:
+        model: A built model; its initializers get their context first.
+        batches: What to train on.
+        label: What the progress bar shows.
+        epochs: In all.
+        validation: Images and labels.
+        folder: Where the state of each whole epoch is kept.
+        callbacks: More of them.
+
+    Returns:
+        By metric a value for each epoch, those before the stop too.
+    """
+    kept = _KeptHistory(folder / "history.json")
+    model.fit(
+        batches,
+        epochs=epochs,
+        validation_data=validation,
+        validation_batch_size=512,
+        callbacks=[
+            kv.ContextInjector(),
+            keras.callbacks.BackupAndRestore(str(folder / "state")),
+            _EpochOrder(batches),
+            kept,
+            progress.EpochBar(label, epochs),
+            *callbacks,
+        ],
+        verbose=0,
+    )
+    return kept.history
+
+
+class _EpochOrder(keras.callbacks.Callback):
+    """Tells the batches which epoch it is, for a training may begin with any."""
+
+    def __init__(self, batches: SeededBatches) -> None:
+        super().__init__()
+        self._batches = batches
+
+    def on_epoch_begin(self, epoch: int, logs: dict[str, float] | None = None) -> None:
+        """Sets the order of that epoch."""
+        self._batches.start_epoch(epoch)
+
+
+class _KeptHistory(keras.callbacks.Callback):
+    """The metrics of all epochs in a file, for those of an earlier process."""
+
+    def __init__(self, path: pathlib.Path) -> None:
+        super().__init__()
+        self._path = path
+        self.history: History = {}
+        if path.exists():
+            self.history = json.loads(path.read_text(encoding="utf-8"))
+
+    def on_epoch_begin(self, epoch: int, logs: dict[str, float] | None = None) -> None:
+        """Drops what is to be done again."""
+        self.history = {metric: values[:epoch] for metric, values in self.history.items()}
+
+    def on_epoch_end(self, epoch: int, logs: dict[str, float]) -> None:
+        """Adds the epoch's metrics."""
+        for metric, value in logs.items():
+            self.history.setdefault(metric, []).append(float(value))
+        _replace(self._path, json.dumps(self.history))
+
+
+def machine() -> dict[str, str]:
+    """Versions and hardware, for the record."""
+    backend = keras.config.backend()
+    module = __import__(backend)
+    return {
+        "keras_varinit": kv.__version__,
+        "keras": keras.__version__,
+        backend: module.__version__,
+        "numpy": np.__version__,
+        "python": platform.python_version(),
+        "processor": f"{os.cpu_count()} × {_processor()}",
+        "devices": ", ".join(keras.distribution.list_devices()) or "cpu",
+        "precision": keras.config.dtype_policy().name,
+    }
+
+
+def _processor() -> str:
+    try:
+        text = pathlib.Path("/proc/cpuinfo").read_text(encoding="utf-8")
+    except OSError:
+        return platform.processor() or platform.machine()
+    found = re.search(r"^model name\s*: (.*)$", text, re.MULTILINE)
+    return found.group(1) if found else platform.machine()
+
+
+def _file_name(case: Settings) -> str:
+    text = "-".join(f"{key}={value}" for key, value in case.items())
+    return re.sub(r"[^\w=.-]+", "_", text)
+
+
+def _line(record: Mapping[str, Any]) -> str:
+    settings = ", ".join(f"{key} {value}" for key, value in record["settings"].items())
+    last = ", ".join(f"{k} {v[-1]:.4g}" for k, v in record["history"].items() if v)
+    return f"{settings}: {last} ({record['seconds']:.0f} s)"
+
+
+def _replace(path: pathlib.Path, text: str) -> None:
+    new = path.with_name(path.name + ".new")
+    new.write_text(text, encoding="utf-8")
+    new.replace(path)

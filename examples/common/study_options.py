@@ -1,0 +1,181 @@
+"""The command line that all studies share, and what it sets up."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import pathlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import keras
+
+from common.errors import UserError, require
+
+#: What every app has: a try-out of seconds, what two CPU cores do, and the source's own setting.
+PRESETS = ("smoke", "cpu", "paper")
+
+
+def parser(description: str, epilog: str = "") -> argparse.ArgumentParser:
+    """A parser with the options of every study; each study adds its own.
+
+    Args:
+        description: What the study does.
+        epilog: Examples.
+    """
+    result = argparse.ArgumentParser(
+        description=description,
+        epilog=epilog,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    result.add_argument(
+        "--preset",
+        choices=PRESETS,
+        default="cpu",
+        help="smoke: seconds, every part runs, nothing is learned; cpu: what two cores do; paper: "
+        "the source's setting, for a GPU. Options beside it win (default: %(default)s)",
+    )
+    result.add_argument("--epochs", type=_whole, metavar="N")
+    result.add_argument("--seeds", type=_whole, metavar="N", help="trainings with 0 to N-1")
+    result.add_argument("--batch-size", type=_whole, metavar="N")
+    result.add_argument(
+        "--limit", type=_whole, metavar="N", help="use at most N images of each split"
+    )
+    result.add_argument(
+        "--out", type=pathlib.Path, required=True, metavar="DIR",
+        help="folder of results.json, history.csv and the plots; given again, a stopped study "
+        "goes on",
+    )  # fmt: skip
+    result.add_argument("--restart", action="store_true", help="drop the results in --out")
+    group = result.add_argument_group("machine")
+    group.add_argument(
+        "--precision",
+        choices=("float32", "mixed_bfloat16", "mixed_float16"),
+        default="float32",
+        help="(default: %(default)s)",
+    )
+    group.add_argument(
+        "--steps-per-execution", type=_whole, default=1, metavar="N",
+        help="batches in one compiled call, which keeps a GPU busy (default: %(default)s)",
+    )  # fmt: skip
+    group.add_argument("--xla", action="store_true", help="compile with XLA (TensorFlow, JAX)")
+    group.add_argument(
+        "--distribute", action="store_true",
+        help="split each batch over all devices: keras.distribution with JAX, "
+        "tf.distribute.MirroredStrategy with TensorFlow",
+    )  # fmt: skip
+    return result
+
+
+def add_data_options(group: Any, default: str) -> None:
+    """Adds `--data`, `--data-dir` and `--image-size`.
+
+    Args:
+        group: A parser or a group of its options.
+        default: The data set's name.
+    """
+    group.add_argument(
+        "--data", default=default, metavar="NAME",
+        help="digits (8×8, part of scikit-learn), folder, or an image data set of TensorFlow "
+        "Datasets (default: %(default)s)",
+    )  # fmt: skip
+    group.add_argument(
+        "--data-dir", metavar="DIR",
+        help="with --data folder: holds train/<class>/*.png (or .jpg) and val/ or test/ alike; "
+        "else where TensorFlow Datasets keeps its data",
+    )  # fmt: skip
+    group.add_argument("--image-size", type=_whole, metavar="PIXELS")
+
+
+def parse(
+    argument_parser: argparse.ArgumentParser,
+    presets: Mapping[str, Mapping[str, Any]],
+    argv: Sequence[str] | None = None,
+) -> argparse.Namespace:
+    """Reads the command line; a preset fills in what it does not have.
+
+    Args:
+        argument_parser: From `parser`.
+        presets: Defaults by the preset's name.
+        argv: The arguments; `None` takes those of the process.
+    """
+    known, _ = argument_parser.parse_known_args(argv)
+    argument_parser.set_defaults(**presets[known.preset])
+    return argument_parser.parse_args(argv)
+
+
+def record(options: argparse.Namespace, names: Sequence[str]) -> dict[str, Any]:
+    """The options that decide a study's results: `names` and those of every study.
+
+    The number of seeds is not among them: a study may get more of them later.
+    """
+    common = ("epochs", "batch_size", "limit", "precision")
+    return {name: getattr(options, name) for name in (*common, *names)}
+
+
+@contextlib.contextmanager
+def set_up(options: argparse.Namespace) -> Iterator[None]:
+    """Sets the precision and the distribution; models are to be built and trained inside.
+
+    Raises:
+        UserError: `--distribute` under PyTorch, or with a batch that devices cannot share.
+    """
+    keras.config.set_dtype_policy(options.precision)
+    if not options.distribute:
+        yield
+        return
+    backend = keras.config.backend()
+    if backend == "jax":
+        devices = keras.distribution.list_devices()
+        _check_batch(options.batch_size, len(devices))
+        distribution = keras.distribution.DataParallel(devices=devices)
+        with distribution.scope():
+            yield
+    elif backend == "tensorflow":
+        tensorflow = require("tensorflow", "tensorflow", "for --distribute")
+        found = tensorflow.config.list_logical_devices
+        devices = [device.name for device in found("GPU") or found("CPU")]
+        strategy = tensorflow.distribute.MirroredStrategy(devices)
+        _check_batch(options.batch_size, strategy.num_replicas_in_sync)
+        with strategy.scope():
+            yield
+    else:
+        raise UserError("--distribute needs the TensorFlow or the JAX backend: set KERAS_BACKEND.")
+
+
+def compile_arguments(options: argparse.Namespace) -> dict[str, Any]:
+    """`steps_per_execution` and `jit_compile` for `model.compile`."""
+    return {
+        "steps_per_execution": options.steps_per_execution,
+        "jit_compile": True if options.xla else "auto",
+    }
+
+
+def main(run: Callable[[], None], program: str) -> int:
+    """Runs an app and turns a user's mistake into a line.
+
+    Returns:
+        The exit code: 0, 2 after a mistake of the user, 130 when stopped by the user.
+    """
+    try:
+        run()
+    except UserError as error:
+        print(f"{program}: error: {error}")
+        return 2
+    except KeyboardInterrupt:
+        print("\nStopped; the same command goes on from here.")
+        return 130
+    return 0
+
+
+def _check_batch(batch_size: int, devices: int) -> None:
+    if batch_size % devices:
+        raise UserError(f"--batch-size {batch_size} cannot be shared by {devices} devices.")
+
+
+def _whole(text: str) -> int:
+    value = int(text) if text.isdigit() else 0
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a positive whole number")
+    return value
