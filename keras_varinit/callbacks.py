@@ -5,9 +5,10 @@ from typing import Any
 
 import keras
 
-from keras_varinit.graph import before_first_step, training_steps
+from keras_varinit.graph import before_first_step
 from keras_varinit.injection import inject
 from keras_varinit.reports import Report
+from keras_varinit.values import training_steps
 
 
 class ContextInjector(keras.callbacks.Callback):

@@ -9,6 +9,7 @@ import keras
 import numpy as np
 
 from keras_varinit import graph
+from keras_varinit.values import snapshot, to_numpy, view
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,7 +42,7 @@ def _drawing(initializer: Any, variable: Any) -> Iterator[None]:
 def holds_own_draw(initializer: Any, variable: Any) -> bool:
     """Whether a variable holds, bit for bit, what its initializer (one of ours) draws."""
     with _drawing(initializer, variable):
-        return bool(initializer.is_own_draw(graph.view(variable), variable.dtype))
+        return bool(initializer.is_own_draw(view(variable), variable.dtype))
 
 
 def drawn_value(initializer: Any, variable: Any, path: str) -> Any:
@@ -69,7 +70,7 @@ def drawn_value(initializer: Any, variable: Any, path: str) -> Any:
 
 def _is_finite(value: Any) -> bool:
     """Whether all entries are finite: an infinite or undefined one is the smallest or largest."""
-    entries = np.asarray(graph.view(value), np.float32)
+    entries = np.asarray(view(value), np.float32)
     return entries.size == 0 or bool(np.isfinite(entries.min()) and np.isfinite(entries.max()))
 
 
@@ -83,7 +84,7 @@ def commit(model: Any, changes: Sequence[Change], *, reset_optimizer: bool = Fal
     replaced: list[tuple[Any, str, Any]] = []
 
     def assign(target: Any, value: Any) -> None:
-        undo.append((target, graph.snapshot(target)))
+        undo.append((target, snapshot(target)))
         graph.assign(target, value)
 
     try:
@@ -99,7 +100,7 @@ def commit(model: Any, changes: Sequence[Change], *, reset_optimizer: bool = Fal
         if reset_optimizer:
             for variable in graph.optimizer_state(model):
                 if id(variable) not in {id(average) for average in averages.values()}:
-                    assign(variable, np.zeros_like(graph.to_numpy(variable)))
+                    assign(variable, np.zeros_like(to_numpy(variable)))
     except BaseException as error:
         # What cannot be put back must not keep the rest from it.
         for layer, attribute, previous in reversed(replaced):
@@ -107,7 +108,7 @@ def commit(model: Any, changes: Sequence[Change], *, reset_optimizer: bool = Fal
                 with _noting(error, f"{layer.name}.{attribute}"):
                     graph.replace_initializer(layer, attribute, previous)
         for target, value in reversed(undo):
-            if not np.array_equal(graph.view(target), graph.view(value)):
+            if not np.array_equal(view(target), view(value)):
                 with _noting(error, target.path):
                     graph.assign(target, value)
         raise

@@ -10,10 +10,10 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import keras
-import numpy as np
-import numpy.typing as npt
 from keras.src.backend.common import global_state
+from keras.src.backend.common.masking import get_keras_mask, set_keras_mask
 from keras.src.backend.common.symbolic_scope import in_symbolic_scope
+from keras.src.trainers.compile_utils import CompileLoss
 
 Shape = tuple[int | None, ...]
 
@@ -113,39 +113,6 @@ def operation_name(operation: Any) -> str:
     return type(operation).__name__
 
 
-def to_numpy(variable: Any) -> npt.NDArray[Any]:
-    """A copy of a variable's value; half-precision values in a NumPy type that holds them."""
-    return np.array(keras.ops.convert_to_numpy(variable))
-
-
-def view(value: Any) -> npt.NDArray[Any]:
-    """The entries of a variable or tensor, without a copy where the backend has them in memory.
-
-    For reading at once: they may change with the variable.
-    """
-    tensor = _tensor(value)
-    if keras.backend.backend() == "torch":
-        return np.asarray(keras.ops.convert_to_numpy(tensor))
-    return np.asarray(tensor)
-
-
-def snapshot(variable: Any) -> Any:
-    """A variable's present value, as something that `assign` takes and that no assignment changes.
-
-    On TensorFlow and JAX tensors do not change, so this copies nothing there.
-    """
-    tensor = _tensor(variable)
-    return keras.ops.copy(tensor) if keras.backend.backend() == "torch" else tensor
-
-
-def _tensor(value: Any) -> Any:
-    """The backend's tensor that a Keras variable holds; anything else as it is."""
-    if not isinstance(value, keras.Variable):
-        return value
-    held = value.value
-    return held.read_value() if hasattr(held, "read_value") else held
-
-
 def assign(variable: Any, value: Any) -> None:
     """Sets a variable's value."""
     variable.assign(value)
@@ -176,12 +143,6 @@ def optimizer_state(model: Any) -> list[Any]:
         return []
     rate = getattr(optimizer, "_learning_rate", None)
     return [v for v in optimizer.variables if v is not rate]
-
-
-def training_steps(model: Any) -> int:
-    """Optimizer steps taken so far."""
-    optimizer = getattr(model, "optimizer", None)
-    return 0 if optimizer is None else int(to_numpy(optimizer.iterations))
 
 
 def functional_of(model: Any) -> Any | None:
@@ -400,3 +361,40 @@ def _topological(inputs: Sequence[Any], outputs: Sequence[Any]) -> list[Any]:
             stack.append((tensor, True))
             stack.extend((t, False) for t in reversed(node.input_tensors))
     return order
+
+
+def with_mask_of(tensor: Any, source: Any) -> Any:
+    """The tensor, carrying the Keras mask that `source` carries."""
+    mask = get_keras_mask(source)
+    if mask is not None and tensor is not source:
+        set_keras_mask(tensor, mask)
+    return tensor
+
+
+def standardized_inputs(functional: Any, x: Any) -> list[Any]:
+    """A batch as tensors in the order of a functional model's inputs."""
+    return list(functional._standardize_inputs(x))
+
+
+def new_loss(model: Any, loss: Any = None) -> Callable[..., Any] | None:
+    """A fresh copy of the model's compiled loss, or `loss` for this model's outputs.
+
+    Returns:
+        A function of targets, outputs and sample weights, of which no metric is recorded in the
+        model; None where there is no loss.
+    """
+    compiled = getattr(model, "_compile_loss", None)
+    weights, names = None, getattr(model, "output_names", None)
+    if loss is None:
+        if compiled is None:
+            return None
+        loss, weights = compiled._user_loss, compiled._user_loss_weights
+    with keeping_names():
+        function: Callable[..., Any] = CompileLoss(loss, weights, output_names=names)
+    return function
+
+
+def sums_over_batch(function: Any) -> bool:
+    """Whether a built loss of `new_loss` sums over the examples instead of averaging."""
+    losses = [entry.loss for entry in function._flat_losses]
+    return all(getattr(loss, "reduction", None) == "sum" for loss in losses)

@@ -19,6 +19,7 @@ from keras_varinit.initializers.laws import describe, for_kernel, reseeded
 from keras_varinit.prediction import with_signal_gains
 from keras_varinit.reports import DRAWN, Report, ReportRow
 from keras_varinit.selection import Selection, selected_layers
+from keras_varinit.values import to_numpy
 
 Scheme = Any
 
@@ -261,7 +262,7 @@ class _Plan:
 
 
 def _fingerprint(value: Any) -> int:
-    return hash(graph.to_numpy(value).tobytes())
+    return hash(to_numpy(value).tobytes())
 
 
 def _is_ours(initializer: Any) -> bool:

@@ -12,6 +12,7 @@ from keras_varinit import graph
 from keras_varinit.analysis import Analysis, Reading, read
 from keras_varinit.initializers import ContextualInitializer
 from keras_varinit.initializers.laws import describe
+from keras_varinit.values import to_numpy, view
 
 _DEAD, _EXPLODED = 1e-6, 1e6
 
@@ -89,7 +90,7 @@ def _kernels(model: Any, analysis: Analysis) -> Iterator[tuple[Any, Any, Any]]:
 def _equal_weights(model: Any, analysis: Analysis) -> Iterator[Finding]:
     first: dict[tuple[tuple[int, ...], bytes], str] = {}
     for _, variable, context in _kernels(model, analysis):
-        values = graph.to_numpy(variable)
+        values = to_numpy(variable)
         if values.size < 2 or np.all(values == values.flat[0]):
             continue
         earlier = first.setdefault((values.shape, values.tobytes()), context.path)
@@ -141,7 +142,7 @@ def _scales(analysis: Analysis, reading: Reading) -> Iterator[Finding]:
     """The first kernel that dies and the first that explodes, as the engine sees present values."""
 
     def held(variable: Any, gain: float) -> float:
-        return float(np.mean(np.square(np.asarray(graph.view(variable), np.float32))))
+        return float(np.mean(np.square(np.asarray(view(variable), np.float32))))
 
     predictions, _ = reading.predict(held, backward=False)
     dead = exploded = False

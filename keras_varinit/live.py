@@ -1,7 +1,4 @@
-"""Access to Keras for running models on data: the second file that touches private fields.
-
-`graph.py` reads what a model is; this file is for what happens in a call: masks, inputs, losses.
-"""
+"""Running models on data: calls that leave no trace, inputs as `fit` gives them."""
 
 import contextlib
 import inspect
@@ -9,8 +6,6 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import keras
-from keras.src.backend.common.masking import get_keras_mask, set_keras_mask
-from keras.src.trainers.compile_utils import CompileLoss
 
 from keras_varinit.graph import (
     build_shapes,
@@ -19,6 +14,7 @@ from keras_varinit.graph import (
     layers_of,
     leaving_no_trace,
     shadowed,
+    standardized_inputs,
 )
 
 
@@ -56,14 +52,6 @@ def replaced_call(layer: Any, call: Callable[..., Any]) -> Iterator[None]:
         yield
 
 
-def with_mask_of(tensor: Any, source: Any) -> Any:
-    """The tensor, carrying the Keras mask that `source` carries."""
-    mask = get_keras_mask(source)
-    if mask is not None and tensor is not source:
-        set_keras_mask(tensor, mask)
-    return tensor
-
-
 def takes(layer: Any, argument: str) -> bool:
     """Whether a layer's `call` has an argument of that name."""
     return argument in inspect.signature(layer.call).parameters
@@ -89,7 +77,7 @@ def flat_inputs(model: Any, x: Any) -> list[Any]:
     """
     functional = functional_of(model)
     if functional is not None:
-        return list(functional._standardize_inputs(x))
+        return standardized_inputs(functional, x)
     names = [name.removesuffix("_shape") for name in build_shapes(model)]
     if isinstance(x, dict) and len(names) > 1 and set(names) == set(x):
         x = [x[name] for name in names]
@@ -109,31 +97,7 @@ def input_shapes(model: Any) -> list[tuple[str, tuple[int | None, ...]]]:
     return [(str(t.name), tuple(t.shape)) for t in functional.inputs]
 
 
-def new_loss(model: Any, loss: Any = None) -> Callable[..., Any] | None:
-    """A fresh copy of the model's compiled loss, or `loss` for this model's outputs.
-
-    Returns:
-        A function of targets, outputs and sample weights, of which no metric is recorded in the
-        model; None where there is no loss.
-    """
-    compiled = getattr(model, "_compile_loss", None)
-    weights, names = None, getattr(model, "output_names", None)
-    if loss is None:
-        if compiled is None:
-            return None
-        loss, weights = compiled._user_loss, compiled._user_loss_weights
-    with keeping_names():
-        function: Callable[..., Any] = CompileLoss(loss, weights, output_names=names)
-    return function
-
-
 def build_loss(function: Any, targets: Any, outputs: Any, sample_weight: Any) -> None:
     """Calls a loss of `new_loss` once outside any scope, where it may make its variables."""
     with keeping_names():
         function(targets, outputs, sample_weight)
-
-
-def sums_over_batch(function: Any) -> bool:
-    """Whether a built loss of `new_loss` sums over the examples instead of averaging."""
-    losses = [entry.loss for entry in function._flat_losses]
-    return all(getattr(loss, "reduction", None) == "sum" for loss in losses)

@@ -12,6 +12,7 @@ from keras_varinit import graph
 from keras_varinit.analysis import Analysis, Prediction, Reading, read
 from keras_varinit.initializers import ContextualInitializer
 from keras_varinit.initializers.laws import describe
+from keras_varinit.values import view
 
 
 def analyze(model: Any, *, input_mean: float = 0.0, input_variance: float = 1.0) -> Analysis:
@@ -136,7 +137,7 @@ def present_variances(model: Any) -> Callable[[Any, float], float]:
                 return stddev**2
         if not keras.backend.is_float_dtype(variable.dtype):
             return math.nan
-        return float(np.mean(np.square(np.asarray(graph.view(variable), np.float64))))
+        return float(np.mean(np.square(np.asarray(view(variable), np.float64))))
 
     return variance
 

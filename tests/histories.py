@@ -10,6 +10,7 @@ import keras_varinit as kv
 from keras_varinit import graph
 from keras_varinit.analysis import contexts
 from keras_varinit.initializers import ContextualInitializer
+from keras_varinit.values import training_steps
 from tests.ledger import Ledger, assert_same, bits, layers, momenta, own_variables, values, whole
 from tests.models import FAMILIES, L
 from tests.random_models import Chain, build, data
@@ -145,7 +146,7 @@ class History:
         expected = self._expected(force=False)
         if not expected[2]:
             return []
-        injector, trained = kv.ContextInjector(), graph.training_steps(self.model) > 0
+        injector, trained = kv.ContextInjector(), training_steps(self.model) > 0
 
         def check(logs=None):
             if trained:

@@ -18,8 +18,9 @@ from keras_varinit.analysis.signals import (
     only_first,
     signal_rule,
 )
-from keras_varinit.graph import own_variable, view
+from keras_varinit.graph import own_variable
 from keras_varinit.moments import Activation
+from keras_varinit.values import view
 
 
 def after_activation(signal: Signal, activation: Activation) -> Outcome:

@@ -17,6 +17,7 @@ from keras_varinit.calibration.report import CALIBRATED, CalibrationRow
 from keras_varinit.calibration.scaling import Extrapolation, Scaling
 from keras_varinit.diagnostics.points import Point
 from keras_varinit.diagnostics.running import GraphRunner, Runner
+from keras_varinit.values import to_numpy
 
 _LIMIT = "not converged: the iteration limit was reached"
 
@@ -232,7 +233,7 @@ class Places:
         bias = graph.own_variable(self.owners[id(kernel)], "bias")
         if bias is None:
             return None
-        values = graph.to_numpy(bias).astype(np.float32)
+        values = to_numpy(bias).astype(np.float32)
         if not values.any():
             return None
         if getattr(operation, "data_format", None) == "channels_first" and values.ndim == 1:

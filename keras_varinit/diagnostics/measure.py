@@ -16,13 +16,11 @@ from keras_varinit.diagnostics.points import Point
 from keras_varinit.diagnostics.report import SignalReport, SignalRow
 from keras_varinit.diagnostics.running import GraphRunner, LayerRunner, Runner
 from keras_varinit.diagnostics.statistics import Flatness, Moments, flat_parts
-from keras_varinit.graph import check_built
+from keras_varinit.graph import check_built, new_loss, sums_over_batch
 from keras_varinit.live import (
     build_loss,
     call_model,
     input_shapes,
-    new_loss,
-    sums_over_batch,
     untouched,
 )
 from keras_varinit.prediction import analyze

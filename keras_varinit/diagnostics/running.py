@@ -9,14 +9,13 @@ import keras
 from keras_varinit.analysis.reader import Graph, Node, build_graph
 from keras_varinit.analysis.rules import has_rule
 from keras_varinit.diagnostics.points import Namer, Point, point_of
-from keras_varinit.graph import is_raw_operation, is_symbolic, layers_of
+from keras_varinit.graph import is_raw_operation, is_symbolic, layers_of, with_mask_of
 from keras_varinit.live import (
     call_model,
     flat_inputs,
     linear,
     replaced_call,
     takes,
-    with_mask_of,
 )
 
 
