@@ -1,14 +1,15 @@
 """How far the predicted signal is from the measured one, layer by layer.
 
     python examples/benchmarks/signal_accuracy.py [--networks …] [--initializers …]
-        [--width N] [--draws N] [--out FOLDER]
+        [--width N] [--draws N] [--error SHARE] [--out FOLDER]
 
-For each network and initializer the kernels are drawn `--draws` times. For every weight layer the
-second moments of its output and of its gradient are measured on unit white noise and averaged over
-the draws; the table has the layer at which prediction ÷ measurement is worst, with the standard
-error of that layer's mean, and the range of the measured second moments over the layers. Gradients
-are relative to the last layer's. `!` marks a standard error above 3 %: at this width and depth the
-mean is heavy-tailed, and more draws or a greater width are needed to tell.
+For each network and initializer the kernels are drawn until every layer's mean has a standard error
+below `--error`, at most `--draws` times. For every weight layer the second moments of its output
+and of its gradient are measured on unit white noise and averaged over the draws; the table has the
+layer at which prediction ÷ measurement is worst, with the standard error of that layer's mean, and
+the range of the measured second moments over the layers. Gradients are relative to the last
+layer's. `!` marks a standard error above `--error`: at this width and depth the mean is
+heavy-tailed, and more draws or a greater width are needed to tell.
 """
 
 import argparse
@@ -18,7 +19,7 @@ import os
 import platform
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -179,12 +180,20 @@ class Line:
     backward_error: float
     least: float
     greatest: float
+    draws: int
 
 
-def measure(model: keras.Model, scheme: Any, draws: int, examples: int) -> dict[str, np.ndarray]:
+FEWEST_DRAWS = 12
+
+
+def measure(
+    model: keras.Model, scheme: Any, draws: int, error: float, examples: int
+) -> dict[str, np.ndarray]:
     """Per kernel: (draws, 2) second moments of output and gradient."""
     found: dict[str, list[tuple[float, float]]] = {}
     for draw in range(draws):
+        if draw >= FEWEST_DRAWS and max(map(_largest_error, found.values())) < error:
+            break
         kv.initialize(model, scheme, seed=draw)
         noise = np.random.default_rng(draw).standard_normal((examples, *model.input_shape[1:]))
         signal = kv.measure_signal(model, noise.astype("float32"), batch_size=examples, verbose=0)
@@ -197,29 +206,39 @@ def measure(model: keras.Model, scheme: Any, draws: int, examples: int) -> dict[
     return {path: values / [1.0, last] for path, values in measured.items()}
 
 
-def compare(network: str, initializer: str, width: int, draws: int, examples: int) -> Line:
+def _largest_error(values: Sequence[tuple[float, float]]) -> float:
+    """The greater relative standard error of the two means."""
+    return float(np.max(_errors(np.array(values))))
+
+
+def _errors(values: np.ndarray) -> np.ndarray:
+    return values.std(axis=0, ddof=1) / np.sqrt(len(values)) / values.mean(axis=0)
+
+
+def compare(
+    network: str, initializer: str, width: int, draws: int, error: float, examples: int
+) -> Line:
     """Predicts and measures one network under one initializer."""
     keras.utils.clear_session()
     model, scheme = NETWORKS[network](width), INITIALIZERS[initializer]
     kv.initialize(model, scheme, seed=0)
     predicted = kv.analyze(model).predicted
-    measured = measure(model, scheme, draws, examples)
+    measured = measure(model, scheme, draws, error, examples)
     rows = []
     last = predicted[next(reversed(measured))].backward or np.nan
     for path, values in measured.items():
         if path not in predicted:
             continue
-        mean = values.mean(axis=0)
-        error = values.std(axis=0, ddof=1) / np.sqrt(draws) / mean
+        mean, errors = values.mean(axis=0), _errors(values)
         forward = (predicted[path].forward or np.nan) / mean[0]
         backward = (predicted[path].backward or np.nan) / last / mean[1]
-        rows.append((path, forward, error[0], backward, error[1], mean[0]))
+        rows.append((path, forward, errors[0], backward, errors[1], mean[0]))
     ahead = max(rows, key=lambda r: abs(np.log(r[1])))
     back = max(rows, key=lambda r: abs(np.log(r[3])))
     means = [r[5] for r in rows]
     return Line(
         network, initializer, ahead[1], ahead[0], ahead[2], back[3], back[0], back[4],
-        min(means), max(means),
+        min(means), max(means), len(next(iter(measured.values()))),
     )  # fmt: skip
 
 
@@ -234,30 +253,40 @@ def main() -> None:
         choices=list(INITIALIZERS),
     )
     parser.add_argument("--width", type=int, default=256, help="channels (default 256)")
-    parser.add_argument("--draws", type=int, default=40, help="draws of the weights (default 40)")
+    parser.add_argument(
+        "--draws", type=int, default=200, help="at most so many draws of the weights (default 200)"
+    )
+    parser.add_argument(
+        "--error", type=float, default=0.03, help="relative standard error (default 0.03)"
+    )
     parser.add_argument("--examples", type=int, default=2, help="inputs per draw (default 2)")
     parser.add_argument("--out", type=Path, help="folder for signal_accuracy.csv")
     options = parser.parse_args()
     print(
         f"Keras {keras.__version__} on {keras.backend.backend()}, Python "
-        f"{platform.python_version()}; width {options.width}, {options.draws} draws, "
-        f"{options.examples} inputs each\n"
+        f"{platform.python_version()}; width {options.width}, at most {options.draws} draws "
+        f"of {options.examples} inputs each\n"
         f"{'network':<20}{'initializer':<19}{'forward':>8} ±se %  {'backward':>8} ±se %  "
-        f"{'measured E u²':<20}"
+        f"{'measured E u²':<22} draws"
     )
     lines = []
     for network in options.networks:
         for initializer in options.initializers:
             start = time.perf_counter()
             examples = max(options.examples, 64) if "batchnorm" in network else options.examples
-            line = compare(network, initializer, options.width, options.draws, examples)
+            line = compare(
+                network, initializer, options.width, options.draws, options.error, examples
+            )
             lines.append(line)
-            marks = [" !" if e > 0.03 else "  " for e in (line.forward_error, line.backward_error)]
+            marks = [
+                " !" if e > options.error else "  "
+                for e in (line.forward_error, line.backward_error)
+            ]
             print(
                 f"{network:<20}{initializer:<19}{line.forward:8.3f} "
                 f"{100 * line.forward_error:4.1f}{marks[0]} {line.backward:8.3f} "
                 f"{100 * line.backward_error:4.1f}{marks[1]} "
-                f"{line.least:9.3g} to {line.greatest:<9.3g}"
+                f"{line.least:9.3g} to {line.greatest:<9.3g} {line.draws:5}"
                 f"{time.perf_counter() - start:6.0f} s",
                 flush=True,
             )
