@@ -54,7 +54,7 @@ class EpochBar(keras.callbacks.Callback):
         """Moves the bar on, or prints a line."""
         loss, accuracy = (logs[key] for key in ("loss", "val_accuracy"))
         self._bar.set_postfix_str(f"loss {loss:.3f}, val. {accuracy:.3f}", refresh=False)
-        self._bar.update()
+        self._bar.update(epoch + 1 - self._bar.n)
         now = time.monotonic()
         if self._bar.disable and now - self._last_line >= SECONDS_BETWEEN_LINES:
             self._last_line = now

@@ -146,25 +146,28 @@ def fit(
         callbacks: More of them.
 
     Returns:
-        By metric a value for each epoch, those before the stop too.
+        By metric a value for each epoch, those before the stop too. Fewer than `epochs` where the
+        loss stopped being a finite number.
     """
-    kept = _KeptHistory(folder / "history.json")
-    model.fit(
-        batches,
-        epochs=epochs,
-        validation_data=validation,
-        validation_batch_size=512,
-        callbacks=[
-            kv.ContextInjector(),
-            keras.callbacks.BackupAndRestore(str(folder / "state")),
-            _EpochOrder(batches),
-            kept,
-            progress.EpochBar(label, epochs),
-            *callbacks,
-        ],
-        verbose=0,
-    )
-    return kept.history
+    state = _State(folder)
+    state.load(model)
+    if not state.finished(epochs):
+        model.fit(
+            batches,
+            epochs=epochs,
+            initial_epoch=state.epochs,
+            validation_data=validation,
+            validation_batch_size=512,
+            callbacks=[
+                kv.ContextInjector(),
+                _EpochOrder(batches),
+                progress.EpochBar(label, epochs),
+                state,
+                *callbacks,
+            ],
+            verbose=0,
+        )
+    return state.history
 
 
 class _EpochOrder(keras.callbacks.Callback):
@@ -179,25 +182,53 @@ class _EpochOrder(keras.callbacks.Callback):
         self._batches.start_epoch(epoch)
 
 
-class _KeptHistory(keras.callbacks.Callback):
-    """The metrics of all epochs in a file, for those of an earlier process."""
+class _State(keras.callbacks.Callback):
+    """Weights, optimizer and metrics of the last whole epoch, in a folder of that epoch's own.
 
-    def __init__(self, path: pathlib.Path) -> None:
+    A folder gets its name when it is whole, so that a process may end at any moment. A training
+    whose loss is not a finite number ends after that epoch: no later one differs from it.
+    """
+
+    def __init__(self, folder: pathlib.Path) -> None:
         super().__init__()
-        self._path = path
+        self._folder = folder
         self.history: History = {}
-        if path.exists():
-            self.history = json.loads(path.read_text(encoding="utf-8"))
 
-    def on_epoch_begin(self, epoch: int, logs: dict[str, float] | None = None) -> None:
-        """Drops what is to be done again."""
-        self.history = {metric: values[:epoch] for metric, values in self.history.items()}
+    @property
+    def epochs(self) -> int:
+        """How many there are."""
+        return max(map(len, self.history.values()), default=0)
+
+    def finished(self, epochs: int) -> bool:
+        """Whether there is nothing left to train."""
+        return self.epochs >= epochs or not np.isfinite(self.history.get("loss", [0])[-1])
+
+    def load(self, model: keras.Model) -> None:
+        """Gives a compiled model the state, if there is one."""
+        for folder in self._whole()[-1:]:
+            if not model.optimizer.built:
+                model.optimizer.build(model.trainable_variables)
+            model.load_weights(str(folder / "model.weights.h5"))
+            self.history = json.loads((folder / "history.json").read_text(encoding="utf-8"))
 
     def on_epoch_end(self, epoch: int, logs: dict[str, float]) -> None:
-        """Adds the epoch's metrics."""
+        """Keeps the state, and drops that of the epoch before."""
         for metric, value in logs.items():
             self.history.setdefault(metric, []).append(float(value))
-        _replace(self._path, json.dumps(self.history))
+        new = self._folder / "new"
+        shutil.rmtree(new, ignore_errors=True)
+        new.mkdir(parents=True)
+        self.model.save_weights(str(new / "model.weights.h5"))
+        (new / "history.json").write_text(json.dumps(self.history), encoding="utf-8")
+        older = self._whole()
+        new.rename(self._folder / f"epoch-{epoch + 1:06}")
+        for folder in older:
+            shutil.rmtree(folder)
+        if not np.isfinite(logs["loss"]):
+            self.model.stop_training = True
+
+    def _whole(self) -> list[pathlib.Path]:
+        return sorted(self._folder.glob("epoch-*"))
 
 
 def machine() -> dict[str, str]:

@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import importlib
+import os
 import pathlib
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-import keras
-
 from common.errors import UserError, require
+from common.quiet import quiet_import
+
+# Read when torch is imported: its threads wait actively by default, which slows a machine with
+# few cores down many times over as soon as anything else runs on it.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 #: What every app has: a try-out of seconds, what two CPU cores do, and the source's own setting.
 PRESETS = ("smoke", "cpu", "paper")
@@ -100,6 +106,7 @@ def parse(
         presets: Defaults by the preset's name.
         argv: The arguments; `None` takes those of the process.
     """
+    argument_parser.set_defaults(**presets["cpu"])
     known, _ = argument_parser.parse_known_args(argv)
     argument_parser.set_defaults(**presets[known.preset])
     return argument_parser.parse_args(argv)
@@ -121,6 +128,8 @@ def set_up(options: argparse.Namespace) -> Iterator[None]:
     Raises:
         UserError: `--distribute` under PyTorch, or with a batch that devices cannot share.
     """
+    import keras
+
     keras.config.set_dtype_policy(options.precision)
     if not options.distribute:
         yield
@@ -145,11 +154,33 @@ def set_up(options: argparse.Namespace) -> Iterator[None]:
 
 
 def compile_arguments(options: argparse.Namespace) -> dict[str, Any]:
-    """`steps_per_execution` and `jit_compile` for `model.compile`."""
+    """`steps_per_execution` and `jit_compile` for `model.compile`.
+
+    Without `--xla` Keras decides, which leaves XLA out where TensorFlow has no more than CPUs.
+    """
     return {
         "steps_per_execution": options.steps_per_execution,
         "jit_compile": True if options.xla else "auto",
     }
+
+
+def import_packages() -> None:
+    """Imports what every study needs, without TensorFlow's start-up messages.
+
+    Raises:
+        UserError: A package is missing, or Keras does not start.
+    """
+    for package in ("matplotlib", "tqdm", "scipy"):
+        require(package, package, "for this example")
+    try:
+        with quiet_import():
+            require("keras", "keras", "for this example")
+            # Under other backends too, Keras imports TensorFlow where it is there, but later.
+            with contextlib.suppress(ImportError):
+                importlib.import_module("tensorflow")
+    except ValueError as error:
+        raise UserError(f"Keras does not start: {error}") from error
+    require("keras_varinit", "keras-varinit", "for its initializers")
 
 
 def main(run: Callable[[], None], program: str) -> int:
@@ -161,7 +192,7 @@ def main(run: Callable[[], None], program: str) -> int:
     try:
         run()
     except UserError as error:
-        print(f"{program}: error: {error}")
+        print(f"{program}: error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("\nStopped; the same command goes on from here.")
