@@ -15,7 +15,7 @@ VALIDATION_SHARE = 0.2
 
 @dataclasses.dataclass(frozen=True)
 class Images:
-    """Training and validation images, standardized, with integer labels."""
+    """Training and validation images, scaled, with integer labels."""
 
     name: str
     x_train: np.ndarray
@@ -33,9 +33,13 @@ class Images:
 
 
 def load(
-    data: str, data_dir: str | None = None, image_size: int | None = None, limit: int | None = None
+    data: str,
+    data_dir: str | None = None,
+    image_size: int | None = None,
+    limit: int | None = None,
+    scaling: str = "standardize",
 ) -> Images:
-    """Loads a data set and standardizes it.
+    """Loads a data set and scales it.
 
     The split into training and validation images does not depend on any seed, so every run of
     every call sees the same ones.
@@ -45,9 +49,11 @@ def load(
         data_dir: The folder of images for "folder", else where TensorFlow Datasets keeps its data.
         image_size: The side that images are resized to; `None` keeps the size they have.
         limit: Use at most so many training images, and so many validation images.
+        scaling: "standardize": channels by the mean and deviation of the training images; "unit":
+            all pixels to [0, 1], by the least and the largest of the training images.
 
     Returns:
-        The images; channels are standardized by the mean and deviation of the training images.
+        The images.
 
     Raises:
         UserError: When the data is not there and cannot be fetched, or is not usable.
@@ -67,7 +73,8 @@ def load(
         )
     if min(y_train.min(), y_val.min()) < 0:
         raise UserError(f"{name} has images without a label in its training or validation split.")
-    x_train, x_val = _standardize(x_train, x_val)
+    scale = {"standardize": _standardize, "unit": _to_unit}[scaling]
+    x_train, x_val = scale(x_train, x_val)
     return Images(name, x_train, y_train, x_val, y_val, num_classes)
 
 
@@ -100,3 +107,9 @@ def _standardize(x_train: np.ndarray, x_val: np.ndarray) -> tuple[np.ndarray, np
     deviation = x_train.std(axis=axes, dtype="float64").astype("float32")
     deviation = np.where(deviation > 0, deviation, 1)
     return (x_train - mean) / deviation, (x_val - mean) / deviation
+
+
+def _to_unit(x_train: np.ndarray, x_val: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    low, high = x_train.min(), x_train.max()
+    span = high - low if high > low else np.float32(1)
+    return (x_train - low) / span, np.clip((x_val - low) / span, 0, 1)
