@@ -47,8 +47,9 @@ def initialize(
             `LayerContext` and returns one of the two, or None to leave that kernel alone.
         seed: Integer or None. The same integer gives the same weights, on any machine; None gives
             fresh ones at every call (unless `scheme` is an object with a seed of its own).
-        layers: Which layers: a predicate on layers, or a list of names; None means all. Embeddings
-            are drawn by `scheme` only where `layers` selects them.
+        layers: Which layers: a list of names, each of which stands for its layer and all layers
+            inside it; or a predicate, which is asked about every layer, inner ones too; None means
+            all. Embeddings are drawn by `scheme` only where they are selected by themselves.
         include_frozen: Whether to re-draw frozen layers too.
         reset_optimizer: Whether to set the optimizer's state (momenta, step count) to zero.
 
@@ -69,10 +70,10 @@ def initialize(
     analysis, reading = read(model)
     chosen, asked = selected_layers(model, layers, "initialize")
     plan = _Plan(model, analysis, seed, include_frozen)
-    plan.choose(_resolver(scheme), chosen, embeddings=asked)
+    plan.choose(_resolver(scheme), chosen, asked)
     plan.find_signal_gains(reading)
     for layer in chosen:
-        plan.add_layer(layer, embeddings=asked)
+        plan.add_layer(layer, asked)
     if not plan.kernels:
         raise ValueError(
             f"initialize: no kernel of model {model.name!r} is selected. Received: "
@@ -135,11 +136,11 @@ class _Plan:
         self.drawn: list[tuple[int, int, Any, LayerContext]] = []
 
     def choose(
-        self, resolve: Callable[[LayerContext], Any], layers: list[Any], *, embeddings: bool
+        self, resolve: Callable[[LayerContext], Any], layers: list[Any], asked: set[int]
     ) -> None:
-        """Asks for the scheme of every kernel."""
+        """Asks for the scheme of every kernel, of embeddings only where they were asked for."""
         for layer in layers:
-            if isinstance(layer, keras.layers.Embedding) and not embeddings:
+            if isinstance(layer, keras.layers.Embedding) and id(layer) not in asked:
                 continue
             for variable in graph.own_variables(layer):
                 context = self.analysis.context_of(variable)
@@ -158,13 +159,13 @@ class _Plan:
         self.analysis, notes = with_signal_gains(self.model, self.analysis, reading, drawn)
         self.notes += notes
 
-    def add_layer(self, layer: Any, *, embeddings: bool) -> None:
+    def add_layer(self, layer: Any, asked: set[int]) -> None:
         """Plans for the variables that one layer created."""
         attributes = dict(graph.initializers_of(layer))
         for variable in graph.own_variables(layer):
             context = self.analysis.context_of(variable)
             attribute = attributes.get(id(variable))
-            by_scheme = embeddings or not isinstance(layer, keras.layers.Embedding)
+            by_scheme = id(layer) in asked or not isinstance(layer, keras.layers.Embedding)
             reason = self.analysis.reason_to_leave(variable)
             if reason is not None:
                 self._leave(layer, variable, attribute, reason)
@@ -258,7 +259,15 @@ class _Plan:
         if "seed" in initializer.get_config():
             initializer = reseeded(initializer, stream_seed(self.root, stream))
         value = drawn_value(initializer, variable, path)
+        if attribute == "bias_initializer" and getattr(layer, "unit_forget_bias", False):
+            value = _open_forget_gate(value)
         self.changes.append(Change(variable, value, layer, None, initializer))
+
+
+def _open_forget_gate(bias: Any) -> Any:
+    """The bias of an LSTM as Keras makes it: of four gates, the second one's is 1."""
+    first, second, *rest = keras.ops.split(bias, 4)
+    return keras.ops.concatenate([first, keras.ops.ones_like(second), *rest])
 
 
 def _fingerprint(value: Any) -> int:

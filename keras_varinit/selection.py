@@ -9,8 +9,10 @@ from keras_varinit import graph
 Selection = Callable[[Any], bool] | Sequence[str] | None
 
 
-def selected_layers(model: Any, layers: Selection, owner: str) -> tuple[list[Any], bool]:
-    """The selected layers, and whether they were asked for one by one.
+def selected_layers(model: Any, layers: Selection, owner: str) -> tuple[list[Any], set[int]]:
+    """The selected layers, and the `id` of each that was asked for by itself.
+
+    A name stands for its layer with all layers inside; a predicate is asked about each of them.
 
     Raises:
         TypeError: `layers` is a string.
@@ -18,9 +20,10 @@ def selected_layers(model: Any, layers: Selection, owner: str) -> tuple[list[Any
     """
     everything = [model, *graph.layers_of(model)]
     if layers is None:
-        return everything, False
+        return everything, set()
     if callable(layers):
-        return [layer for layer in everything if layers(layer)], True
+        chosen = [layer for layer in everything if layers(layer)]
+        return chosen, {id(layer) for layer in chosen}
     if isinstance(layers, str):
         raise TypeError(
             f"{owner}: `layers` must be a predicate or a list of names. Received: {layers!r}."
@@ -33,4 +36,6 @@ def selected_layers(model: Any, layers: Selection, owner: str) -> tuple[list[Any
             raise ValueError(
                 f"{owner}: `layers` names {name!r}, which model {model.name!r} lacks.{hint}"
             )
-    return [layer for layer in everything if layer.name in set(layers)], True
+    named = [layer for layer in everything if layer.name in set(layers)]
+    inside = {id(each) for layer in named for each in (layer, *graph.layers_of(layer))}
+    return [layer for layer in everything if id(layer) in inside], {id(layer) for layer in named}

@@ -143,6 +143,41 @@ def test_embeddings_keep_their_own_initializer_unless_asked():
     assert within(np.std(table), np.sqrt(2), table.size)
 
 
+def test_a_name_stands_for_the_layers_inside():
+    inputs = keras.Input((5,))
+    x = L.Embedding(20, 8, name="table")(inputs)
+    x = L.Bidirectional(L.LSTM(4, name="lstm"), name="both")(x)
+    part = keras.Model(inputs, L.Dense(6, name="inner")(x), name="part")
+    outer = keras.Input((5,))
+    model = keras.Model(outer, L.Dense(3, name="head")(part(outer)))
+    before = values(model)
+    rows = kv.initialize(model, "he_normal", seed=1, layers=["both"]).drawn
+    assert len(rows) == 6
+    assert {row.layer for row in rows} == {"lstm_cell"}
+    changed = [not np.array_equal(a, b) for a, b in zip(before, values(model), strict=True)]
+    assert [v.path for v, c in zip(model.weights, changed, strict=True) if c] == [
+        row.path for row in rows if "bias" not in row.path
+    ]
+    rows = kv.initialize(model, "he_normal", seed=2, layers=["part"])
+    assert {row.layer for row in rows} == {"table", "lstm_cell", "inner"}
+    assert {row.layer: row.initializer for row in rows}["table"] == "RandomUniform"
+    rows = kv.initialize(model, "he_normal", layers=lambda layer: layer.name == "head")
+    assert {row.layer for row in rows} == {"head"}
+
+
+@pytest.mark.parametrize("kind", ["LSTM", "ConvLSTM1D"])
+@pytest.mark.parametrize("forget", [True, False])
+def test_the_forget_gate_stays_open(kind, forget):
+    arguments = (4, 3) if kind == "ConvLSTM1D" else (4,)
+    layer = getattr(L, kind)(*arguments, unit_forget_bias=forget)
+    model = keras.Sequential([keras.Input((5, 6, 2) if kind == "ConvLSTM1D" else (5, 2)), layer])
+    bias = keras.ops.convert_to_numpy(layer.cell.bias)
+    assert bias.tolist() == [0] * 4 + [int(forget)] * 4 + [0] * 8
+    layer.cell.bias.assign(np.full(16, 7))
+    kv.initialize(model, "he_normal", seed=1)
+    np.testing.assert_array_equal(keras.ops.convert_to_numpy(layer.cell.bias), bias)
+
+
 def test_frozen_layers_are_left_alone_unless_included():
     model = network()
     model.get_layer("conv").trainable = False

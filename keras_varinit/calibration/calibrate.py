@@ -75,7 +75,8 @@ def calibrate(
         training: True to run the model as in training: batch normalization uses the batch, dropout
             drops. False to run it as in inference.
         verbose: 0 for silence, 1 for a progress bar; "auto" shows one if there are many batches.
-        layers: Which layers: a predicate on layers, or a list of names; None means all.
+        layers: Which layers: a list of names, each of which stands for its layer and all layers
+            inside it; or a predicate, which is asked about every layer; None means all.
 
     Returns:
         A `CalibrationReport` with a `CalibrationRow` for each kernel, in the order of the model.

@@ -124,14 +124,21 @@ class Places:
         model: A built model.
         runner: What runs it.
         chosen: The layers whose kernels are meant.
-        asked: Whether these were named, so that also those are scaled that are left alone unasked.
+        asked: The `id` of those named by themselves, which are scaled where others are left alone.
         include_frozen: Whether frozen kernels are scaled.
     """
 
     def __init__(
-        self, model: Any, runner: Runner, chosen: Sequence[Any], asked: bool, include_frozen: bool
+        self,
+        model: Any,
+        runner: Runner,
+        chosen: Sequence[Any],
+        asked: set[int],
+        include_frozen: bool,
     ) -> None:
-        self.model, self.asked, self.include_frozen = model, asked, include_frozen
+        self.model, self.include_frozen = model, include_frozen
+        units = [c for c in chosen if id(c) in asked and not isinstance(c, keras.Model)]
+        self.asked = {id(v) for unit in units for v in unit.weights}
         self.names = variable_names(model)
         self.chosen = {id(layer) for layer in chosen}
         self.owners = {
@@ -218,9 +225,10 @@ class Places:
         trainable = self.model.trainable and all(v.trainable for v in kernels)
         if not (trainable or self.include_frozen):
             return "frozen (trainable=False)"
-        if isinstance(point.operation, keras.layers.Embedding) and not self.asked:
+        asked = any(id(v) in self.asked for v in kernels)
+        if isinstance(point.operation, keras.layers.Embedding) and not asked:
             return "an embedding, which `layers` does not name"
-        if point.name in self.normalized and not self.asked:
+        if point.name in self.normalized and not asked:
             return "normalization behind it takes its scale away"
         return None
 
