@@ -20,6 +20,7 @@ VARINIT_IDS = (
     "asv_forward",
     "asv_backward",
     "depth_scaled",
+    "signal_preserving",
 )
 
 #: Of the ids of Keras, those that can break the symmetry of a convolution's channels.

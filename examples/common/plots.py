@@ -18,6 +18,15 @@ _STYLES = ("-", "--", "-.", ":")
 _MARKERS = "osD^vPX<>*"
 
 
+def style(index: int) -> dict[str, str]:
+    """Colour, dashes and marker of the line with that number."""
+    return {
+        "color": _COLOURS[index % len(_COLOURS)],
+        "linestyle": _STYLES[index % len(_STYLES)],
+        "marker": _MARKERS[index % len(_MARKERS)],
+    }
+
+
 def save_learning_curves(
     runs: Sequence[Run], target_accuracy: float, title: str, path: pathlib.Path
 ) -> None:
@@ -32,13 +41,8 @@ def save_learning_curves(
     matplotlib.use("Agg")
     figure, (accuracy, loss) = plt.subplots(1, 2, figsize=(11, 4.8), layout="constrained")
     for index, (name, members) in enumerate(group(runs).items()):
-        style = {
-            "color": _COLOURS[index % len(_COLOURS)],
-            "linestyle": _STYLES[index % len(_STYLES)],
-            "marker": _MARKERS[index % len(_MARKERS)],
-        }
-        _draw(accuracy, members, "val_accuracy", name, style)
-        _draw(loss, members, "loss", name, style)
+        _draw(accuracy, members, "val_accuracy", name, style(index))
+        _draw(loss, members, "loss", name, style(index))
     accuracy.axhline(target_accuracy, color="0.4", linewidth=1, linestyle=(0, (1, 2)))
     accuracy.annotate(
         f"{target_accuracy:.1%}",

@@ -159,7 +159,8 @@ def fit(
             validation_data=validation,
             validation_batch_size=512,
             callbacks=[
-                kv.ContextInjector(),
+                # It refuses a model that has none of our initializers.
+                *([kv.ContextInjector()] if "keras_varinit>" in model.to_json() else []),
                 _EpochOrder(batches),
                 progress.EpochBar(label, epochs),
                 state,

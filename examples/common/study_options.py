@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import importlib
+import logging
 import os
 import pathlib
 import sys
@@ -94,6 +95,20 @@ def add_data_options(group: Any, default: str) -> None:
     group.add_argument("--image-size", type=_whole, metavar="PIXELS")
 
 
+def add_augment_option(group: Any) -> None:
+    """Adds `--augment`.
+
+    Args:
+        group: A parser or a group of its options.
+    """
+    group.add_argument(
+        "--augment",
+        choices=("none", "shift", "flip"),
+        help="shift training images by up to an eighth of their side; flip also mirrors half of "
+        "them (default: by preset)",
+    )
+
+
 def parse(
     argument_parser: argparse.ArgumentParser,
     presets: Mapping[str, Mapping[str, Any]],
@@ -180,6 +195,8 @@ def import_packages() -> None:
                 importlib.import_module("tensorflow")
     except ValueError as error:
         raise UserError(f"Keras does not start: {error}") from error
+    # It warns of retracing, which a study of many models cannot do without.
+    logging.getLogger("tensorflow").setLevel(logging.ERROR)
     require("keras_varinit", "keras-varinit", "for its initializers")
 
 

@@ -1,0 +1,82 @@
+"""What the studies of image networks share: loading, one training, the last lines."""
+
+from __future__ import annotations
+
+import argparse
+import pathlib
+from collections.abc import Sequence
+from typing import Any
+
+import keras
+
+from common import data, study, study_options
+from common.batches import SeededBatches
+from common.data import Images
+
+#: What decides the images; for `study_options.record`.
+DATA_OPTIONS = ("data", "image_size", "augment")
+
+
+def load(options: argparse.Namespace) -> Images:
+    """Loads what the command line names, and says what it is."""
+    images = data.load(options.data, options.data_dir, options.image_size, options.limit)
+    print(f"{images}\nKeras {keras.__version__} with {keras.config.backend()}", flush=True)
+    return images
+
+
+def train(
+    model: keras.Model,
+    images: Images,
+    options: argparse.Namespace,
+    *,
+    optimizer: keras.optimizers.Optimizer,
+    seed: int,
+    label: str,
+    folder: pathlib.Path,
+    from_logits: bool = True,
+    callbacks: Sequence[keras.callbacks.Callback] = (),
+) -> dict[str, Any]:
+    """Trains a built classifier.
+
+    Args:
+        model: Puts out a value for each class.
+        images: What to learn.
+        options: From the command line.
+        optimizer: With its learning rate.
+        seed: Decides order and augmentation of the images.
+        label: What the progress bar shows.
+        folder: As `study.fit`.
+        from_logits: Whether the model's outputs are logits or probabilities.
+        callbacks: More of them.
+
+    Returns:
+        A record for `Study.run`.
+    """
+    model.compile(
+        optimizer=optimizer,
+        loss=keras.losses.SparseCategoricalCrossentropy(from_logits=from_logits),
+        metrics=["accuracy"],
+        **study_options.compile_arguments(options),
+    )
+    history = study.fit(
+        model,
+        batches(images, options, seed),
+        label=label,
+        epochs=options.epochs,
+        validation=(images.x_val, images.y_val),
+        folder=folder,
+        callbacks=callbacks,
+    )
+    return {"history": history, "parameters": model.count_params()}
+
+
+def batches(images: Images, options: argparse.Namespace, seed: int) -> SeededBatches:
+    """Training batches that depend on the seed alone, not on the initializer."""
+    return SeededBatches(images.x_train, images.y_train, options.batch_size, seed, options.augment)
+
+
+def report(text: str, out: pathlib.Path, plots: Sequence[str]) -> None:
+    """Prints the table, and writes it beside the plots."""
+    (out / "table.txt").write_text(f"{text}\n", encoding="utf-8")
+    files = ", ".join(("results.json", "history.csv", "table.txt", *plots))
+    print(f"\n{text}\nIn {out}: {files}")

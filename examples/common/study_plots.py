@@ -1,0 +1,136 @@
+"""Curves of a study's records: the mean over seeds, and their range."""
+
+from __future__ import annotations
+
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import matplotlib
+import numpy as np
+from matplotlib import pyplot as plt
+from matplotlib import ticker
+
+from common.plots import style
+from common.summary import Record
+
+METRICS = {"val_accuracy": "validation accuracy", "loss": "training loss"}
+
+
+def curves(records: Sequence[Record], metric: str, epochs: int) -> np.ndarray:
+    """A metric of several trainings, `(trainings, epochs)`.
+
+    A training that ended early has diverged: accuracies keep their last value, losses are NaN.
+    """
+    rows = []
+    for record in records:
+        values = record["history"][metric][:epochs]
+        fill = values[-1] if "accuracy" in metric else np.nan
+        rows.append([*values, *[fill] * (epochs - len(values))])
+    return np.array(rows)
+
+
+def ratios(records: Sequence[Record], base: Sequence[Record], epochs: int) -> np.ndarray:
+    """Validation accuracy ÷ that of the base with the same seed, `(trainings, epochs)`.
+
+    An accuracy of zero in the base, as tiny data sets may have, makes a NaN.
+    """
+    of_seed = {record["settings"]["seed"]: record for record in base}
+    pairs = [(r, of_seed[seed]) for r in records if (seed := r["settings"]["seed"]) in of_seed]
+    above, below = (curves(half, "val_accuracy", epochs) for half in zip(*pairs, strict=True))
+    return above / np.where(below > 0, below, np.nan)
+
+
+def draw_range(axes: plt.Axes, x: Sequence[float], values: np.ndarray, label: str, n: int) -> None:
+    """Draws the mean of the rows as the `n`-th line, and their range.
+
+    Args:
+        axes: Where to.
+        x: `(points,)`.
+        values: `(rows, points)`; those that are not finite leave a gap.
+        label: For the legend.
+        n: The line's number, which decides its colour, dashes and marker.
+    """
+    values = np.where(np.isfinite(values), values, np.nan)
+    look = style(n)
+    axes.plot(
+        x,
+        values.mean(axis=0),
+        label=label,
+        linewidth=1.8,
+        markersize=4,
+        markevery=max(1, len(x) // 12),
+        **look,
+    )
+    if len(values) > 1:
+        axes.fill_between(
+            x, values.min(axis=0), values.max(axis=0), color=look["color"], alpha=0.13, linewidth=0
+        )
+
+
+def axes_grid(panels: int, titles: Sequence[str] = ()) -> tuple[plt.Figure, list[plt.Axes]]:
+    """A figure with panels side by side, at most three in a row."""
+    matplotlib.use("Agg")
+    columns = min(panels, 3)
+    rows = -(-panels // columns)
+    figure, grid = plt.subplots(
+        rows,
+        columns,
+        figsize=(5.6 * columns if columns > 1 else 7.5, 4.2 * rows + 0.6),
+        layout="constrained",
+        squeeze=False,
+    )
+    every = list(grid.flat)
+    for axes in every[panels:]:
+        axes.remove()
+    for axes in every[:panels]:
+        axes.grid(color="0.9")
+        axes.spines[["top", "right"]].set_visible(False)
+    for axes, title in zip(every, titles, strict=False):
+        axes.set_title(title, fontsize=11)
+    return figure, every[:panels]
+
+
+def by_epoch(axes: plt.Axes, label: str) -> None:
+    """Labels an axis of epochs, and the other; shares are shown as percentages."""
+    axes.set_xlabel("epoch")
+    axes.set_ylabel(label)
+    axes.xaxis.set_major_locator(ticker.MaxNLocator(integer=True, steps=(1, 2, 5, 10)))
+    if "accuracy" in label:
+        axes.yaxis.set_major_formatter(ticker.PercentFormatter(1))
+
+
+def save(figure: plt.Figure, title: str, path: pathlib.Path) -> None:
+    """Adds the title and a legend of all panels, and writes the file."""
+    lines = {}
+    for axes in figure.axes:
+        for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
+            lines.setdefault(label, handle)
+    figure.legend(
+        lines.values(),
+        lines.keys(),
+        loc="outside lower center",
+        ncols=min(2 * len(figure.axes), 4, len(lines)),
+        frameon=False,
+    )
+    figure.suptitle(title, fontsize=12)
+    figure.savefig(path, dpi=130)
+    plt.close(figure)
+
+
+def learning_curves(
+    groups: Mapping[Any, Sequence[Record]], epochs: int, title: str, path: pathlib.Path
+) -> None:
+    """Writes validation accuracy and training loss by epoch, a line for each group."""
+    figure, panels = axes_grid(len(METRICS))
+    for axes, (metric, label) in zip(panels, METRICS.items(), strict=True):
+        for number, (name, members) in enumerate(groups.items()):
+            draw_range(
+                axes, range(1, epochs + 1), curves(members, metric, epochs), str(name), number
+            )
+        by_epoch(axes, label)
+        if metric == "loss":
+            axes.set_yscale("log")
+            axes.yaxis.set_major_formatter(ticker.LogFormatter())
+            axes.yaxis.set_minor_formatter(ticker.LogFormatter(minor_thresholds=(1, 0.5)))
+    save(figure, title, path)
