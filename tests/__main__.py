@@ -12,12 +12,12 @@ from pathlib import Path
 BACKENDS = ("tensorflow", "jax", "torch")
 # What reads models or draws with NumPy does the same on every backend.
 ONCE = {
-    *("asv", "asv_f34", "bad_arguments", "contexts", "enhanced", "fans_measured", "lint"),
-    *("moments", "pair_moments", "plotting", "readme", "rooms", "signal_maps"),
-    *("signal_preserving",),
+    *("asv", "asv_f34", "bad_arguments", "contexts", "enhanced", "examples_dense"),
+    *("examples_images", "fans_measured", "lint", "moments", "notebooks", "pair_moments"),
+    *("plotting", "readme", "rooms", "signal_engine", "signal_maps", "signal_preserving"),
 }
 # Measured draws, for which JAX compiles again and again: PyTorch stands for it.
-NOT_TWICE = {"jax": {"fans_gradient", "signal_engine"}}
+NOT_TWICE = {"jax": {"fans_gradient"}}
 # Two workers with two threads each are slower than two with one.
 THREADS = {"OMP_NUM_THREADS": "1", "TF_NUM_INTRAOP_THREADS": "1"}
 
@@ -40,6 +40,7 @@ def main(arguments: list[str]) -> int:
         command = [sys.executable, "-m", "pytest", "-n", "auto", "--dist", "loadfile", *options]
         if backend != backends[0]:
             left_out = ONCE | NOT_TWICE.get(backend, set())
+            command += ["--hypothesis-profile=brief"]
             command += [f"--ignore=tests/test_{name}.py" for name in sorted(left_out)]
         environment = {**THREADS, **os.environ, "KERAS_BACKEND": backend}
         root = Path(__file__).resolve().parent.parent

@@ -16,6 +16,7 @@ from hypothesis import HealthCheck, settings
 
 _SLOW_MODELS = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow]}
 settings.register_profile("ci", max_examples=60, derandomize=True, **_SLOW_MODELS)
+settings.register_profile("brief", max_examples=15, derandomize=True, **_SLOW_MODELS)
 settings.register_profile("long", max_examples=600, print_blob=True, **_SLOW_MODELS)
 settings.load_profile("ci")
 
