@@ -146,10 +146,10 @@ def run(options: argparse.Namespace) -> None:
         for seed in range(options.seeds)
         for name in options.initializers
     ]
-    with study_options.set_up(options):
-        study.run(cases, lambda case, folder: train(case, folder, images, options))
-    found = [study.find(case) for case in cases]
-    _report(options, images, [record for record in found if record])
+    records = image_study.run(
+        study, cases, lambda case, folder: train(case, folder, images, options), options
+    )
+    _report(options, images, records)
 
 
 def find_model(name: str) -> Callable[..., keras.Model]:
@@ -262,8 +262,6 @@ def train(
 
     import keras_varinit as kv
 
-    keras.utils.clear_session()
-    keras.utils.set_random_seed(case["seed"])
     model = build(
         find_model(options.model),
         images.x_train.shape[1:],

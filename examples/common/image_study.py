@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import keras
@@ -12,6 +12,7 @@ import keras
 from common import data, study, study_options
 from common.batches import SeededBatches
 from common.data import Images
+from common.summary import Record
 
 #: What decides the images; for `study_options.record`.
 DATA_OPTIONS = ("data", "image_size", "augment")
@@ -22,6 +23,35 @@ def load(options: argparse.Namespace) -> Images:
     images = data.load(options.data, options.data_dir, options.image_size, options.limit)
     print(f"{images}\nKeras {keras.__version__} with {keras.config.backend()}", flush=True)
     return images
+
+
+def run(
+    records: study.Study,
+    cases: Sequence[study.Settings],
+    train_case: Callable[[study.Settings, pathlib.Path], dict[str, Any]],
+    options: argparse.Namespace,
+) -> list[Record]:
+    """Does what is missing, each training in a fresh Keras session with the random seed set.
+
+    Args:
+        records: The study.
+        cases: The settings of each training, `seed` among them.
+        train_case: Builds and trains a model; gets the settings and a folder.
+        options: From the command line.
+
+    Returns:
+        The records of all cases.
+    """
+
+    def alone(case: study.Settings, folder: pathlib.Path) -> dict[str, Any]:
+        # TensorFlow's distribution scope does not survive the clearing of a session.
+        keras.utils.clear_session()
+        with study_options.set_up(options):
+            keras.utils.set_random_seed(case["seed"])
+            return train_case(case, folder)
+
+    records.run(cases, alone)
+    return [found for case in cases if (found := records.find(case)) is not None]
 
 
 def train(

@@ -8,6 +8,7 @@ given again does what is missing, within a training from its last whole epoch.
 from __future__ import annotations
 
 import csv
+import importlib
 import json
 import os
 import pathlib
@@ -141,7 +142,8 @@ def fit(
         batches: What to train on.
         label: What the progress bar shows.
         epochs: In all.
-        validation: Images and labels.
+        validation: Images and labels. Where devices share the batches, those at the end are left
+            out that not every device gets one of.
         folder: Where the state of each whole epoch is kept.
         callbacks: More of them.
 
@@ -152,12 +154,16 @@ def fit(
     state = _State(folder)
     state.load(model)
     if not state.finished(epochs):
+        devices = _devices()
+        if (size := len(batches[0][1])) % devices:
+            raise UserError(f"A batch of {size} cannot be shared by {devices} devices.")
+        whole = len(validation[1]) // devices * devices
         model.fit(
             batches,
             epochs=epochs,
             initial_epoch=state.epochs,
-            validation_data=validation,
-            validation_batch_size=512,
+            validation_data=tuple(part[:whole] for part in validation),
+            validation_batch_size=512 // devices * devices,
             callbacks=[
                 # It refuses a model that has none of our initializers.
                 *([kv.ContextInjector()] if "keras_varinit>" in model.to_json() else []),
@@ -169,6 +175,17 @@ def fit(
             verbose=0,
         )
     return state.history
+
+
+def _devices() -> int:
+    """How many share a batch."""
+    distribution = keras.distribution.distribution()
+    if distribution is not None:
+        return distribution.device_mesh.devices.size
+    if keras.config.backend() == "tensorflow":
+        strategy = importlib.import_module("tensorflow").distribute.get_strategy()
+        return strategy.num_replicas_in_sync
+    return 1
 
 
 class _EpochOrder(keras.callbacks.Callback):

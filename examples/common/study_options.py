@@ -140,6 +140,8 @@ def record(options: argparse.Namespace, names: Sequence[str]) -> dict[str, Any]:
 def set_up(options: argparse.Namespace) -> Iterator[None]:
     """Sets the precision and the distribution; models are to be built and trained inside.
 
+    TensorFlow's distribution does not survive `keras.utils.clear_session()` inside.
+
     Raises:
         UserError: `--distribute` under PyTorch, or with a batch that devices cannot share.
     """
