@@ -162,6 +162,7 @@ def fit(
             batches,
             epochs=epochs,
             initial_epoch=state.epochs,
+            shuffle=False,  # of whole batches, by Python's generator, whose state is not kept
             validation_data=tuple(part[:whole] for part in validation),
             validation_batch_size=512 // devices * devices,
             callbacks=[
