@@ -158,11 +158,15 @@ def fit(
         if (size := len(batches[0][1])) % devices:
             raise UserError(f"A batch of {size} cannot be shared by {devices} devices.")
         whole = len(validation[1]) // devices * devices
+        # Keras may fetch the first batches before it calls any callback.
+        batches.start_epoch(state.epochs)
         model.fit(
             batches,
             epochs=epochs,
             initial_epoch=state.epochs,
-            shuffle=False,  # of whole batches, by Python's generator, whose state is not kept
+            # The batches shuffle themselves; Keras would shuffle them again, out of a generator
+            # whose state no file keeps.
+            shuffle=False,
             validation_data=tuple(part[:whole] for part in validation),
             validation_batch_size=512 // devices * devices,
             callbacks=[
@@ -202,7 +206,7 @@ class _EpochOrder(keras.callbacks.Callback):
 
 
 class _State(keras.callbacks.Callback):
-    """Weights, optimizer and metrics of the last whole epoch, in a folder of that epoch's own.
+    """Weights, optimizer, random states and metrics of the last whole epoch, in its own folder.
 
     A folder gets its name when it is whole, so that a process may end at any moment. A training
     whose loss is not a finite number ends after that epoch: no later one differs from it.
@@ -228,7 +232,10 @@ class _State(keras.callbacks.Callback):
             if not model.optimizer.built:
                 model.optimizer.build(model.trainable_variables)
             model.load_weights(str(folder / "model.weights.h5"))
-            self.history = json.loads((folder / "history.json").read_text(encoding="utf-8"))
+            found = json.loads((folder / "state.json").read_text(encoding="utf-8"))
+            self.history = found["history"]
+            for variable, value in zip(_random_states(model), found["random"], strict=True):
+                variable.assign(np.array(value, variable.dtype))
 
     def on_epoch_end(self, epoch: int, logs: dict[str, float]) -> None:
         """Keeps the state, and drops that of the epoch before."""
@@ -238,7 +245,9 @@ class _State(keras.callbacks.Callback):
         shutil.rmtree(new, ignore_errors=True)
         new.mkdir(parents=True)
         self.model.save_weights(str(new / "model.weights.h5"))
-        (new / "history.json").write_text(json.dumps(self.history), encoding="utf-8")
+        random = [keras.ops.convert_to_numpy(v).tolist() for v in _random_states(self.model)]
+        state = {"history": self.history, "random": random}
+        (new / "state.json").write_text(json.dumps(state), encoding="utf-8")
         older = self._whole()
         new.rename(self._folder / f"epoch-{epoch + 1:06}")
         for folder in older:
@@ -248,6 +257,11 @@ class _State(keras.callbacks.Callback):
 
     def _whole(self) -> list[pathlib.Path]:
         return sorted(self._folder.glob("epoch-*"))
+
+
+def _random_states(model: keras.Model) -> list[keras.Variable]:
+    """Those of dropout and the like, which files of weights leave out."""
+    return [v for v in model.variables if v.path.endswith("seed_generator_state")]
 
 
 def machine() -> dict[str, str]:
@@ -261,9 +275,16 @@ def machine() -> dict[str, str]:
         "numpy": np.__version__,
         "python": platform.python_version(),
         "processor": f"{os.cpu_count()} × {_processor()}",
-        "devices": ", ".join(keras.distribution.list_devices()) or "cpu",
+        "devices": ", ".join(_device_names()),
         "precision": keras.config.dtype_policy().name,
     }
+
+
+def _device_names() -> list[str]:
+    if keras.config.backend() == "torch":
+        torch = importlib.import_module("torch")
+        return [torch.cuda.get_device_name(n) for n in range(torch.cuda.device_count())] or ["cpu"]
+    return keras.distribution.list_devices() or ["cpu"]
 
 
 def _processor() -> str:
