@@ -68,6 +68,8 @@ PRESETS: dict[str, dict[str, Any]] = {
 }
 #: Epochs of the ratio plot, as in the source.
 FIRST_EPOCHS = 30
+#: What it shows at most: in the first epochs a base may still be at the level of chance.
+RATIOS = (0.5, 2.0)
 EPILOG = """\
 examples:
   python examples/cifar_resnets.py --out results/digits
@@ -288,6 +290,8 @@ def _plot_ratios(
                 ratios = study_plots.ratios(members, groups[base], epochs)
                 study_plots.draw_range(axes, range(1, epochs + 1), ratios, name, numbers[name])
         axes.axhline(1, color="0.4", linewidth=1)
+        low, high = axes.get_ylim()
+        axes.set_ylim(max(low, RATIOS[0]), min(high, RATIOS[1]))
         study_plots.by_epoch(axes, f"ratio to {base}")
     study_plots.save(
         figure, f"Validation accuracy ÷ that of the base\n{title}", options.out / "ratios.png"

@@ -131,7 +131,7 @@ def train_tiny(case, folder, options, callbacks=()):
     )
 
 
-def run_tiny(options, callbacks=(), initializers=("he_normal", "asv_backward")):
+def run_tiny(options, callbacks=(), initializers=("asv_backward",)):
     records = study.Study("tiny", options.out, study_options.record(options, ["rate"]))
     cases = [{"initializer": n, "seed": s} for s in range(options.seeds) for n in initializers]
     train = functools.partial(train_tiny, options=options, callbacks=callbacks)
@@ -204,7 +204,7 @@ def test_a_resumed_training_starts_from_its_state(tmp_path):
     seen = keras.callbacks.LambdaCallback(on_epoch_begin=lambda epoch, logs: epochs.append(epoch))
     with pytest.raises(KeyboardInterrupt):
         run_tiny(tiny_options(tmp_path), [Stop(1)])
-    run_tiny(tiny_options(tmp_path), [seen], ["he_normal"])
+    run_tiny(tiny_options(tmp_path), [seen])
     assert epochs == [2, 3]
 
 
@@ -226,8 +226,9 @@ def test_stopped_app_says_so_and_goes_on_bit_for_bit(tmp_path, monkeypatch, caps
 
 
 def test_more_seeds_leave_the_first_ones_as_they_are(tmp_path, whole):
-    assert len(run_tiny(tiny_options(tmp_path))) == 2
-    records = run_tiny(tiny_options(tmp_path, "--seeds", "2"))
+    both = ["asv_backward", "he_normal"]
+    assert len(run_tiny(tiny_options(tmp_path))) == 1
+    records = run_tiny(tiny_options(tmp_path, "--seeds", "2"), (), both)
     assert [record["settings"]["seed"] for record in records] == [0, 0, 1, 1]
     assert (tmp_path / "history.csv").read_bytes().startswith(whole)
     assert " (to he_normal)" in summary.comparison(records, {"asv_backward": "he_normal"})
@@ -245,14 +246,15 @@ def test_initializers_get_equal_batches():
 
 def test_diverged_trainings_end_and_are_counted(tmp_path):
     options = tiny_options(tmp_path, rate=1e30)
-    records = run_tiny(options)
+    both = ["he_normal", "asv_backward"]
+    records = run_tiny(options, (), both)
     assert all(map(summary.diverged, records))
     assert all(len(record["history"]["loss"]) < options.epochs for record in records)
     assert "| 1/1 " in summary.comparison(records, {})
     groups = summary.by_setting(records, "initializer")
     study_plots.learning_curves(groups, options.epochs, "lost", tmp_path / "curves.png")
     assert_picture(tmp_path / "curves.png")
-    assert str(run_tiny(options)) == str(records)  # NaN is not equal to itself
+    assert str(run_tiny(options, (), both)) == str(records)  # NaN is not equal to itself
 
 
 def test_folder_of_another_study_is_refused_unless_restarted(tmp_path):
@@ -454,7 +456,8 @@ def test_f34_has_the_standard_deviations_of_its_authors():
     assert model.count_params() == pytest.approx(2.11e7, rel=0.003)
     reference = json.loads((Path(__file__).parent / "asv_f34_224.json").read_text())
     expected = np.concatenate([[value] * n for n, value in reference["asv.backward"]])
-    found = [row.stddev for row in kv.initialize(model, "asv_backward", seed=0)]
+    report = kv.initialize(model, "asv_backward", seed=0)
+    found = [row.stddev for row in report if row.stddev is not None]
     np.testing.assert_allclose(found, expected, rtol=1e-6)
 
 

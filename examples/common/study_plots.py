@@ -131,6 +131,6 @@ def learning_curves(
         by_epoch(axes, label)
         if metric == "loss":
             axes.set_yscale("log")
-            axes.yaxis.set_major_formatter(ticker.LogFormatter())
+            axes.yaxis.set_major_formatter("{x:g}")
             axes.yaxis.set_minor_formatter(ticker.LogFormatter(minor_thresholds=(1, 0.5)))
     save(figure, title, path)
