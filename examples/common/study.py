@@ -10,6 +10,7 @@ from __future__ import annotations
 import csv
 import importlib
 import json
+import math
 import os
 import pathlib
 import platform
@@ -59,6 +60,7 @@ class Study:
                 shutil.rmtree(out / "unfinished", ignore_errors=True)
             elif self._path.exists():
                 self._read()
+                return
             self._write()
         except OSError as error:
             raise UserError(f"--out {out}: cannot be written to: {error.strerror}.") from error
@@ -98,7 +100,14 @@ class Study:
         return next((r for r in self.records if r["settings"] == dict(case)), None)
 
     def _read(self) -> None:
-        found = json.loads(self._path.read_text(encoding="utf-8"))
+        try:
+            found = json.loads(self._path.read_text(encoding="utf-8"))
+            trainings = found["trainings"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise UserError(
+                f"--out {self.out}: its results.json is not that of a study. Name another folder, "
+                "or replace it with --restart."
+            ) from error
         for key, value in self._head.items():
             if found.get(key) != value:
                 other = found.get(key)
@@ -106,11 +115,11 @@ class Study:
                     f"--out {self.out}: holds results with other settings ({key}: {other} and not "
                     f"{value}). Name another folder, or drop them with --restart."
                 )
-        self.records = found["trainings"]
+        self.records = [_with_nan(record) for record in trainings]
 
     def _write(self) -> None:
         content = {**self._head, "machine": machine(), "trainings": self.records}
-        _replace(self._path, json.dumps(content, indent=1) + "\n")
+        _replace(self._path, json.dumps(_plain(content), indent=1, allow_nan=False) + "\n")
         settings = list(dict.fromkeys(k for r in self.records for k in r["settings"]))
         metrics = list(dict.fromkeys(k for r in self.records for k in r["history"]))
         path = self.out / "history.csv.new"
@@ -305,6 +314,24 @@ def _line(record: Mapping[str, Any]) -> str:
     settings = ", ".join(f"{key} {value}" for key, value in record["settings"].items())
     last = ", ".join(f"{k} {v[-1]:.4g}" for k, v in record["history"].items() if v)
     return f"{settings}: {last} ({record['seconds']:.0f} s)"
+
+
+def _plain(value: Any) -> Any:
+    """NaN and infinities, which JSON does not have, as None."""
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _with_nan(record: dict[str, Any]) -> dict[str, Any]:
+    """A record as it was: its history has numbers alone."""
+    history = {
+        metric: [math.nan if value is None else value for value in values]
+        for metric, values in record["history"].items()
+    }
+    return {**record, "history": history}
 
 
 def _replace(path: pathlib.Path, text: str) -> None:
