@@ -156,7 +156,8 @@ def _scales(analysis: Analysis, reading: Reading) -> Iterator[Finding]:
                 "vanishing-scale",
                 context.path,
                 f"the second moment of its output is about {scale:.1e} for unit white noise at "
-                "the input. Scale the kernels up: keras_varinit.initialize(model, 'asv_forward')",
+                "the input. Scale the kernels up: "
+                "keras_varinit.initialize(model, 'signal_preserving')",
             )
         elif not scale <= _EXPLODED and not exploded:
             exploded = True
@@ -164,5 +165,6 @@ def _scales(analysis: Analysis, reading: Reading) -> Iterator[Finding]:
                 "exploding-scale",
                 context.path,
                 f"the second moment of its output is about {scale:.1e} for unit white noise at "
-                "the input. Scale the kernels down: keras_varinit.initialize(model, 'asv_forward')",
+                "the input. Scale the kernels down: "
+                "keras_varinit.initialize(model, 'signal_preserving')",
             )

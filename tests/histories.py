@@ -84,13 +84,19 @@ class History:
 
     def initialize(self, scheme, seed, part, include_frozen, reset_optimizer, fault):
         before, state = values(self.model), momenta(self.model)
-        chosen = None if part is None else {layer.name for layer in layers(self.model)[part::2]}
+        named, chosen = None, None
+        if part is not None:  # a name stands for its layer and those inside
+            named = {layer.name for layer in layers(self.model)[part::2]}
+            whole = [layer for layer in layers(self.model) if layer.name in named]
+            chosen = named | {each.name for layer in whole for each in graph.layers_of(layer)}
         free = self.ledger.may_be_initialized(chosen, include_frozen)
         analysis = kv.analyze(self.model)
         known = {
             id(v)
-            for v in self.model.weights
-            if analysis.context_of(v) is not None and (chosen or v.name != "embeddings")
+            for layer in layers(self.model)
+            for v in own_variables(layer)
+            if analysis.context_of(v) is not None
+            and (v.name != "embeddings" or (named and layer.name in named))
         }
         expected = {
             id(variable)
@@ -103,7 +109,7 @@ class History:
                 self.model,
                 SCHEMES[scheme](seed),
                 seed=seed,
-                layers=None if chosen is None else sorted(chosen),
+                layers=None if named is None else sorted(named),
                 include_frozen=include_frozen,
                 reset_optimizer=reset_optimizer,
             ),
