@@ -24,7 +24,7 @@ SCHEDULES = ("unit", "increasing", "constant", "decreasing")
 PRESETS: dict[str, dict[str, Any]] = {
     "smoke": {
         "data": "digits",
-        "depth": 6,
+        "depth": 4,
         "width": 16,
         "epochs": 2,
         "seeds": 2,
@@ -69,6 +69,7 @@ examples:
   python examples/deep_dense.py --preset smoke --out results/smoke
   python examples/deep_dense.py --data folder --data-dir FOLDER --out results/deep
   python examples/deep_dense.py --batch-norm both --initializers he_normal --out results/norm
+  KERAS_BACKEND=jax python examples/deep_dense.py --out results/deep  # the quickest on a CPU
   python examples/deep_dense.py --preset paper --steps-per-execution 50 --out results/paper
 
 FOLDER holds train/<class>/*.png (or .jpg) and val/<class>/*.png (or test/<class>/*.png).

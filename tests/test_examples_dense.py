@@ -71,7 +71,9 @@ def check_report(out, plots, trainings, epochs):
         ("glorot_bengio", ("test_error.png", "saturation.png", "histograms_tanh.png"), 3),
     ],
 )
-def test_smoke_preset_leaves_results_and_does_nothing_twice(app, plots, epochs, tmp_path):
+def test_smoke_preset_leaves_results_and_does_nothing_twice(
+    app, plots, epochs, examples, tmp_path, capsys
+):
     first = start(app, "--preset", "smoke", "--out", tmp_path)
     assert first.returncode == 0, first.stderr
     assert "[4/4]" in first.stdout
@@ -83,11 +85,11 @@ def test_smoke_preset_leaves_results_and_does_nothing_twice(app, plots, epochs, 
     kept = {name: (tmp_path / name).read_bytes() for name in ("results.json", "history.csv")}
     for plot in plots:
         (tmp_path / plot).unlink()
-    second = start(app, "--preset", "smoke", "--out", tmp_path)
-    assert second.returncode == 0, second.stderr
-    assert "4 of 4 trainings are in" in second.stdout
-    assert "[1/" not in second.stdout
-    assert table in second.stdout
+    assert __import__(app).main(["--preset", "smoke", "--out", str(tmp_path)]) == 0
+    second = capsys.readouterr().out
+    assert "4 of 4 trainings are in" in second
+    assert "[1/" not in second
+    assert table in second
     for name, content in kept.items():
         assert (tmp_path / name).read_bytes() == content
     for plot in plots:
@@ -192,12 +194,13 @@ def test_the_heuristic_is_the_uniform_law_of_the_inputs_number(examples):
 
 
 @pytest.mark.slow
-def test_a_diverged_training_is_counted_and_drawn(tmp_path):
-    arguments = ("--preset", "smoke", *DEEP, "--schedules", "unit", "--out", tmp_path)
+def test_a_diverged_training_is_counted_and_drawn(examples, tmp_path, capsys):
+    import deep_dense
+
+    options = ("--schedules", "unit", "--optimizer", "sgd", "--learning-rate", "1e30")
     for _ in range(2):
-        done = start("deep_dense", *arguments, "--optimizer", "sgd", "--learning-rate", "1e30")
-        assert done.returncode == 0, done.stderr
-        assert "| 1/1" in done.stdout
+        assert deep_dense.main(["--preset", "smoke", *DEEP, *options, "--out", str(tmp_path)]) == 0
+        assert "| 1/1" in capsys.readouterr().out
     found = json.loads((tmp_path / "results.json").read_text("utf-8"), parse_constant=pytest.fail)
     assert found["trainings"][0]["history"]["loss"][-1] is None
     check_png(tmp_path / "curves.png")
