@@ -46,6 +46,7 @@ from keras_varinit.analysis.rules import (
 from keras_varinit.analysis.signals import has_signal_rule
 from keras_varinit.analysis.stages import Gains, Signal, StageAhead
 from keras_varinit.context import LayerContext
+from keras_varinit.fans import Fans
 from keras_varinit.graph import (
     check_built,
     functional_of,
@@ -57,6 +58,7 @@ from keras_varinit.graph import (
 _RULES = (activation_rules, signal_rules, weight_rules)
 
 _INFINITE = math.inf
+_FANS = tuple(field.name for field in dataclasses.fields(Fans))
 
 
 def read(model: Any) -> tuple[Analysis, Reading]:
@@ -301,7 +303,7 @@ class _Analyzer:
                 pool_size=ahead.pool_size,
                 forward_gain=tau,
                 backward_gain=self.gains.of(ahead.steps)[1],
-                **dataclasses.asdict(kernel.fans),
+                **{name: getattr(kernel.fans, name) for name in _FANS},
             )
             found.append((context, kernel.variable))
         return found
