@@ -1,5 +1,6 @@
 """Shared fixtures. The backend is the one of KERAS_BACKEND, as for any Keras program."""
 
+import gc
 import os
 import random
 
@@ -23,6 +24,13 @@ settings.load_profile("ci")
 
 def pytest_report_header() -> str:
     return f"NEVER_LOST_SEED={os.environ['NEVER_LOST_SEED']}"
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _settled_heap():
+    """`clear_session` collects garbage, and need not go through the backends' own objects."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)
