@@ -116,16 +116,19 @@ def max_pooled(moments: Moments, windows: Sequence[Window]) -> tuple[Moments, Ma
 
     shared = typical_rho * std**2
     scale = np.sqrt(second / typical.second) if typical.second > 0 else np.zeros_like(second)
+    spreads = np.sqrt(variance) / std if std > 0 else np.ones_like(variance)
+    spreads = np.where(spreads > 0, spreads, 1.0)
 
     def product(covariance: Array) -> Array:
         common = typical.product(_correlation(covariance, np.full_like(covariance, shared)))
         beyond = np.maximum(covariance - shared, 0.0) * typical.slope**2
         return np.asarray(np.minimum(common + beyond, typical.second))
 
-    far = product(means.far - outer(means.mean)) * outer(scale)
+    far = product((means.far - outer(means.mean)) / outer(spreads)) * outer(scale)
     own_class, (far_near, others, exists) = own_classes(means), near_pairs(means)
-    flat_mean, flat_scale = means.mean.ravel(), scale.ravel()
+    flat_mean, flat_scale, flat_spread = means.mean.ravel(), scale.ravel(), spreads.ravel()
     covariance = far_near + means.excess - flat_mean[own_class] * flat_mean[others]
+    covariance = covariance / (flat_spread[own_class] * flat_spread[others])
     near = product(covariance) * flat_scale[own_class] * flat_scale[others]
     result = Moments(means.axes, first, far, near, means.radius)
     excess = np.where(exists, near - near_pairs(result)[0], 0.0)
