@@ -53,39 +53,62 @@ def _middle_polynomials() -> Array:
 
 @dataclasses.dataclass(frozen=True)
 class PointLaw:
-    """What an activation makes of u ~ N(m, σ²), on the grid.
+    """What an activation makes of u of mean m and variance σ², on the grid.
 
-    `values` f at the nodes, `slopes` f' in the cells between them, with respect to u.
+    `values` f at the nodes, `slopes` f' in the cells between them, with respect to u; u is Gaussian
+    but for its `skewness` γ, which enters to first order: density φ(s)·(1 + γ/6·(s³ - 3s)).
     """
 
     values: Array
     slopes: Array
+    skewness: float = 0.0
+
+    @functools.cached_property
+    def _weights(self) -> Array:
+        nodes, weights, _ = _grid()
+        return weights * (1 + self.skewness / 6 * (nodes**3 - 3 * nodes))
+
+    @functools.cached_property
+    def _cells(self) -> Array:
+        middles = (_grid()[0][1:] + _grid()[0][:-1]) / 2
+        return _middles() * (1 + self.skewness / 6 * (middles**3 - 3 * middles))
 
     @functools.cached_property
     def first(self) -> float:
         """E f."""
-        return float(np.sum(_grid()[1] * self.values))
+        return float(np.sum(self._weights * self.values))
 
     @functools.cached_property
     def second(self) -> float:
         """E f²."""
-        return float(np.sum(_grid()[1] * self.values**2))
+        return float(np.sum(self._weights * self.values**2))
+
+    @functools.cached_property
+    def third(self) -> float:
+        """E (f - E f)³, which a sum of it and of independent signals keeps."""
+        return float(np.sum(self._weights * (self.values - self.first) ** 3))
 
     @functools.cached_property
     def slope(self) -> float:
         """E f'."""
-        return float(np.sum(_middles() * self.slopes))
+        return float(np.sum(self._cells * self.slopes))
 
     @functools.cached_property
     def squared_slope(self) -> float:
         """E f'²."""
-        return float(np.sum(_middles() * self.slopes**2))
+        return float(np.sum(self._cells * self.slopes**2))
 
     @functools.cached_property
     def products(self) -> Array:
-        """E f(u) f(u') over the table of correlations."""
+        """E f(u) f(u') over the table of correlations; a Gaussian's, between (E f)² and E f²."""
         _, weights, polynomials = _grid()
-        return _series(polynomials @ (weights * self.values), self.second)
+        second = float(np.sum(weights * self.values**2))
+        series = _series(polynomials @ (weights * self.values), second)
+        if not self.skewness:
+            return series
+        independent = float(np.sum(weights * self.values)) ** 2
+        share = (series - independent) / (second - independent) if second > independent else series
+        return np.asarray(self.first**2 + (self.second - self.first**2) * share)
 
     @functools.cached_property
     def slope_products(self) -> Array:
@@ -124,10 +147,10 @@ def _series(coefficients: Array, total: float) -> Array:
 
 
 @functools.lru_cache(maxsize=4096)
-def point_law(activation: Activation, mean: float, std: float) -> PointLaw:
-    """The law of f(u), u ~ N(mean, std²)."""
+def point_law(activation: Activation, mean: float, std: float, skewness: float = 0.0) -> PointLaw:
+    """The law of f(u), u ~ N(mean, std²), or with some skewness."""
     values = np.asarray(activation.function(mean + std * _grid()[0]), np.float64)
-    return PointLaw(values, _slopes(np.diff(values), std))
+    return PointLaw(values, _slopes(np.diff(values), std), skewness)
 
 
 @functools.lru_cache(maxsize=1024)

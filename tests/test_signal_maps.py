@@ -347,3 +347,20 @@ def test_far_windows_of_maps_with_borders_matches_simulation():
             products = pooled[:, p] * pooled[:, q]
             error = np.std(products) / math.sqrt(len(products))
             assert abs(products.mean() - want[p, q]) < 4 * error + 0.05 * want[p, q], (p, q)
+
+
+def test_a_residual_stream_is_skewed():
+    """Three sums of a rectified stream and Gaussian noise, against its density on a grid."""
+    grid = np.linspace(-12, 12, 4001)
+    gap = grid[1] - grid[0]
+    noise = np.exp(-(grid**2) / 2) / math.sqrt(2 * math.pi) * gap
+    fresh = uniform(axes_of((3,)), 0.0, 1.0, 0.0)
+    stream, density = activated(fresh, RELU), noise
+    for _ in range(3):
+        rectified = np.where(grid > 0, density, 0.0)
+        rectified[len(grid) // 2] += 1 - rectified.sum()
+        density = np.convolve(rectified, noise, "same")
+        stream = activated(added(stream, fresh.copied()), RELU)
+        positive = np.maximum(grid, 0)
+        assert stream.second_moment == pytest.approx(np.sum(density * positive**2), rel=0.01)
+        assert stream.average(stream.mean) == pytest.approx(np.sum(density * positive), rel=0.01)

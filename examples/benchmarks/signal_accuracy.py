@@ -8,8 +8,9 @@ below `--error`, at most `--draws` times. For every weight layer the second mome
 and of its gradient are measured on unit white noise and averaged over the draws; the table has the
 layer at which prediction ÷ measurement is worst, with the standard error of that layer's mean, and
 the range of the measured second moments over the layers. Gradients are relative to the last
-layer's. `!` marks a standard error above `--error`: at this width and depth the mean is
-heavy-tailed, and more draws or a greater width are needed to tell.
+layer's. Layers whose mean has a greater standard error than `--error` are left out of the worst:
+there the mean is heavy-tailed at this width and depth, and more draws or a greater width are needed
+to tell. The number of layers that are left in stands behind it.
 """
 
 import argparse
@@ -175,9 +176,12 @@ class Line:
     forward: float
     forward_layer: str
     forward_error: float
+    forward_layers: int
     backward: float
     backward_layer: str
     backward_error: float
+    backward_layers: int
+    layers: int
     least: float
     greatest: float
     draws: int
@@ -233,13 +237,26 @@ def compare(
         forward = (predicted[path].forward or np.nan) / mean[0]
         backward = (predicted[path].backward or np.nan) / last / mean[1]
         rows.append((path, forward, errors[0], backward, errors[1], mean[0]))
-    ahead = max(rows, key=lambda r: abs(np.log(r[1])))
-    back = max(rows, key=lambda r: abs(np.log(r[3])))
-    means = [r[5] for r in rows]
+    ahead = [(row[1], row[0], row[2]) for row in rows if row[2] <= error]
+    back = [(row[3], row[0], row[4]) for row in rows if row[4] <= error]
+    means = [row[5] for row in rows]
     return Line(
-        network, initializer, ahead[1], ahead[0], ahead[2], back[3], back[0], back[4],
-        min(means), max(means), len(next(iter(measured.values()))),
-    )  # fmt: skip
+        network,
+        initializer,
+        *_worst(ahead),
+        len(ahead),
+        *_worst(back),
+        len(back),
+        len(rows),
+        min(means),
+        max(means),
+        len(next(iter(measured.values()))),
+    )
+
+
+def _worst(factors: Sequence[tuple[float, str, float]]) -> tuple[float, str, float]:
+    """The factor farthest from 1, its layer, and its standard error."""
+    return max(factors, key=lambda f: abs(np.log(f[0])), default=(np.nan, "", np.nan))
 
 
 def main() -> None:
@@ -266,7 +283,8 @@ def main() -> None:
         f"Keras {keras.__version__} on {keras.backend.backend()}, Python "
         f"{platform.python_version()}; width {options.width}, at most {options.draws} draws "
         f"of {options.examples} inputs each\n"
-        f"{'network':<20}{'initializer':<19}{'forward':>8} ±se %  {'backward':>8} ±se %  "
+        f"{'network':<20}{'initializer':<19}{'forward':>7} ±se %  layers "
+        f"{'backward':>8} ±se %  layers  "
         f"{'measured E u²':<22} draws"
     )
     lines = []
@@ -278,14 +296,12 @@ def main() -> None:
                 network, initializer, options.width, options.draws, options.error, examples
             )
             lines.append(line)
-            marks = [
-                " !" if e > options.error else "  "
-                for e in (line.forward_error, line.backward_error)
-            ]
+            total = line.layers
             print(
-                f"{network:<20}{initializer:<19}{line.forward:8.3f} "
-                f"{100 * line.forward_error:4.1f}{marks[0]} {line.backward:8.3f} "
-                f"{100 * line.backward_error:4.1f}{marks[1]} "
+                f"{network:<20}{initializer:<19}{line.forward:7.3f} "
+                f"{100 * line.forward_error:4.1f}  {line.forward_layers:3}/{total:<3} "
+                f"{line.backward:8.3f} {100 * line.backward_error:4.1f}  "
+                f"{line.backward_layers:3}/{total:<3} "
                 f"{line.least:9.3g} to {line.greatest:<9.3g} {line.draws:5}"
                 f"{time.perf_counter() - start:6.0f} s",
                 flush=True,

@@ -29,7 +29,8 @@ Axes = tuple[Axis, ...]
 class Moments:
     """The moments of one group of channels.
 
-    Where `pre` is given the signal is `function` of it entry by entry, and `pre` is Gaussian.
+    Where `pre` is given the signal is `function` of it entry by entry, and `pre` is Gaussian but
+    for its `third` central moment, that of a typical entry.
     """
 
     axes: Axes
@@ -39,6 +40,7 @@ class Moments:
     radius: tuple[int, ...]
     pre: "Moments | None" = None
     function: Activation | None = None
+    third: float = 0.0
 
     @functools.cached_property
     def second(self) -> Array:
@@ -87,6 +89,12 @@ class Moments:
         return (self.pair_moment - mean**2) / std**2 if std > 0 else 0.0
 
     @property
+    def skewness(self) -> float:
+        """Third central moment over σ³, within what an expansion to first order bears."""
+        std = self.spread[1]
+        return min(max(self.third / std**3, -1.0), 1.0) if std > 0 else 0.0
+
+    @property
     def adjacent_correlation(self) -> float:
         """Correlation of two entries next to each other, averaged over the axes."""
         mean, std = self.spread
@@ -133,7 +141,9 @@ class Moments:
         scale = np.sqrt(np.broadcast_to(factor, self.mean.shape))
         _, others, _ = near_pairs(self)
         excess = self.excess * scale.ravel()[own_classes(self)] * scale.ravel()[others]
-        return Moments(self.axes, self.mean * scale, self.far * outer(scale), excess, self.radius)
+        third = self.third * self.average(scale) ** 3
+        far = self.far * outer(scale)
+        return Moments(self.axes, self.mean * scale, far, excess, self.radius, third=third)
 
     def shifted(self, constant: tuple[float, float]) -> "Moments":
         """Plus a random number of that mean and mean square, the same at every position."""
@@ -177,7 +187,7 @@ class Moments:
     def weighted(self, windows: Sequence[Window], fan_in: float) -> "Moments":
         """After `fan_in` channels through windows of independent weights of variance 1."""
         after = self.mapped(windows).scaled(fan_in)
-        return dataclasses.replace(after, mean=np.zeros_like(after.mean))
+        return dataclasses.replace(after, mean=np.zeros_like(after.mean), third=0.0)
 
     def spread_over(self, axes: Axes) -> "Moments":
         """Its averages, alike at all positions of other axes: what reshaping leaves of it."""
@@ -326,7 +336,8 @@ def added(first: Moments, second: Moments, sign: float = 1.0) -> Moments:
     cross = rows(first.mean) * columns(second.mean) + columns(first.mean) * rows(second.mean)
     far = first.far + second.far + sign * cross
     mean = first.mean + sign * second.mean
-    return Moments(first.axes, mean, far, first.excess + second.excess, radius)
+    third = first.third + sign * second.third
+    return Moments(first.axes, mean, far, first.excess + second.excess, radius, third=third)
 
 
 def multiplied(first: Moments, second: Moments) -> Moments:

@@ -51,8 +51,9 @@ def activated(moments: Moments, activation: Activation) -> Moments:
     result = Moments(moments.axes, first, far, near, moments.radius)
     excess = np.where(inside, near - near_pairs(result)[0], 0.0)
     result = Moments(moments.axes, first, far, excess, moments.radius).with_second(second)
+    root = moments.plain()
     return Moments(
-        moments.axes, first, far, result.excess, moments.radius, moments.plain(), activation
+        moments.axes, first, far, result.excess, moments.radius, root, activation, law.third
     )
 
 
@@ -70,7 +71,7 @@ def composed(first: Activation, second: Activation) -> Activation:
 def law_of(moments: Moments, activation: Activation) -> PointLaw:
     """The law of f(u) at a typical position."""
     mean, std = moments.spread
-    return point_law(activation, _rounded(mean), _rounded(std))
+    return point_law(activation, _rounded(mean), _rounded(std), float(f"{moments.skewness:.6f}"))
 
 
 def _by_position(moments: Moments, activation: Activation, law: PointLaw) -> tuple[Array, Array]:
@@ -82,7 +83,8 @@ def _by_position(moments: Moments, activation: Activation, law: PointLaw) -> tup
     if is_homogeneous(activation):
         return law.first * spreads / std, law.second * (spreads / std) ** 2
     grid = np.linspace(spreads.min(), spreads.max(), 7)
-    laws = [point_law(activation, _rounded(mean * s / std), _rounded(s)) for s in grid]
+    skewness = law.skewness
+    laws = [point_law(activation, _rounded(mean * s / std), _rounded(s), skewness) for s in grid]
     first = np.interp(spreads, grid, [each.first for each in laws])
     return first, np.interp(spreads, grid, [each.second for each in laws])
 
