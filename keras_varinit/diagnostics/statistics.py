@@ -59,11 +59,20 @@ def summarize(tensor: Any, scale: Any, stride: Any) -> Any:
     rms = ops.where(rms > 0, rms, ops.ones_like(rms))
     scale = ops.where(scale > 0, scale, rms)
     ordered = ops.sort(ops.reshape(flat[::stride] / scale, (-1,)))
-    below = ops.cast(ops.searchsorted(ordered, ops.convert_to_tensor(_EDGES)), "float32")
+    below = ops.cast(_searchsorted(ordered, ops.convert_to_tensor(_EDGES)), "float32")
     sampled = ops.cast(ops.convert_to_tensor(ops.shape(ordered)[0]), "float32")
     cumulated = ops.concatenate([ops.zeros((1,), "float32"), below, ops.reshape(sampled, (1,))])
     head = ops.stack([ops.sum(1.0 - weight), largest, mean, variance, scale])
     return ops.concatenate([head, cumulated[1:] - cumulated[:-1]])
+
+
+def _searchsorted(ordered: Any, values: Any) -> Any:
+    """`ops.searchsorted`, which in Keras 3.10 fails on TensorFlow's symbolic tensors."""
+    if keras.backend.backend() != "tensorflow":
+        return keras.ops.searchsorted(ordered, values)
+    import tensorflow as tf
+
+    return tf.searchsorted(ordered, values)
 
 
 def summarize_on_host(tensor: Any, scale: float, stride: int) -> npt.NDArray[np.float32]:
