@@ -89,8 +89,8 @@ def _by_position(moments: Moments, activation: Activation, law: PointLaw) -> tup
     return first, np.interp(spreads, grid, [each.second for each in laws])
 
 
-def max_pooled(moments: Moments, windows: Sequence[Window]) -> tuple[Moments, MaximumLaw, float]:
-    """The maximum over windows; also its law and the window's mean size, at a typical position.
+def max_pooled(moments: Moments, windows: Sequence[Window]) -> tuple[Moments, Array, float]:
+    """The maximum over windows; also E f'² at the entry that wins, and the window's mean size.
 
     The entries of a window count as equicorrelated with the window's mean correlation ρ; those of
     two windows share a common part whose correlation is that of the windows' means over ρ. What
@@ -106,7 +106,7 @@ def max_pooled(moments: Moments, windows: Sequence[Window]) -> tuple[Moments, Ma
     mean, std = means.average(means.mean), math.sqrt(means.average(variance))
     typical = _maximum(function, mean, std, typical_rho, size)
 
-    first, second = np.empty_like(sizes), np.empty_like(sizes)
+    first, second, passed = (np.empty_like(sizes) for _ in range(3))
     homogeneous = is_homogeneous(function)
     for index in np.ndindex(sizes.shape):
         own = math.sqrt(variance[index])
@@ -115,6 +115,7 @@ def max_pooled(moments: Moments, windows: Sequence[Window]) -> tuple[Moments, Ma
         factor, seen = (ratio, 1.0) if homogeneous else (1.0, ratio)
         law = _maximum(function, mean * seen, std * seen, float(rho[index]), float(sizes[index]))
         first[index], second[index] = law.first * factor, law.second * factor**2
+        passed[index] = law.squared_slope
 
     shared = typical_rho * std**2
     scale = np.sqrt(second / typical.second) if typical.second > 0 else np.zeros_like(second)
@@ -135,7 +136,7 @@ def max_pooled(moments: Moments, windows: Sequence[Window]) -> tuple[Moments, Ma
     result = Moments(means.axes, first, far, near, means.radius)
     excess = np.where(exists, near - near_pairs(result)[0], 0.0)
     result = Moments(means.axes, first, far, excess, means.radius).with_second(second)
-    return result, typical, size
+    return result, passed, size
 
 
 def _maximum(function: Activation, mean: float, std: float, rho: float, size: float) -> MaximumLaw:

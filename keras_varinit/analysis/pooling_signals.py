@@ -7,7 +7,7 @@ import math
 
 import numpy as np
 
-from keras_varinit.analysis.axes import Window
+from keras_varinit.analysis.axes import Array, Window
 from keras_varinit.analysis.moment_maps import Axes, Moments, axis_maps, uniform
 from keras_varinit.analysis.nonlinear import IDENTITY, law_of, max_pooled
 from keras_varinit.analysis.rules import layer_classes, per_dimension
@@ -94,14 +94,14 @@ def _max_pooling(visit: Visit) -> Outcome:
     if not all(m.is_known() for _, m in signal.parts):
         return unknown(visit)
     windows = _pool_windows(visit, signal.axes, target)
-    shares: dict[int, float] = {}
+    shares: dict[int, Array] = {}
     sizes: dict[int, float] = {}
 
     def pooled(moments: Moments) -> Moments:
-        result, law, size = max_pooled(moments, windows)
+        result, passed, size = max_pooled(moments, windows)
         before = law_of(moments.pre or moments, moments.function or IDENTITY)
         slope = before.squared_slope
-        shares[id(moments)] = law.squared_slope / slope if slope > 0 else 0.0
+        shares[id(moments)] = passed / slope if slope > 0 else np.zeros_like(passed)
         sizes[id(moments)] = size
         return result
 
@@ -113,11 +113,10 @@ def _max_pooling(visit: Visit) -> Outcome:
             return (None,)
         parts = []
         for (_, moments), g in zip(signal.parts, gradient.parts, strict=True):
-            back = summed_back(windows, moments, g)
+            given = g * shares[id(moments)]
             # Two windows give an entry their gradients together if it wins in both.
             both = gradient.adjacent * _wins_both(tuple(windows), sizes[id(moments)])
-            back = back + both * float(np.mean(g))
-            parts.append(back * shares[id(moments)])
+            parts.append(summed_back(windows, moments, given) + both * float(np.mean(given)))
         # Two entries get a gradient each only if both win.
         won = math.prod(w.taps / w.stride for w in windows) / sizes[id(signal.parts[0][1])]
         passed = gradient.less_coherent(min(won, 1.0), min(won, 1.0))
