@@ -261,11 +261,14 @@ def test_diverged_trainings_end_and_are_counted(tmp_path):
     assert str(run_tiny(options, (), both)) == str(records)  # NaN is not equal to itself
 
 
-def test_folder_of_another_study_is_refused_unless_restarted(tmp_path):
+def test_folder_of_another_study_is_refused_unless_restarted(tmp_path, monkeypatch):
     study.Study("tiny", tmp_path, {"rate": 1})
     with pytest.raises(UserError, match=r"holds results with other settings .*--restart"):
         study.Study("tiny", tmp_path, {"rate": 2})
     study.Study("tiny", tmp_path, {"rate": 2}, restart=True)
+    monkeypatch.setattr(keras.config, "backend", lambda: "another")
+    with pytest.raises(UserError, match=r"backend: .* and not another"):
+        study.Study("tiny", tmp_path, {"rate": 2})
 
 
 DISTRIBUTED = """

@@ -52,7 +52,11 @@ class Study:
     ) -> None:
         self.out = out
         self._path = out / "results.json"
-        self._head = {"study": name, "options": json.loads(json.dumps(dict(options), default=str))}
+        self._head = {
+            "study": name,
+            "backend": keras.config.backend(),
+            "options": json.loads(json.dumps(dict(options), default=str)),
+        }
         self.records: list[dict[str, Any]] = []
         try:
             out.mkdir(parents=True, exist_ok=True)
