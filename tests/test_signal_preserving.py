@@ -4,6 +4,7 @@ import keras
 import numpy as np
 import pytest
 from keras import ops
+from scipy import integrate
 
 import keras_varinit as kv
 from tests.models import kernels, weights
@@ -278,3 +279,20 @@ def test_the_measured_second_moment_is_one():
     assert np.all(standard_error[:-1] < 0.1)
     assert np.all(np.abs(found.mean(axis=0) - 1) < np.maximum(0.15, 4 * standard_error))
     assert measured("asv_forward", 6).mean(axis=0).max() > 1.5
+
+
+@pytest.mark.parametrize(("name", "exponent"), [("silu", 1.17), ("gelu", 1.14), ("relu", 1.0)])
+def test_what_the_docstring_says_of_unstable_activations(name, exponent):
+    """The exponent of E f(√q·s)² in q about 1, by SciPy's quadrature."""
+    function = keras.activations.get(name)
+
+    def second(q):
+        def integrand(s):
+            value = float(function(ops.convert_to_tensor(np.array([np.sqrt(q) * s])))[0])
+            return value**2 * np.exp(-(s**2) / 2) / np.sqrt(2 * np.pi)
+
+        return integrate.quad(integrand, -8, 8, points=[0], epsabs=1e-7)[0]
+
+    growth = np.log(second(1.05) / second(0.95)) / np.log(1.05 / 0.95)
+    assert growth == pytest.approx(exponent, abs=0.005)
+    assert exponent == 1 or f"q^{exponent}" in kv.SignalPreserving.__doc__

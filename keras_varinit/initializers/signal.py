@@ -39,6 +39,11 @@ class SignalPreserving(ContextualInitializer):
     concatenations, with the covariance between positions. The choice for deep networks without
     normalization, plain or residual.
 
+    It is the mean over draws that is `target`. Where E f(√q·s)² grows faster than q, as for SiLU
+    (as q^1.17 about q = 1) and GELU (q^1.14), that is an unstable point: what one draw deviates by
+    at a finite width grows with every layer. Tens of such layers in a row want normalization, or
+    `calibrate`.
+
     Args:
         distribution: `"normal"`, `"truncated_normal"` (at two standard deviations, rescaled) or
             `"uniform"`; the variance is the same.
