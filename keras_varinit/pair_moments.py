@@ -7,6 +7,7 @@ n = 40; what is left of E f² stands as one more power, so that ρ = 1 is exact.
 
 import dataclasses
 import functools
+import itertools
 import math
 
 import numpy as np
@@ -253,3 +254,43 @@ def maximum_law(
     coefficients = _common_polynomials() @ (_COMMON_WEIGHTS * given[:, 0])
     total = float(_COMMON_WEIGHTS @ given[:, 0] ** 2)
     return MaximumLaw(first, second, slope, squared_slope, _series(coefficients, total))
+
+
+def maximum_over_positions(
+    activation: Activation, mean: Array, std: Array, loadings: Array, count: Array
+) -> tuple[float, float, float, float]:
+    """The maximum of f(u_p) over a whole map, u_p = mean_p + Σ loading_kp·c_k + an own part.
+
+    Given the common c ~ N(0, 1) the entries are independent, so P(M ≤ v | c) is a product over
+    positions; c is integrated out by Gauss-Hermite quadrature.
+
+    Args:
+        activation: f.
+        mean: Of u, by class of position.
+        std: Standard deviation of u, by class; the own part has what `loadings` leave.
+        loadings: Of at most three common parts, by part and class.
+        count: Positions of each class.
+
+    Returns:
+        E M, E M², E f'² at the position that wins, and E M M' of two maps of the same c.
+    """
+    own = np.sqrt(np.maximum(std**2 - np.sum(loadings**2, axis=0), 1e-4 * std**2))
+    reach = 7.0 * float(std.max())
+    nodes = np.linspace(float(mean.min()) - reach, float(mean.max()) + reach, 401)
+    values = np.asarray(activation.function(nodes), np.float64)
+    slopes = np.gradient(values, nodes)
+    order = np.argsort(values, kind="stable")
+    rules = [np.polynomial.hermite_e.hermegauss(n) for n in (16, 6, 6)[: len(loadings)]]
+    wanted = np.stack([values[order], values[order] ** 2, slopes[order] ** 2], axis=1)
+    total, pair = np.zeros(3), 0.0
+    for chosen in itertools.product(*(zip(*rule, strict=True) for rule in rules)):
+        weight = math.prod(w / math.sqrt(2 * math.pi) for _, w in chosen)
+        centres = mean + np.array([c for c, _ in chosen]) @ loadings
+        density = normal_density((nodes[None, :] - centres[:, None]) / own[:, None])
+        cumulated = np.cumsum(density[:, order], axis=1)
+        cumulated /= np.maximum(cumulated[:, -1:], 1e-300)
+        below = np.exp(count @ np.log(np.maximum(cumulated, 1e-300)))
+        given = np.diff(below, prepend=0.0) @ wanted
+        total += weight * given
+        pair += weight * float(given[0]) ** 2
+    return float(total[0]), float(total[1]), float(total[2]), pair

@@ -89,6 +89,19 @@ class Moments:
         return (self.pair_moment - mean**2) / std**2 if std > 0 else 0.0
 
     @property
+    def loadings(self) -> Array:
+        """What the strongest common parts, of variance 1, add to each class: (parts, classes)."""
+        weights = np.sqrt(position_weights(self.axes)).ravel()
+        mean = self.mean.ravel()
+        covariance = far_matrix(self.far) - np.outer(mean, mean)
+        values, vectors = np.linalg.eigh(covariance * np.outer(weights, weights))
+        parts = np.flatnonzero(values > 0.01 * values[-1])[-3:]
+        found = (vectors[:, parts] * np.sqrt(np.maximum(values[parts], 0.0))).T / weights
+        variance = self.variance.ravel()
+        total = np.maximum(np.sum(found**2, axis=0), 1e-300)
+        return np.asarray(found[::-1] * np.sqrt(np.minimum(variance / total, 1.0)))
+
+    @property
     def skewness(self) -> float:
         """Third central moment over σ³, within what an expansion to first order bears."""
         std = self.spread[1]

@@ -8,7 +8,7 @@ import math
 import numpy as np
 
 from keras_varinit.analysis.axes import Array, Window
-from keras_varinit.analysis.moment_maps import Axes, Moments, axis_maps, uniform
+from keras_varinit.analysis.moment_maps import Axes, Moments, axis_maps, position_weights, uniform
 from keras_varinit.analysis.nonlinear import IDENTITY, law_of, max_pooled
 from keras_varinit.analysis.rules import layer_classes, per_dimension
 from keras_varinit.analysis.shape_signals import number_of_positions, unknown
@@ -23,7 +23,7 @@ from keras_varinit.analysis.signals import (
 )
 from keras_varinit.analysis.weight_signals import channel_axis_of, in_layout, summed_back
 from keras_varinit.fans import padding_and_outputs
-from keras_varinit.pair_moments import maximum_law
+from keras_varinit.pair_moments import maximum_over_positions
 
 
 def _pool_windows(visit: Visit, source: Axes, target: Axes) -> list[Window]:
@@ -204,13 +204,18 @@ def _global_max(visit: Visit) -> Outcome:
 
     def pooled(moments: Moments) -> Moments:
         root, function = moments.pre or moments, moments.function or IDENTITY
-        mean, std = root.spread
-        rho = min(max(root.correlation, 0.0), 1.0)
-        law = maximum_law(function, mean, std, rho, count)
+        weights = position_weights(root.axes)
+        first, second, passed, pair = maximum_over_positions(
+            function,
+            root.mean.ravel(),
+            np.sqrt(root.variance).ravel(),
+            root.loadings,
+            (count * weights).ravel(),
+        )
         slope = law_of(root, function).squared_slope
-        shares[id(moments)] = law.squared_slope / slope if slope > 0 else 0.0
-        pair = float(law.product(np.ones(1))[0])  # the same common part in every example
-        return uniform(target, law.first, law.second, min(pair, law.second))
+        shares[id(moments)] = passed / slope if slope > 0 else 0.0
+        # The common part is the same in every example.
+        return uniform(target, first, second, min(pair, second))
 
     output = signal.each(pooled)
 
