@@ -278,7 +278,8 @@ def maximum_over_positions(
     reach = 7.0 * float(std.max())
     nodes = np.linspace(float(mean.min()) - reach, float(mean.max()) + reach, 401)
     values = np.asarray(activation.function(nodes), np.float64)
-    slopes = np.gradient(values, nodes)
+    step = 1e-3 * float(nodes[1] - nodes[0])
+    slopes = (np.asarray(activation.function(nodes + step), np.float64) - values) / step
     order = np.argsort(values, kind="stable")
     rules = [np.polynomial.hermite_e.hermegauss(n) for n in (16, 6, 6)[: len(loadings)]]
     wanted = np.stack([values[order], values[order] ** 2, slopes[order] ** 2], axis=1)
