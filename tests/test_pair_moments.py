@@ -265,7 +265,7 @@ def test_entries_that_are_all_the_same_are_one_entry():
 
 
 def test_a_maximum_over_unequal_positions_matches_simulation():
-    """Positions of unequal scale with two common parts: 4 standard errors of 200 000 draws."""
+    """Unequal scales, two common parts: 4 standard errors, 1 % for 16 × 6 nodes of quadrature."""
     rng = np.random.default_rng(3)
     mean, std = np.array([0.0, 0.3, -0.2]), np.array([0.5, 1.0, 1.6])
     loadings = np.array([[0.3, 0.8, 1.2], [0.2, 0.0, -0.6]])
@@ -287,4 +287,4 @@ def test_a_maximum_over_unequal_positions_matches_simulation():
     one, other = drawn(), drawn()
     for got, sample in zip(found, (one, one**2, one > 0, one * other), strict=True):
         error = np.std(sample) / np.sqrt(len(sample))
-        assert abs(np.mean(sample) - got) < 4 * error + 1e-3
+        assert abs(np.mean(sample) - got) < 4 * error + 0.01 * got
