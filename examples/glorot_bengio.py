@@ -395,8 +395,9 @@ def _plot_saturation(records: Sequence[Record], path: pathlib.Path) -> None:
     titles = [f"{r['settings']['activation']}, {r['settings']['initialization']}" for r in first]
     rows = -(-len(first) // 2)
     figure, grid = _grid(rows, min(2, len(first)), titles, sharex="all", sharey="row")
+    most = max(len(record["signal"]["layers"]) for record in first)
     for axes, record in zip(grid.flat, first, strict=False):
-        _draw_saturation(axes, record["signal"])
+        _draw_saturation(axes, record["signal"], most)
     study_plots.save(
         figure,
         "Activations of the same test pictures: mean (full) ± standard deviation (dashed)",
@@ -404,12 +405,13 @@ def _plot_saturation(records: Sequence[Record], path: pathlib.Path) -> None:
     )
 
 
-def _draw_saturation(axes: Any, signal: Mapping[str, Any]) -> None:
+def _draw_saturation(axes: Any, signal: Mapping[str, Any], most: int) -> None:
+    """`most`: layers of the deepest network, so that a colour means one layer in all panels."""
     import numpy as np
 
     epochs = np.array(signal["epochs"])
     for number, (name, values) in enumerate(signal["layers"].items()):
-        colour = _colour(number, len(signal["layers"]))
+        colour = _colour(number, most)
         mean, deviation = np.array(values["mean"]), np.array(values["deviation"])
         axes.plot(epochs, mean, color=colour, linewidth=2, label=name.replace("_", " "))
         for edge in (mean - deviation, mean + deviation):
