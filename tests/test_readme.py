@@ -25,3 +25,11 @@ def test_code_runs_and_prints_the_report(tmp_path, monkeypatch, capsys):
         if number == 0:
             assert capsys.readouterr().out == blocks("text")[0]
     assert (tmp_path / "model.keras").exists()
+
+
+@pytest.mark.parametrize("page", ["README.md", "examples/RESULTS.md"])
+def test_links_lead_to_files(page):
+    path = README.parent / page
+    links = re.findall(r"\]\(([^)#:]+)\)", path.read_text(encoding="utf-8"))
+    assert links
+    assert [link for link in links if not (path.parent / link).exists()] == []
