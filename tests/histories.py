@@ -87,8 +87,8 @@ class History:
         named, chosen = None, None
         if part is not None:  # a name stands for its layer and those inside
             named = {layer.name for layer in layers(self.model)[part::2]}
-            whole = [layer for layer in layers(self.model) if layer.name in named]
-            chosen = named | {each.name for layer in whole for each in graph.layers_of(layer)}
+            units = [layer for layer in layers(self.model) if layer.name in named]
+            chosen = {id(each) for unit in units for each in (unit, *graph.layers_of(unit))}
         free = self.ledger.may_be_initialized(chosen, include_frozen)
         analysis = kv.analyze(self.model)
         known = {
@@ -101,7 +101,7 @@ class History:
         expected = {
             id(variable)
             for layer in layers(self.model)
-            if chosen is None or layer.name in chosen
+            if chosen is None or id(layer) in chosen
             for variable in own_variables(layer)
         } & known
         report = self._call(

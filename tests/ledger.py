@@ -109,12 +109,12 @@ class Ledger:
         return {id(v) for v in self.model.trainable_variables} | statistics
 
     def may_be_initialized(self, chosen, include_frozen):
-        """The weights that `initialize` may change, if it is given the layers of these names."""
+        """The weights that `initialize` may change in the layers of these ids, or in all."""
         free = self.trained_by_keras()
         return {
             id(variable)
             for layer in layers(self.model)
-            if chosen is None or layer.name in chosen
+            if chosen is None or id(layer) in chosen
             for variable in own_variables(layer)
             if include_frozen or id(variable) in free
         }
