@@ -89,20 +89,13 @@ All images are held in memory: 4 bytes for each value, so 0.6 MB for one of 224Ã
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the study.
-
-    Args:
-        argv: The arguments; `None` takes those of the process.
-
-    Returns:
-        The exit code.
-    """
-    options = study_options.parse(_parser(), PRESETS, argv)
-    return study_options.main(lambda: run(options), pathlib.Path(__file__).name)
+    """Runs the study; see `study_options.main`."""
+    return study_options.main(_parser(), PRESETS, run, argv)
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = study_options.parser(
+        __file__,
         "Trains the plain networks F34 and F50 of Henmi et al. (arXiv 2008.06885) from five "
         "initializations, with several optimizers and learning rates, and tells for each "
         "initialization and optimizer the best learning rate and its validation accuracy.",
@@ -139,7 +132,7 @@ def run(options: argparse.Namespace) -> None:
             raise UserError(f"--learning-rates {rate}: must be above 0.")
     study_options.import_packages()
     from common import image_study, schemes
-    from common.study import Study
+    from common.study import Study, study_cases
 
     options.initializers = list(dict.fromkeys(options.initializers))
     schemes.check([INITIALIZERS.get(name, name) for name in options.initializers])
@@ -150,14 +143,12 @@ def run(options: argparse.Namespace) -> None:
         )
     shared = study_options.record(options, (*image_study.DATA_OPTIONS, "network", "width"))
     study = Study("asv_networks", options.out, shared, options.restart)
-    # Seeds go outside, so that a study that is stopped early has all combinations in it.
-    cases: list[Settings] = [
-        {"optimizer": optimizer, "initializer": name, "learning_rate": rate, "seed": seed}
-        for seed in range(options.seeds)
-        for optimizer in dict.fromkeys(options.optimizers)
-        for rate in dict.fromkeys(options.learning_rates)
-        for name in options.initializers
-    ]
+    cases = study_cases(
+        options.seeds,
+        optimizer=options.optimizers,
+        initializer=options.initializers,
+        learning_rate=options.learning_rates,
+    )
     records = image_study.run(
         study, cases, lambda case, folder: train(case, folder, images, options), options
     )

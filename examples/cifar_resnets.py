@@ -85,20 +85,13 @@ FOLDER holds train/<class>/*.png (or .jpg) and val/<class>/*.png (or test/<class
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the study.
-
-    Args:
-        argv: The arguments; `None` takes those of the process.
-
-    Returns:
-        The exit code.
-    """
-    options = study_options.parse(_parser(), PRESETS, argv)
-    return study_options.main(lambda: run(options), pathlib.Path(__file__).name)
+    """Runs the study; see `study_options.main`."""
+    return study_options.main(_parser(), PRESETS, run, argv)
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = study_options.parser(
+        __file__,
         "Trains residual networks for small images (He et al. 2016, section 4.2) with He's "
         "initializers and with those that give every filter its own variance, and compares how "
         "fast and how well they learn.",
@@ -147,19 +140,14 @@ def run(options: argparse.Namespace) -> None:
     _check(options)
     study_options.import_packages()
     from common import image_study, schemes
-    from common.study import Study
+    from common.study import Study, study_cases
 
     options.initializers = schemes.check(options.initializers)
     images = image_study.load(options)
     decisive = ("depth", "width", "shortcut", "batch_norm", "learning_rate", "weight_decay")
     shared = study_options.record(options, (*image_study.DATA_OPTIONS, *decisive))
     study = Study("cifar_resnets", options.out, shared, options.restart)
-    # Seeds go outside, so that a study that is stopped early has all initializers in it.
-    cases: list[Settings] = [
-        {"initializer": name, "seed": seed}
-        for seed in range(options.seeds)
-        for name in options.initializers
-    ]
+    cases = study_cases(options.seeds, initializer=options.initializers)
     records = image_study.run(
         study, cases, lambda case, folder: train(case, folder, images, options), options
     )

@@ -74,20 +74,13 @@ FOLDER holds train/<class>/*.png (or .jpg) and val/<class>/*.png (or test/<class
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the study.
-
-    Args:
-        argv: The arguments; `None` takes those of the process.
-
-    Returns:
-        The exit code.
-    """
-    options = study_options.parse(_parser(), PRESETS, argv)
-    return study_options.main(lambda: run(options), pathlib.Path(__file__).name)
+    """Runs the study; see `study_options.main`."""
+    return study_options.main(_parser(), PRESETS, run, argv)
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = study_options.parser(
+        __file__,
         "Compares initializers on any model of keras.applications and any folder or data set of "
         "images. Before each training it prints what keras_varinit.lint finds, and the layers "
         "whose predicted signal is furthest from 1.",
@@ -131,7 +124,7 @@ def run(options: argparse.Namespace) -> None:
         )
     study_options.import_packages()
     from common import image_study, schemes
-    from common.study import Study
+    from common.study import Study, study_cases
 
     constructor = find_model(options.model)
     schemes.check([name for name in options.initializers if name != OWN])
@@ -140,12 +133,7 @@ def run(options: argparse.Namespace) -> None:
     decisive = ("model", "learning_rate", "batch_norm_momentum")
     shared = study_options.record(options, (*image_study.DATA_OPTIONS, *decisive))
     study = Study("compare_initializers", options.out, shared, options.restart)
-    # Seeds go outside, so that a study that is stopped early has all initializers in it.
-    cases: list[Settings] = [
-        {"initializer": name, "seed": seed}
-        for seed in range(options.seeds)
-        for name in options.initializers
-    ]
+    cases = study_cases(options.seeds, initializer=options.initializers)
     records = image_study.run(
         study, cases, lambda case, folder: train(case, folder, images, options), options
     )

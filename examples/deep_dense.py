@@ -6,7 +6,7 @@ import argparse
 import functools
 import pathlib
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from common import study_options
@@ -61,8 +61,12 @@ MEASURED = {
     "activations": "activations",
     "gradients": "gradients of one image's loss",
 }
+
 #: Images that activations and gradients are measured on.
 MEASURED_IMAGES = 256
+
+#: Of panels in a grid.
+PANELS: dict[str, Any] = {"panel": (3.9, 3.1), "sharex": True, "sharey": "row"}
 
 EPILOG = """\
 examples:
@@ -83,20 +87,13 @@ layer, so that the network variance is the product over all 55 kernels.
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the study.
-
-    Args:
-        argv: The arguments; `None` takes those of the process.
-
-    Returns:
-        The exit code.
-    """
-    options = study_options.parse(_parser(), PRESETS, argv)
-    return study_options.main(lambda: run(options), pathlib.Path(__file__).name)
+    """Runs the study; see `study_options.main`."""
+    return study_options.main(_parser(), PRESETS, run, argv)
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = study_options.parser(
+        __file__,
         "Trains very deep networks of narrow dense layers whose variance grows, falls or stays "
         "the same from the first layer to the last, and shows curves and each layer's signal.",
         EPILOG,
@@ -145,7 +142,7 @@ def run(options: argparse.Namespace) -> None:
     """
     _check(options)
     study_options.import_packages()
-    from common.study import Study
+    from common.study import Study, study_cases
 
     decisive = (
         *("data", "image_size", "depth", "width", "network_variance", "offset"),
@@ -154,14 +151,12 @@ def run(options: argparse.Namespace) -> None:
     shared = study_options.record(options, decisive)
     study = Study("deep_dense", options.out, shared, options.restart)
     norms = {"off": ("off",), "on": ("on",), "both": ("off", "on")}[options.batch_norm]
-    # Seeds go outside, so that a study that is stopped early has all schedules in it.
-    cases: list[Settings] = [
-        {"initializer": name, "schedule": schedule, "batch_norm": norm, "seed": seed}
-        for seed in range(options.seeds)
-        for norm in norms
-        for name in dict.fromkeys(options.initializers)
-        for schedule in dict.fromkeys(options.schedules)
-    ]
+    cases = study_cases(
+        options.seeds,
+        batch_norm=norms,
+        initializer=options.initializers,
+        schedule=options.schedules,
+    )
     load = functools.cache(lambda: _load(options))
     with study_options.set_up(options):
         study.run(cases, lambda case, folder: train(case, folder, load(), options))
@@ -357,7 +352,7 @@ def _plot_curves(
     from common.summary import by_setting
 
     groups = by_setting(records, "initializer")
-    figure, grid = _grid(len(study_plots.METRICS), list(groups))
+    figure, grid = study_plots.grid(len(study_plots.METRICS), len(groups), list(groups), **PANELS)
     for row, (metric, label) in zip(grid, study_plots.METRICS.items(), strict=True):
         for axes, members in zip(row, groups.values(), strict=True):
             for schedule, trained in by_setting(members, "schedule").items():
@@ -378,18 +373,17 @@ def _plot_curves(
 def _plot_layers(records: Sequence[Record], title: str, path: pathlib.Path) -> None:
     """A column for each initializer; dotted at the start, full at the end, the mean over seeds."""
     import numpy as np
-    from common import study_plots
+    from common import study_plots, summary
     from common.plots import style
-    from common.summary import by_setting
 
-    groups = by_setting(records, "initializer")
-    figure, grid = _grid(len(MEASURED), list(groups))
+    groups = summary.by_setting(records, "initializer")
+    figure, grid = study_plots.grid(len(MEASURED), len(groups), list(groups), **PANELS)
     for row, (name, label) in zip(grid, MEASURED.items(), strict=True):
         for axes, members in zip(row, groups.values(), strict=True):
-            for schedule, trained in by_setting(members, "schedule").items():
+            for schedule, trained in summary.by_setting(members, "schedule").items():
                 colour = style(SCHEDULES.index(schedule))["color"]
                 for when, dashes in (("start", ":"), ("end", "-")):
-                    values = _mean([record[when] for record in trained], name)
+                    values = summary.geometric_mean([record[when][name] for record in trained])
                     layers = np.arange(1, len(values) + 1)
                     line = {"color": colour, "linestyle": dashes, "linewidth": 1.6}
                     axes.plot(layers, values, label=f"{schedule}, {when}", **line)
@@ -398,33 +392,6 @@ def _plot_layers(records: Sequence[Record], title: str, path: pathlib.Path) -> N
             axes.set_ylabel(label)
             axes.label_outer()
     study_plots.save(figure, f"Standard deviations by layer\n{title}", path)
-
-
-def _mean(measured: Sequence[Mapping[str, Sequence[float | None]]], name: str) -> Any:
-    """The geometric mean over seeds; nothing where a value is zero or not finite in one of them."""
-    import numpy as np
-
-    values = np.array([entry[name] for entry in measured], dtype=float)
-    return np.exp(np.log(np.where(values > 0, values, np.nan)).mean(axis=0))
-
-
-def _grid(rows: int, columns: Sequence[str]) -> tuple[Any, Any]:
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
-    size = (max(6.5, 3.9 * len(columns)), 3.1 * rows + 0.9)
-    figure, grid = plt.subplots(
-        rows, len(columns), figsize=size, layout="constrained", squeeze=False,
-        sharex=True, sharey="row",
-    )  # fmt: skip
-    for axes, column in zip(grid[0], columns, strict=True):
-        axes.set_title(column, fontsize=11)
-    for axes in grid.flat:
-        axes.grid(color="0.9")
-        axes.spines[["top", "right"]].set_visible(False)
-    return figure, grid
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ import csv
 import functools
 import pathlib
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from common import study_options
@@ -76,20 +76,13 @@ an epoch, epochs, seeds, standardized pixels and the width of the preset cpu are
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the study.
-
-    Args:
-        argv: The arguments; `None` takes those of the process.
-
-    Returns:
-        The exit code.
-    """
-    options = study_options.parse(_parser(), PRESETS, argv)
-    return study_options.main(lambda: run(options), pathlib.Path(__file__).name)
+    """Runs the study; see `study_options.main`."""
+    return study_options.main(_parser(), PRESETS, run, argv)
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = study_options.parser(
+        __file__,
         "Trains deep networks of sigmoids, tanh and softsign on pictures of shapes, initialized by "
         "the old heuristic and by the normalized one, and shows what saturates and how gradients "
         "shrink.",
@@ -127,7 +120,7 @@ def run(options: argparse.Namespace) -> None:
     """
     _check(options)
     study_options.import_packages()
-    from common.study import Study
+    from common.study import Study, study_cases
 
     decisive = (
         *("images", "test_images", "fixed", "layers", "width", "learning_rate", "measure_every"),
@@ -135,13 +128,11 @@ def run(options: argparse.Namespace) -> None:
     study = Study(
         "glorot_bengio", options.out, study_options.record(options, decisive), options.restart
     )
-    # Seeds go outside, so that a study that is stopped early has all of the others in it.
-    cases: list[Settings] = [
-        {"activation": activation, "initialization": initialization, "seed": seed}
-        for seed in range(options.seeds)
-        for activation in dict.fromkeys(options.activations)
-        for initialization in INITIALIZATIONS
-    ]
+    cases = study_cases(
+        options.seeds,
+        activation=options.activations,
+        initialization=INITIALIZATIONS,
+    )
     pictures = functools.cache(lambda: Pictures(options))
     with study_options.set_up(options):
         study.run(cases, lambda case, folder: train(case, folder, pictures(), options))
@@ -315,16 +306,16 @@ def _read_signal(path: pathlib.Path, every: int) -> dict[str, Any]:
 
 
 def _report(options: argparse.Namespace, records: Sequence[Record]) -> None:
-    from common import image_study
+    from common import image_study, saturation_plots
     from common.summary import by_setting
 
     pictures = "a fixed set" if options.fixed else "fresh ones in each epoch"
     plots = ["test_error.png", "saturation.png"]
     _plot_error(records, options, options.out / plots[0])
-    _plot_saturation(records, options.out / plots[1])
+    saturation_plots.plot_saturation(records, options.out / plots[1])
     for activation, members in by_setting(records, "activation").items():
         plots.append(f"histograms_{activation}.png")
-        _plot_histograms(members[0], members, activation, options.out / plots[-1])
+        saturation_plots.plot_histograms(members[0], members, activation, options.out / plots[-1])
     note = (
         f"{options.width} units, {options.epochs} epochs of {options.images:,} pictures "
         f"({pictures}), {options.test_images:,} test pictures, {options.seeds} seeds."
@@ -385,104 +376,6 @@ def _plot_error(records: Sequence[Record], options: argparse.Namespace, path: pa
         study_plots.by_epoch(axes, "test error")
         axes.yaxis.set_major_formatter(ticker.PercentFormatter(1))
     study_plots.save(figure, f"Test error: mean and range over {options.seeds} seeds", path)
-
-
-def _plot_saturation(records: Sequence[Record], path: pathlib.Path) -> None:
-    """Activations' mean ± deviation by layer over training, of the first seed."""
-    from common import study_plots
-
-    first = [record for record in records if record["settings"]["seed"] == 0]
-    titles = [f"{r['settings']['activation']}, {r['settings']['initialization']}" for r in first]
-    rows = -(-len(first) // 2)
-    figure, grid = _grid(rows, min(2, len(first)), titles, sharex="all", sharey="row")
-    most = max(len(record["signal"]["layers"]) for record in first)
-    for axes, record in zip(grid.flat, first, strict=False):
-        _draw_saturation(axes, record["signal"], most)
-    study_plots.save(
-        figure,
-        "Activations of the same test pictures: mean (full) ± standard deviation (dashed)",
-        path,
-    )
-
-
-def _draw_saturation(axes: Any, signal: Mapping[str, Any], most: int) -> None:
-    """`most`: layers of the deepest network, so that a colour means one layer in all panels."""
-    import numpy as np
-
-    epochs = np.array(signal["epochs"])
-    for number, (name, values) in enumerate(signal["layers"].items()):
-        colour = _colour(number, most)
-        mean, deviation = np.array(values["mean"]), np.array(values["deviation"])
-        axes.plot(epochs, mean, color=colour, linewidth=2, label=name.replace("_", " "))
-        for edge in (mean - deviation, mean + deviation):
-            axes.plot(epochs, edge, color=colour, linewidth=1, linestyle=(0, (3, 2)))
-        axes.fill_between(epochs, mean - deviation, mean + deviation, color=colour, alpha=0.06)
-    axes.set_xlabel("epoch")
-    axes.set_ylabel("activation")
-    axes.label_outer()
-
-
-def _plot_histograms(
-    first: Record, records: Sequence[Record], activation: str, path: pathlib.Path
-) -> None:
-    """Above activations, below gradients, before training; a column for each initialization."""
-    from common import study_plots
-
-    seed = first["settings"]["seed"]
-    shown = [record for record in records if record["settings"]["seed"] == seed]
-    titles = [record["settings"]["initialization"] for record in shown]
-    figure, grid = _grid(2, len(shown), titles, sharex="row", sharey="row")
-    for column, record in zip(grid.T, shown, strict=True):
-        for axes, (what, layers) in zip(column, record["start"].items(), strict=True):
-            hidden = {name: h for name, h in layers.items() if name.startswith("layer_")}
-            for number, (name, histogram) in enumerate(hidden.items()):
-                middles, density = _curve(histogram)
-                axes.plot(
-                    middles, density, color=_colour(number, len(hidden)), linewidth=1.6,
-                    label=name.replace("_", " "),
-                )  # fmt: skip
-            axes.set_yscale("log")
-            axes.set_xlabel({"activations": "activation", "gradients": "gradient"}[what])
-    for axes in grid[:, 0]:
-        axes.set_ylabel("density")
-    study_plots.save(
-        figure, f"{activation} before training: activations and back-propagated gradients", path
-    )
-
-
-def _curve(histogram: Mapping[str, Sequence[float]]) -> tuple[Any, Any]:
-    """Middles and densities of threefold bins, without empty ones."""
-    import numpy as np
-
-    density = np.reshape(histogram["density"], (-1, 3)).mean(axis=1)
-    edges = np.array(histogram["edges"])[::3]
-    middles = (edges[1:] + edges[:-1]) / 2
-    return middles[density > 0], density[density > 0]
-
-
-def _colour(number: int, of: int) -> Any:
-    """From dark (next to the input) to light."""
-    import matplotlib
-
-    return matplotlib.colormaps["viridis"](0.88 * number / max(1, of - 1))
-
-
-def _grid(rows: int, columns: int, titles: Sequence[str], **shared: str) -> tuple[Any, Any]:
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
-    figure, grid = plt.subplots(
-        rows, columns, figsize=(4.9 * columns, 3.3 * rows + 0.8), layout="constrained",
-        squeeze=False, **shared,
-    )  # fmt: skip
-    for axes in grid.flat:
-        axes.grid(color="0.92")
-        axes.spines[["top", "right"]].set_visible(False)
-    for axes, title in zip(grid.flat, titles, strict=False):
-        axes.set_title(title, fontsize=11)
-    return figure, grid
 
 
 if __name__ == "__main__":

@@ -52,21 +52,15 @@ No source has this network; the preset paper is this project's choice of a large
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the study.
-
-    Args:
-        argv: The arguments; `None` takes those of the process.
-
-    Returns:
-        The exit code.
-    """
-    options = study_options.parse(_parser(), PRESETS, argv)
-    return study_options.main(lambda: run(options), pathlib.Path(__file__).name)
+    """Runs the study; see `study_options.main`."""
+    return study_options.main(_parser(), PRESETS, run, argv)
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = study_options.parser(
-        "Trains a pre-norm vision transformer with several initializers of all its kernels.", EPILOG
+        __file__,
+        "Trains a pre-norm vision transformer with several initializers of all its kernels.",
+        EPILOG,
     )
     study = parser.add_argument_group("study")
     study_options.add_data_options(study, PRESETS["cpu"]["data"])
@@ -99,7 +93,7 @@ def run(options: argparse.Namespace) -> None:
         raise UserError(f"--width {options.width}: four heads share it, so it must be 4, 8, 12, …")
     study_options.import_packages()
     from common import image_study, schemes, study_plots, summary
-    from common.study import Study
+    from common.study import Study, study_cases
 
     options.initializers = schemes.check(options.initializers)
     images = image_study.load(options)
@@ -109,11 +103,7 @@ def run(options: argparse.Namespace) -> None:
     decisive = ("blocks", "width", "patch", "learning_rate")
     shared = study_options.record(options, (*image_study.DATA_OPTIONS, *decisive))
     study = Study("transformer", options.out, shared, options.restart)
-    cases: list[Settings] = [
-        {"initializer": name, "seed": seed}
-        for seed in range(options.seeds)
-        for name in options.initializers
-    ]
+    cases = study_cases(options.seeds, initializer=options.initializers)
     records = image_study.run(
         study, cases, lambda case, folder: train(case, folder, images, options), options
     )

@@ -106,7 +106,7 @@ TINY = {"epochs": 4, "seeds": 1, "batch_size": 8, "augment": "shift", "rate": 0.
 
 
 def tiny_options(out, *arguments, **changes):
-    parser = study_options.parser("A tiny study.")
+    parser = study_options.parser(__file__, "A tiny study.")
     presets = {preset: {**TINY, **changes} for preset in study_options.PRESETS}
     return study_options.parse(parser, presets, ["--out", str(out), *arguments])
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import csv
 import importlib
+import itertools
 import json
 import math
 import os
@@ -17,7 +18,7 @@ import platform
 import re
 import shutil
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import keras
@@ -32,6 +33,19 @@ from common.errors import UserError
 Settings = Mapping[str, str | int | float]
 #: By metric, a value for each epoch.
 History = dict[str, list[float]]
+
+
+def study_cases(seeds: int, **choices: Iterable[str | int | float]) -> list[Settings]:
+    """The settings of all trainings: each combination of the choices with each seed.
+
+    Seeds go outside, so that a study that is stopped early has all combinations in it.
+    """
+    combinations = list(itertools.product(*(dict.fromkeys(c) for c in choices.values())))
+    return [
+        {**dict(zip(choices, chosen, strict=True)), "seed": seed}
+        for seed in range(seeds)
+        for chosen in combinations
+    ]
 
 
 class Study:

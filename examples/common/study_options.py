@@ -23,14 +23,16 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 PRESETS = ("smoke", "cpu", "paper")
 
 
-def parser(description: str, epilog: str = "") -> argparse.ArgumentParser:
+def parser(file: str, description: str, epilog: str = "") -> argparse.ArgumentParser:
     """A parser with the options of every study; each study adds its own.
 
     Args:
+        file: The app's, which messages name it by.
         description: What the study does.
         epilog: Examples.
     """
     result = argparse.ArgumentParser(
+        prog=pathlib.Path(file).name,
         description=description,
         epilog=epilog,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -202,16 +204,28 @@ def import_packages() -> None:
     require("keras_varinit", "keras-varinit", "for its initializers")
 
 
-def main(run: Callable[[], None], program: str) -> int:
-    """Runs an app and turns a user's mistake into a line.
+def main(
+    argument_parser: argparse.ArgumentParser,
+    presets: Mapping[str, Mapping[str, Any]],
+    run: Callable[[argparse.Namespace], None],
+    argv: Sequence[str] | None = None,
+) -> int:
+    """Runs an app with the options of its command line; a user's mistake becomes a line.
+
+    Args:
+        argument_parser: From `parser`.
+        presets: Defaults by the preset's name.
+        run: The app.
+        argv: The arguments; `None` takes those of the process.
 
     Returns:
         The exit code: 0, 2 after a mistake of the user, 130 when stopped by the user.
     """
+    options = parse(argument_parser, presets, argv)
     try:
-        run()
+        run(options)
     except UserError as error:
-        print(f"{program}: error: {error}", file=sys.stderr)
+        print(f"{argument_parser.prog}: error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("\nStopped; the same command goes on from here.")

@@ -68,27 +68,44 @@ def draw_range(axes: plt.Axes, x: Sequence[float], values: np.ndarray, label: st
         )
 
 
-def axes_grid(panels: int, titles: Sequence[str] = ()) -> tuple[plt.Figure, list[plt.Axes]]:
-    """A figure with panels side by side, at most three in a row."""
+def grid(
+    rows: int,
+    columns: int,
+    titles: Sequence[str] = (),
+    *,
+    panel: tuple[float, float] = (4.9, 3.3),
+    **shared: Any,
+) -> tuple[plt.Figure, Any]:
+    """A figure with an array of panels, titled row by row.
+
+    Args:
+        rows: Number of rows.
+        columns: Number of columns.
+        titles: Of the first panels.
+        panel: Width and height of one, in inches.
+        **shared: `sharex` and `sharey`, as of `plt.subplots`.
+    """
     matplotlib.use("Agg")
-    columns = min(panels, 3)
-    rows = -(-panels // columns)
-    figure, grid = plt.subplots(
-        rows,
-        columns,
-        figsize=(5.6 * columns if columns > 1 else 7.5, 4.2 * rows + 0.6),
-        layout="constrained",
-        squeeze=False,
+    size = (max(6.5, panel[0] * columns), panel[1] * rows + 0.8)
+    figure, panels = plt.subplots(
+        rows, columns, figsize=size, layout="constrained", squeeze=False, **shared
     )
-    every = list(grid.flat)
-    for axes in every[panels:]:
-        axes.remove()
-    for axes in every[:panels]:
+    for axes in panels.flat:
         axes.grid(color="0.9")
         axes.spines[["top", "right"]].set_visible(False)
-    for axes, title in zip(every, titles, strict=False):
+    for axes, title in zip(panels.flat, titles, strict=False):
         axes.set_title(title, fontsize=11)
-    return figure, every[:panels]
+    return figure, panels
+
+
+def axes_grid(panels: int, titles: Sequence[str] = ()) -> tuple[plt.Figure, list[plt.Axes]]:
+    """A figure with panels side by side, at most three in a row."""
+    columns = min(panels, 3)
+    width = 5.6 if columns > 1 else 7.5
+    figure, every = grid(-(-panels // columns), columns, titles, panel=(width, 4.2))
+    for axes in every.flat[panels:]:
+        axes.remove()
+    return figure, list(every.flat)[:panels]
 
 
 def by_epoch(axes: plt.Axes, label: str) -> None:

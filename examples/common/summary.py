@@ -7,6 +7,8 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from common import paired
 
 Record = Mapping[str, Any]
@@ -49,6 +51,12 @@ def difference(records: Sequence[Record], baseline: Sequence[Record]) -> str:
         return "needs 2 seeds"
     found = paired.difference(*zip(*pairs, strict=True))
     return f"{found} {found.verdict}"
+
+
+def geometric_mean(lines: Sequence[Sequence[float | None]]) -> np.ndarray:
+    """By column; nothing where a value is zero or not finite in one of the lines."""
+    values = np.array(lines, dtype=float)
+    return np.exp(np.log(np.where(values > 0, values, np.nan)).mean(axis=0))
 
 
 def comparison(records: Sequence[Record], baselines: Mapping[str, str]) -> str:
