@@ -217,9 +217,8 @@ def _report(options: argparse.Namespace, images: Images, records: Sequence[Recor
     optimizers = list(dict.fromkeys(optimizer for optimizer, _ in groups))
     setting = f"{options.network} with {options.width} channels on {images.name}"
     note = (
-        f"{setting}, {options.epochs} epochs, {len(images.x_val):,} validation images, "
-        f"{options.seeds} seeds. Accuracies are those after the last epoch. The learning rates "
-        "are chosen on the validation images that they are reported on."
+        f"{setting}, {image_study.scale(images, options)}. Accuracies are those after the last "
+        "epoch. The learning rates are chosen on the validation images that they are reported on."
     )
     parts = [
         f"Validation accuracy at the best learning rate, in %\n{_best_table(groups, optimizers)}",
@@ -227,7 +226,7 @@ def _report(options: argparse.Namespace, images: Images, records: Sequence[Recor
         f"Validation accuracy at every learning rate\n{_every_rate(records)}",
         note,
     ]
-    over = f"{setting}: mean and range over {options.seeds} seeds" if options.seeds > 1 else setting
+    over = summary.over_seeds(setting, options.seeds)
     _plot_rates(groups, optimizers, over, options.out / "learning_rates.png")
     _plot_best(groups, optimizers, options.epochs, over, options.out / "curves.png")
     image_study.report("\n\n".join(parts), options.out, ("learning_rates.png", "curves.png"))

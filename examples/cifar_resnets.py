@@ -246,10 +246,10 @@ def _report(options: argparse.Namespace, images: Images, records: Sequence[Recor
     groups = summary.by_setting(records, "initializer")
     baselines = {name: schemes.base(name) for name in groups}
     text = (
-        f"{summary.comparison(records, baselines)}\n\n{setting}, {options.epochs} epochs, "
-        f"{len(images.x_val):,} validation images, {options.seeds} seeds."
+        f"{summary.comparison(records, baselines)}\n\n{setting}, "
+        f"{image_study.scale(images, options)}."
     )
-    over = f"{setting}: mean and range over {options.seeds} seeds" if options.seeds > 1 else setting
+    over = summary.over_seeds(setting, options.seeds)
     study_plots.learning_curves(groups, options.epochs, over, options.out / "curves.png")
     plots = ["curves.png"]
     if _plot_ratios(groups, baselines, options, over):

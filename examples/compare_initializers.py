@@ -319,10 +319,9 @@ def _report(options: argparse.Namespace, images: Images, records: Sequence[Recor
     setting = f"{options.model} on {images.name} ({side}×{side})"
     text = (
         f"{summary.comparison(records, dict.fromkeys(groups, options.initializers[0]))}\n\n"
-        f"{setting}, {options.epochs} epochs, {len(images.x_val):,} validation images, "
-        f"{options.seeds} seeds."
+        f"{setting}, {image_study.scale(images, options)}."
     )
-    over = f"{setting}: mean and range over {options.seeds} seeds" if options.seeds > 1 else setting
+    over = summary.over_seeds(setting, options.seeds)
     study_plots.learning_curves(groups, options.epochs, over, options.out / "curves.png")
     image_study.report(text, options.out, ("curves.png",))
 

@@ -300,12 +300,11 @@ def _optimizer(options: argparse.Namespace) -> keras.optimizers.Optimizer:
 
 
 def _report(options: argparse.Namespace, records: Sequence[Record]) -> None:
-    from common import image_study
-    from common.summary import by_setting
+    from common import image_study, summary
 
     source = pathlib.Path(options.data_dir).name if options.data == "folder" else options.data
     lines, plots = [_table(records)], []
-    for norm, members in by_setting(records, "batch_norm").items():
+    for norm, members in summary.by_setting(records, "batch_norm").items():
         setting = (
             f"{options.depth} dense layers of {options.width} units "
             f"{'with' if norm == 'on' else 'without'} batch normalization, {source}"
@@ -316,7 +315,7 @@ def _report(options: argparse.Namespace, records: Sequence[Record]) -> None:
         _plot_curves(members, options, setting, options.out / f"curves{suffix}.png")
         _plot_layers(members, setting, options.out / f"layers{suffix}.png")
         plots += [f"curves{suffix}.png", f"layers{suffix}.png"]
-        lines.append(f"{setting}; {options.epochs} epochs, {options.optimizer}.")
+        lines.append(f"{setting}; {summary.counted(options.epochs, 'epoch')}, {options.optimizer}.")
     image_study.report("\n".join([lines[0], "", *lines[1:]]), options.out, plots)
 
 
@@ -388,6 +387,7 @@ def _plot_layers(records: Sequence[Record], title: str, path: pathlib.Path) -> N
                     line = {"color": colour, "linestyle": dashes, "linewidth": 1.6}
                     axes.plot(layers, values, label=f"{schedule}, {when}", **line)
             axes.set_yscale("log")
+            study_plots.whole_numbers(axes)
             axes.set_xlabel("layer (the last is the head)")
             axes.set_ylabel(label)
             axes.label_outer()

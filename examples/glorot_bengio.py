@@ -306,19 +306,19 @@ def _read_signal(path: pathlib.Path, every: int) -> dict[str, Any]:
 
 
 def _report(options: argparse.Namespace, records: Sequence[Record]) -> None:
-    from common import image_study, saturation_plots
-    from common.summary import by_setting
+    from common import image_study, saturation_plots, summary
 
     pictures = "a fixed set" if options.fixed else "fresh ones in each epoch"
     plots = ["test_error.png", "saturation.png"]
     _plot_error(records, options, options.out / plots[0])
     saturation_plots.plot_saturation(records, options.out / plots[1])
-    for activation, members in by_setting(records, "activation").items():
+    for activation, members in summary.by_setting(records, "activation").items():
         plots.append(f"histograms_{activation}.png")
         saturation_plots.plot_histograms(members[0], members, activation, options.out / plots[-1])
     note = (
-        f"{options.width} units, {options.epochs} epochs of {options.images:,} pictures "
-        f"({pictures}), {options.test_images:,} test pictures, {options.seeds} seeds."
+        f"{options.width} units, {summary.counted(options.epochs, 'epoch')} of "
+        f"{options.images:,} pictures ({pictures}), {options.test_images:,} test pictures, "
+        f"{summary.counted(options.seeds, 'seed')}."
     )
     image_study.report(f"{_table(records)}\n\n{note}", options.out, plots)
 
@@ -363,19 +363,19 @@ def _difference(records: Sequence[Record], baseline: Sequence[Record]) -> str:
 
 
 def _plot_error(records: Sequence[Record], options: argparse.Namespace, path: pathlib.Path) -> None:
-    from common import study_plots
-    from common.summary import by_setting
+    from common import study_plots, summary
     from matplotlib import ticker
 
-    groups = by_setting(records, "activation")
+    groups = summary.by_setting(records, "activation")
     figure, panels = study_plots.axes_grid(len(groups), list(groups))
     for axes, members in zip(panels, groups.values(), strict=True):
-        for number, (name, trained) in enumerate(by_setting(members, "initialization").items()):
+        lines = summary.by_setting(members, "initialization")
+        for number, (name, trained) in enumerate(lines.items()):
             errors = 1 - study_plots.curves(trained, "val_accuracy", options.epochs)
             study_plots.draw_range(axes, range(1, options.epochs + 1), errors, name, number)
         study_plots.by_epoch(axes, "test error")
         axes.yaxis.set_major_formatter(ticker.PercentFormatter(1))
-    study_plots.save(figure, f"Test error: mean and range over {options.seeds} seeds", path)
+    study_plots.save(figure, summary.over_seeds("Test error", options.seeds), path)
 
 
 if __name__ == "__main__":

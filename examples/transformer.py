@@ -109,12 +109,14 @@ def run(options: argparse.Namespace) -> None:
     )
     groups = summary.by_setting(records, "initializer")
     baseline = BASELINE if BASELINE in groups else next(iter(groups))
-    setting = f"Vision transformer of {options.blocks} blocks, width {options.width}, {images.name}"
+    setting = f"Vision transformer of {summary.counted(options.blocks, 'block')}, "
+    setting += f"width {options.width}, {images.name}"
     text = (
         f"{summary.comparison(records, dict.fromkeys(groups, baseline))}\n\n{setting}, "
-        f"{options.epochs} epochs, {len(images.x_val):,} validation images, {options.seeds} seeds."
+        f"{image_study.scale(images, options)}."
     )
-    study_plots.learning_curves(groups, options.epochs, setting, options.out / "curves.png")
+    over = summary.over_seeds(setting, options.seeds)
+    study_plots.learning_curves(groups, options.epochs, over, options.out / "curves.png")
     image_study.report(text, options.out, ["curves.png"])
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import keras
 
-from common import data, study, study_options
+from common import data, study, study_options, summary
 from common.batches import SeededBatches
 from common.data import Images
 from common.summary import Record
@@ -103,6 +103,13 @@ def train(
 def batches(images: Images, options: argparse.Namespace, seed: int) -> SeededBatches:
     """Training batches that depend on the seed alone, not on the initializer."""
     return SeededBatches(images.x_train, images.y_train, options.batch_size, seed, options.augment)
+
+
+def scale(images: Images, options: argparse.Namespace) -> str:
+    """Epochs, validation images and seeds, for the line under a table."""
+    epochs = summary.counted(options.epochs, "epoch")
+    seeds = summary.counted(options.seeds, "seed")
+    return f"{epochs}, {len(images.x_val):,} validation images, {seeds}"
 
 
 def report(text: str, out: pathlib.Path, plots: Sequence[str]) -> None:

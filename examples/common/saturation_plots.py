@@ -39,8 +39,7 @@ def _draw_saturation(axes: Any, signal: Mapping[str, Any], most: int) -> None:
         for edge in (mean - deviation, mean + deviation):
             axes.plot(epochs, edge, color=colour, linewidth=1, linestyle=(0, (3, 2)))
         axes.fill_between(epochs, mean - deviation, mean + deviation, color=colour, alpha=0.06)
-    axes.set_xlabel("epoch")
-    axes.set_ylabel("activation")
+    study_plots.by_epoch(axes, "activation")
     axes.label_outer()
 
 

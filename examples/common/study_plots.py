@@ -108,11 +108,16 @@ def axes_grid(panels: int, titles: Sequence[str] = ()) -> tuple[plt.Figure, list
     return figure, list(every.flat)[:panels]
 
 
+def whole_numbers(axes: plt.Axes) -> None:
+    """Ticks of the x axis at whole numbers only, as epochs and layers are."""
+    axes.xaxis.set_major_locator(ticker.MaxNLocator(integer=True, steps=(1, 2, 5, 10)))
+
+
 def by_epoch(axes: plt.Axes, label: str) -> None:
     """Labels an axis of epochs, and the other; shares are shown as percentages."""
     axes.set_xlabel("epoch")
     axes.set_ylabel(label)
-    axes.xaxis.set_major_locator(ticker.MaxNLocator(integer=True, steps=(1, 2, 5, 10)))
+    whole_numbers(axes)
     if "accuracy" in label:
         axes.yaxis.set_major_formatter(ticker.PercentFormatter(1))
 

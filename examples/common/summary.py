@@ -33,6 +33,16 @@ def diverged(record: Record) -> bool:
     return not math.isfinite(final(record, "loss"))
 
 
+def counted(count: int, noun: str) -> str:
+    """A number with its noun, in the plural where it is not 1."""
+    return f"{count} {noun}" + "s" * (count != 1)
+
+
+def over_seeds(title: str, seeds: int) -> str:
+    """A plot's title, with what the lines and their bands are where there are several seeds."""
+    return f"{title}: mean and range over {seeds} seeds" if seeds > 1 else title
+
+
 def spread(values: Sequence[float]) -> str:
     """Mean ± sample standard deviation; a single value as it is."""
     mean = f"{statistics.fmean(values):.4f}"
