@@ -364,7 +364,7 @@ def _plot_curves(
                 )
             study_plots.by_epoch(axes, label)
             if metric == "loss":
-                axes.set_yscale("log")
+                study_plots.log_scale(axes)
             axes.label_outer()
     study_plots.save(figure, f"Mean and range\n{title}", path)
 
@@ -386,7 +386,7 @@ def _plot_layers(records: Sequence[Record], title: str, path: pathlib.Path) -> N
                     layers = np.arange(1, len(values) + 1)
                     line = {"color": colour, "linestyle": dashes, "linewidth": 1.6}
                     axes.plot(layers, values, label=f"{schedule}, {when}", **line)
-            axes.set_yscale("log")
+            study_plots.log_scale(axes)
             study_plots.whole_numbers(axes)
             axes.set_xlabel("layer (the last is the head)")
             axes.set_ylabel(label)

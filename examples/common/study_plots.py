@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pathlib
+import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -113,6 +114,13 @@ def whole_numbers(axes: plt.Axes) -> None:
     axes.xaxis.set_major_locator(ticker.MaxNLocator(integer=True, steps=(1, 2, 5, 10)))
 
 
+def log_scale(axes: plt.Axes) -> None:
+    """A logarithmic y axis, with numbers also where it spans less than a decade."""
+    axes.set_yscale("log")
+    axes.yaxis.set_major_formatter("{x:g}")
+    axes.yaxis.set_minor_formatter(ticker.LogFormatter(minor_thresholds=(1, 0.5)))
+
+
 def by_epoch(axes: plt.Axes, label: str) -> None:
     """Labels an axis of epochs, and the other; shares are shown as percentages."""
     axes.set_xlabel("epoch")
@@ -123,7 +131,7 @@ def by_epoch(axes: plt.Axes, label: str) -> None:
 
 
 def save(figure: plt.Figure, title: str, path: pathlib.Path) -> None:
-    """Adds the title and a legend of all panels, and writes the file."""
+    """Adds the title, wrapped to the figure, and a legend of all panels, and writes the file."""
     lines = {}
     for axes in figure.axes:
         for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
@@ -135,7 +143,10 @@ def save(figure: plt.Figure, title: str, path: pathlib.Path) -> None:
         ncols=min(2 * len(figure.axes), 4, len(lines)),
         frameon=False,
     )
-    figure.suptitle(title, fontsize=12)
+    # An inch holds about eleven characters of this size.
+    width = int(11 * figure.get_figwidth())
+    lines_of_title = [part for line in title.splitlines() for part in textwrap.wrap(line, width)]
+    figure.suptitle("\n".join(lines_of_title), fontsize=12)
     figure.savefig(path, dpi=130)
     plt.close(figure)
 
@@ -152,7 +163,5 @@ def learning_curves(
             )
         by_epoch(axes, label)
         if metric == "loss":
-            axes.set_yscale("log")
-            axes.yaxis.set_major_formatter("{x:g}")
-            axes.yaxis.set_minor_formatter(ticker.LogFormatter(minor_thresholds=(1, 0.5)))
+            log_scale(axes)
     save(figure, title, path)
