@@ -260,6 +260,18 @@ def test_help_has_examples(app, examples, capsys):
     assert "our choice" in " ".join(text.split())
 
 
+@pytest.mark.parametrize("app", ["deep_dense", "glorot_bengio"])
+def test_paper_preset_takes_all_images(app, examples):
+    from common import study_options
+
+    module = __import__(app)
+    arguments = ["--preset", "paper", "--out", "unused"]
+    options = study_options.parse(module._parser(), module.PRESETS, arguments)
+    chosen = module.PRESETS["paper"]
+    assert {name: getattr(options, name) for name in chosen} == chosen
+    assert options.limit is None
+
+
 def test_pictures_are_the_same_for_a_seed_and_balanced(examples):
     from common import shapeset
 

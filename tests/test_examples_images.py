@@ -2,6 +2,8 @@
 
 import csv
 import functools
+import io
+import itertools
 import json
 import os
 import re
@@ -9,6 +11,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import h5py
 import keras
 import numpy as np
 import pytest
@@ -27,6 +30,8 @@ import cifar_resnets  # noqa: E402
 import compare_initializers  # noqa: E402
 import transformer  # noqa: E402
 from common import (  # noqa: E402
+    batches,
+    device_images,
     image_study,
     plain_networks,
     resnet,
@@ -103,6 +108,7 @@ IMAGES = Images(
     3,
 )
 TINY = {"epochs": 4, "seeds": 1, "batch_size": 8, "augment": "shift", "rate": 0.01}
+TINY["data_on_device"] = False
 
 
 def tiny_options(out, *arguments, **changes):
@@ -185,6 +191,27 @@ def test_stopped_study_goes_on_bit_for_bit(place, tmp_path, whole):
 
 
 @pytest.mark.slow
+def test_data_on_device_trains_alike_and_goes_on_bit_for_bit(tmp_path, whole):
+    outs = [tmp_path / name for name in ("once", "stopped")]
+    options = [tiny_options(out, data_on_device=True) for out in outs]
+    run_tiny(options[0])
+    with pytest.raises(KeyboardInterrupt):
+        run_tiny(options[1], [Stop(1, 1)])
+    weights = max(outs[1].rglob("*.weights.h5"), key=lambda file: file.stat().st_size)
+    with h5py.File(weights) as file:
+        sizes = []
+        file.visititems(lambda _, item: sizes.append(getattr(item, "size", 0)))
+    assert 0 < max(sizes) < IMAGES.x_train.size  # the images are not in it
+    run_tiny(options[1])
+    once, stopped = ((out / "history.csv").read_bytes() for out in outs)
+    assert once == stopped
+    host = csv.DictReader(io.StringIO(whole.decode()))
+    for expected, row in zip(host, rows(outs[0]), strict=True):
+        for metric in ("loss", "accuracy", "val_loss", "val_accuracy"):
+            assert float(row[metric]) == pytest.approx(float(expected[metric]), rel=1e-4)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("call", [1, 4])
 def test_stop_while_the_state_is_written_changes_nothing(call, tmp_path, whole, monkeypatch):
     save, calls = keras.Model.save_weights, []
@@ -242,10 +269,43 @@ def test_initializers_get_equal_batches():
     options = tiny_options("unused")
     first, second = (image_study.batches(IMAGES, options, 3) for _ in range(2))
     other = image_study.batches(IMAGES, options, 4)
-    for batches in (first, second, other):
-        batches.start_epoch(2)
+    for each in (first, second, other):
+        each.start_epoch(2)
     np.testing.assert_array_equal(first[1][0], second[1][0])
     assert not np.array_equal(first[1][0], other[1][0])
+
+
+@pytest.mark.parametrize("augment", ["none", "shift", "flip"])
+def test_images_on_the_device_are_those_of_the_host(augment):
+    # Not square, so that rows and columns cannot be confused.
+    x = np.random.default_rng(0).standard_normal((30, 16, 9, 2), dtype="float32")
+    y = np.arange(30, dtype="int32")
+    layer = device_images.DeviceImages(x)
+    host = batches.SeededBatches(x, y, 30, 1, augment)
+    rows = device_images.RowBatches(x, y, 30, 1, augment)
+    images, labels = host[0]
+    found = layer(rows[0][0])
+    assert found.shape == layer.compute_output_shape((30, 4))
+    np.testing.assert_array_equal(keras.ops.convert_to_numpy(found), images)
+    np.testing.assert_array_equal(rows[0][1], labels)
+    if augment == "none":
+        np.testing.assert_array_equal(images, x[labels])
+        return
+    # By hand: image 0 is moved by what is drawn for it.
+    (down, right, mirrored), image = rows[0][0][0, 1:], x[labels[0]]
+    moved = np.zeros_like(image)
+    for i, j in itertools.product(range(16), range(9)):
+        row, column = i + down, (8 - j if mirrored else j) + right
+        if 0 <= row < 16 and 0 <= column < 9:
+            moved[i, j] = image[row, column]
+    np.testing.assert_array_equal(images[0], moved)
+    assert rows[0][0][:, 3].any() == (augment == "flip")
+
+
+def test_more_pixels_than_can_be_counted_are_refused():
+    images = np.broadcast_to(np.float32(0), (2**20, 64, 64, 1))
+    with pytest.raises(UserError, match=r"--data-on-device: 1,048,576 images of 64×64 .*--limit"):
+        device_images.DeviceImages(images)
 
 
 def test_diverged_trainings_end_and_are_counted(tmp_path):
@@ -281,7 +341,7 @@ if keras_backend == "tensorflow":
 sys.path.insert(0, "examples")
 import cifar_resnets
 
-for number, options in enumerate([[], ["--distribute"]]):
+for number, options in enumerate([[], ["--distribute"], ["--distribute", "--data-on-device"]]):
     # Without batch normalization, whose statistics are those of each device with TensorFlow.
     assert cifar_resnets.main([
         "--preset", "smoke", "--no-batch-norm", "--learning-rate", "0.01", "--seeds", "1",
@@ -300,11 +360,12 @@ def test_two_devices_train_as_one(limit, backend, tmp_path):
     source = f"keras_backend, limit = {backend!r}, '{limit}'\n{DISTRIBUTED}"
     two = "--xla_force_host_platform_device_count=2"
     fresh_process.run(source, tmp_path, XLA_FLAGS=two)
-    one, both = (rows(tmp_path / number) for number in "01")
-    assert len(one) == len(both) == 4
-    for metric in ("loss", "val_loss", "accuracy", "val_accuracy"):
-        values = [[float(row[metric]) for row in found] for found in (one, both)]
-        np.testing.assert_allclose(*values, rtol=1e-4)
+    one, *both = (rows(tmp_path / number) for number in "012")
+    for two in both:
+        assert len(one) == len(two) == 4
+        for metric in ("loss", "val_loss", "accuracy", "val_accuracy"):
+            values = [[float(row[metric]) for row in found] for found in (one, two)]
+            np.testing.assert_allclose(*values, rtol=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -352,6 +413,10 @@ def test_help_has_examples_and_every_preset_knows_its_options(app, capsys):
         options = study_options.parse(app._parser(), app.PRESETS, arguments)
         unset = {name for name, value in vars(options).items() if value is None}
         assert unset <= {"limit", "data_dir", "image_size"}
+        chosen = app.PRESETS[preset]
+        assert {name: getattr(options, name) for name in chosen} == chosen
+        # No preset inherits from another: all images are all images.
+        assert "limit" in chosen or options.limit is None
 
 
 def test_names_of_initializers():

@@ -24,7 +24,7 @@ class SeededBatches(keras.utils.PyDataset):
         self, x: np.ndarray, y: np.ndarray, batch_size: int, seed: int, augment: str = "none"
     ) -> None:
         super().__init__()
-        self._x, self._y = x, y
+        self.x, self.y = x, y
         self._batch_size = min(batch_size, len(x))
         self._seed = seed
         self._augment = augment
@@ -32,16 +32,22 @@ class SeededBatches(keras.utils.PyDataset):
         self._shuffle()
 
     def __len__(self) -> int:
-        return len(self._x) // self._batch_size
+        return len(self.x) // self._batch_size
 
     def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+        numbers, moves = self.draw(index)
+        x = self.x[numbers]
+        return x if moves is None else move(x, moves), self.y[numbers]
+
+    def draw(self, index: int) -> tuple[np.ndarray, np.ndarray | None]:
+        """Which images a batch has, and how `move` is to move them, if at all."""
         start = index * self._batch_size
-        rows = self._order[start : start + self._batch_size]
-        x = self._x[rows]
-        if self._augment != "none":
-            rng = np.random.default_rng((self._seed, self._epoch, index))
-            x = augment(x, rng, mirror=self._augment == "flip")
-        return x, self._y[rows]
+        numbers = self._order[start : start + self._batch_size]
+        if self._augment == "none":
+            return numbers, None
+        rng = np.random.default_rng((self._seed, self._epoch, index))
+        mirror = self._augment == "flip"
+        return numbers, draw_moves(len(numbers), self.x.shape[1], rng, mirror)
 
     def on_epoch_end(self) -> None:
         """Draws the next epoch's order."""
@@ -54,26 +60,42 @@ class SeededBatches(keras.utils.PyDataset):
             self._shuffle()
 
     def _shuffle(self) -> None:
-        self._order = np.random.default_rng((self._seed, self._epoch)).permutation(len(self._x))
+        self._order = np.random.default_rng((self._seed, self._epoch)).permutation(len(self.x))
 
 
-def augment(x: np.ndarray, rng: np.random.Generator, mirror: bool) -> np.ndarray:
-    """Shifts each image by up to an eighth of its side, and mirrors half of them if asked.
+def draw_moves(number: int, height: int, rng: np.random.Generator, mirror: bool) -> np.ndarray:
+    """Draws by how much each image is shifted, up to an eighth of its side, and mirrored.
+
+    Args:
+        number: Of images.
+        height: Of an image.
+        rng: Where the shifts come from.
+        mirror: Whether to mirror half of them left and right.
+
+    Returns:
+        Integers, `(number, 3)`: down, right, and 1 for a mirrored image, else 0.
+    """
+    reach = max(1, height // 8)
+    shifts = rng.integers(0, 2 * reach + 1, size=(2, number)) - reach
+    mirrored = rng.random(number) < 0.5 if mirror else np.zeros(number, bool)
+    return np.stack([*shifts, mirrored], axis=1).astype("int32")
+
+
+def move(x: np.ndarray, moves: np.ndarray) -> np.ndarray:
+    """Shifts the window onto each image, and mirrors what it shows.
 
     Args:
         x: Images, `(number, height, width, channels)`.
-        rng: Where the shifts come from.
-        mirror: Whether to mirror left and right.
+        moves: From `draw_moves`.
 
     Returns:
-        New images; what is shifted in is zero, the channel's mean.
+        New images; what lies outside of the old ones is zero, the channel's mean.
     """
     number, height, width = x.shape[:3]
-    reach = max(1, height // 8)
+    reach = int(np.abs(moves[:, :2]).max(initial=0))
     padded = np.pad(x, ((0, 0), (reach, reach), (reach, reach), (0, 0)))
-    down, right = rng.integers(0, 2 * reach + 1, size=(2, number, 1))
-    rows = (down + np.arange(height))[:, :, None]
-    columns = right + np.arange(width)
-    if mirror:
-        columns = np.where(rng.random((number, 1)) < 0.5, columns[:, ::-1], columns)
+    down, right, mirrored = moves.T[:, :, None]
+    rows = (reach + down + np.arange(height))[:, :, None]
+    columns = np.arange(width)
+    columns = reach + right + np.where(mirrored == 1, columns[::-1], columns)
     return padded[np.arange(number)[:, None, None], rows, columns[:, None, :]]

@@ -8,8 +8,10 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import keras
+import numpy as np
 
-from common import data, study, study_options, summary
+import keras_varinit as kv
+from common import data, device_images, study, study_options, summary
 from common.batches import SeededBatches
 from common.data import Images
 from common.summary import Record
@@ -69,7 +71,7 @@ def train(
     """Trains a built classifier.
 
     Args:
-        model: Puts out a value for each class.
+        model: Puts out a value for each class; this library's initializers get their context.
         images: What to learn.
         options: From the command line.
         optimizer: With its learning rate.
@@ -82,18 +84,25 @@ def train(
     Returns:
         A record for `Study.run`.
     """
-    model.compile(
+    if "keras_varinit>" in model.to_json():
+        kv.inject(model)  # which refuses a model that has none of our initializers
+    feed: tuple[np.ndarray, np.ndarray] = images.x_val, images.y_val
+    trained = model
+    if options.data_on_device:
+        trained = device_images.feeding(model, images)
+        feed = device_images.rows(len(images.x_train) + np.arange(len(images.x_val))), images.y_val
+    trained.compile(
         optimizer=optimizer,
         loss=keras.losses.SparseCategoricalCrossentropy(from_logits=from_logits),
         metrics=["accuracy"],
         **study_options.compile_arguments(options),
     )
     history = study.fit(
-        model,
+        trained,
         batches(images, options, seed),
         label=label,
         epochs=options.epochs,
-        validation=(images.x_val, images.y_val),
+        validation=feed,
         folder=folder,
         callbacks=callbacks,
     )
@@ -102,7 +111,8 @@ def train(
 
 def batches(images: Images, options: argparse.Namespace, seed: int) -> SeededBatches:
     """Training batches that depend on the seed alone, not on the initializer."""
-    return SeededBatches(images.x_train, images.y_train, options.batch_size, seed, options.augment)
+    kind = device_images.RowBatches if options.data_on_device else SeededBatches
+    return kind(images.x_train, images.y_train, options.batch_size, seed, options.augment)
 
 
 def scale(images: Images, options: argparse.Namespace) -> str:

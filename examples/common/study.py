@@ -165,7 +165,7 @@ def fit(
     """Trains a compiled model, from where an interrupted call stopped.
 
     Args:
-        model: A built model; its initializers get their context first.
+        model: Built and compiled.
         batches: What to train on.
         label: What the progress bar shows.
         epochs: In all.
@@ -197,8 +197,6 @@ def fit(
             validation_data=tuple(part[:whole] for part in validation),
             validation_batch_size=512 // devices * devices,
             callbacks=[
-                # It refuses a model that has none of our initializers.
-                *([kv.ContextInjector()] if "keras_varinit>" in model.to_json() else []),
                 _EpochOrder(batches),
                 progress.EpochBar(label, epochs),
                 state,
@@ -242,6 +240,7 @@ class _State(keras.callbacks.Callback):
     def __init__(self, folder: pathlib.Path) -> None:
         super().__init__()
         self._folder = folder
+        self._generators: list[list[int]] = []
         self.history: History = {}
 
     @property
@@ -263,6 +262,12 @@ class _State(keras.callbacks.Callback):
             self.history = found["history"]
             for variable, value in zip(_random_states(model), found["random"], strict=True):
                 variable.assign(np.array(value, variable.dtype))
+            self._generators = found["generators"]
+
+    def on_epoch_begin(self, epoch: int, logs: dict[str, float] | None = None) -> None:
+        """Sets generators last, for `fit` itself draws from them before its first epoch."""
+        _set_generators(self._generators)
+        self._generators = []
 
     def on_epoch_end(self, epoch: int, logs: dict[str, float]) -> None:
         """Keeps the state, and drops that of the epoch before."""
@@ -273,7 +278,7 @@ class _State(keras.callbacks.Callback):
         new.mkdir(parents=True)
         self.model.save_weights(str(new / "model.weights.h5"))
         random = [keras.ops.convert_to_numpy(v).tolist() for v in _random_states(self.model)]
-        state = {"history": self.history, "random": random}
+        state = {"history": self.history, "random": random, "generators": _generators()}
         (new / "state.json").write_text(json.dumps(state), encoding="utf-8")
         older = self._whole()
         new.rename(self._folder / f"epoch-{epoch + 1:06}")
@@ -289,6 +294,24 @@ class _State(keras.callbacks.Callback):
 def _random_states(model: keras.Model) -> list[keras.Variable]:
     """Those of dropout and the like, which files of weights leave out."""
     return [v for v in model.variables if v.path.endswith("seed_generator_state")]
+
+
+def _generators() -> list[list[int]]:
+    """States of PyTorch's own generators, which dropout without a seed draws from there."""
+    if keras.config.backend() != "torch":
+        return []
+    torch = importlib.import_module("torch")
+    states = [torch.get_rng_state(), *torch.cuda.get_rng_state_all()]
+    return [state.tolist() for state in states]
+
+
+def _set_generators(states: Sequence[Sequence[int]]) -> None:
+    if not states:
+        return
+    torch = importlib.import_module("torch")
+    cpu, *cuda = (torch.tensor(state, dtype=torch.uint8) for state in states)
+    torch.set_rng_state(cpu)
+    torch.cuda.set_rng_state_all(cuda)
 
 
 def machine() -> dict[str, str]:

@@ -95,6 +95,10 @@ def add_data_options(group: Any, default: str) -> None:
         "else where TensorFlow Datasets keeps its data",
     )  # fmt: skip
     group.add_argument("--image-size", type=_whole, metavar="PIXELS")
+    group.add_argument(
+        "--data-on-device", action="store_true",
+        help="hold all images on the device and augment them there, which keeps a GPU busy",
+    )  # fmt: skip
 
 
 def add_augment_option(group: Any) -> None:
@@ -123,9 +127,10 @@ def parse(
         presets: Defaults by the preset's name.
         argv: The arguments; `None` takes those of the process.
     """
-    argument_parser.set_defaults(**presets["cpu"])
+    own = {name: argument_parser.get_default(name) for name in presets["cpu"]}
+    argument_parser.set_defaults(**presets["cpu"])  # what --help shows
     known, _ = argument_parser.parse_known_args(argv)
-    argument_parser.set_defaults(**presets[known.preset])
+    argument_parser.set_defaults(**{**own, **presets[known.preset]})
     return argument_parser.parse_args(argv)
 
 
