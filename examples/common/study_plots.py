@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import pathlib
 import textwrap
 from collections.abc import Mapping, Sequence
@@ -114,11 +115,18 @@ def whole_numbers(axes: plt.Axes) -> None:
     axes.xaxis.set_major_locator(ticker.MaxNLocator(integer=True, steps=(1, 2, 5, 10)))
 
 
+class _Numbers(ticker.LogFormatter):
+    """Labels the ticks that its base does, and writes 0.6 for its 6e-01."""
+
+    def __call__(self, x: float, pos: int | None = None) -> str:
+        return f"{x:g}" if super().__call__(x, pos) else ""
+
+
 def log_scale(axes: plt.Axes) -> None:
     """A logarithmic y axis, with numbers also where it spans less than a decade."""
     axes.set_yscale("log")
     axes.yaxis.set_major_formatter("{x:g}")
-    axes.yaxis.set_minor_formatter(ticker.LogFormatter(minor_thresholds=(1, 0.5)))
+    axes.yaxis.set_minor_formatter(_Numbers(minor_thresholds=(1, 0.5)))
 
 
 def by_epoch(axes: plt.Axes, label: str) -> None:
@@ -140,7 +148,7 @@ def save(figure: plt.Figure, title: str, path: pathlib.Path) -> None:
         lines.values(),
         lines.keys(),
         loc="outside lower center",
-        ncols=min(2 * len(figure.axes), 4, len(lines)),
+        ncols=_legend_columns(list(lines), figure.get_figwidth()),
         frameon=False,
     )
     # An inch holds about eleven characters of this size.
@@ -149,6 +157,13 @@ def save(figure: plt.Figure, title: str, path: pathlib.Path) -> None:
     figure.suptitle("\n".join(lines_of_title), fontsize=12)
     figure.savefig(path, dpi=130)
     plt.close(figure)
+
+
+def _legend_columns(labels: Sequence[str], width: float) -> int:
+    """As many as fit into a width in inches, in rows of about the same length."""
+    inches = 0.7 + 0.085 * max(map(len, labels), default=0)
+    rows = math.ceil(len(labels) / max(1, int(width / inches)))
+    return math.ceil(len(labels) / max(1, rows))
 
 
 def learning_curves(
