@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -49,11 +49,23 @@ def spread(values: Sequence[float]) -> str:
     return mean if len(values) == 1 else f"{mean} ± {statistics.stdev(values):.4f}"
 
 
-def difference(records: Sequence[Record], baseline: Sequence[Record]) -> str:
-    """The paired difference of the final accuracies, seed by seed, or why there is none."""
-    of_seed = {record["settings"]["seed"]: final(record) for record in baseline}
+def over_epochs(record: Record) -> float:
+    """The validation accuracy's mean over all epochs: high where a network learns fast.
+
+    A training that diverged counts with the epochs that it had.
+    """
+    return statistics.fmean(record["history"]["val_accuracy"])
+
+
+def difference(
+    records: Sequence[Record],
+    baseline: Sequence[Record],
+    value: Callable[[Record], float] = final,
+) -> str:
+    """The paired difference of a value, seed by seed, or why there is none."""
+    of_seed = {record["settings"]["seed"]: value(record) for record in baseline}
     pairs = [
-        (final(record), of_seed[record["settings"]["seed"]])
+        (value(record), of_seed[record["settings"]["seed"]])
         for record in records
         if record["settings"]["seed"] in of_seed
     ]
@@ -69,39 +81,37 @@ def geometric_mean(lines: Sequence[Sequence[float | None]]) -> np.ndarray:
     return np.exp(np.log(np.where(values > 0, values, np.nan)).mean(axis=0))
 
 
+#: What initializers are compared by.
+VALUES = (final, over_epochs)
+
+
 def comparison(records: Sequence[Record], baselines: Mapping[str, str]) -> str:
-    """A line for each initializer.
+    """A line for each initializer: accuracy at the end, and over all epochs, which tells speed.
 
     Args:
         records: All trainings; those of one initializer differ in the seed.
         baselines: By initializer the one that it is held against, perhaps itself.
     """
     groups = by_setting(records, "initializer")
-    header = ("initializer", "final val. accuracy", "best epoch's", "diverged", "seconds (median)")
-    rows = [
-        (
-            name,
-            spread([final(record) for record in members]),
-            spread([max(record["history"]["val_accuracy"]) for record in members]),
-            f"{sum(map(diverged, members))}/{len(members)}",
-            f"{statistics.median(record['seconds'] for record in members):.1f}",
-            _against(name, members, baselines, groups),
+    header = (
+        *("initializer", "final val. accuracy", "mean over epochs", "diverged", "seconds (median)"),
+        *("baseline", "paired difference [95 % interval]", "that of the mean over epochs"),
+    )
+    rows = []
+    for name, members in groups.items():
+        baseline = baselines.get(name, name)
+        against = groups.get(baseline) if baseline != name else None
+        differences = [difference(members, against, v) if against else "" for v in VALUES]
+        rows.append(
+            (
+                name,
+                *(spread([value(record) for record in members]) for value in VALUES),
+                f"{sum(map(diverged, members))}/{len(members)}",
+                f"{statistics.median(record['seconds'] for record in members):.1f}",
+                *(baseline if against else "", *differences),
+            )
         )
-        for name, members in groups.items()
-    ]
-    return table((*header, "paired difference [95 % interval]"), rows)
-
-
-def _against(
-    name: str,
-    members: Sequence[Record],
-    baselines: Mapping[str, str],
-    groups: Mapping[str, Sequence[Record]],
-) -> str:
-    baseline = baselines.get(name, name)
-    if baseline == name or baseline not in groups:
-        return ""
-    return f"{difference(members, groups[baseline])} (to {baseline})"
+    return table(header, rows)
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
