@@ -130,7 +130,7 @@ def run(options: argparse.Namespace) -> None:
     for rate in options.learning_rates:
         if not 0 < rate < float("inf"):
             raise UserError(f"--learning-rates {rate}: must be above 0.")
-    study_options.import_packages()
+    study_options.import_packages(options)
     from common import image_study, schemes
     from common.study import Study, study_cases
 

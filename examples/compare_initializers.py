@@ -122,7 +122,7 @@ def run(options: argparse.Namespace) -> None:
         raise UserError(
             f"--batch-norm-momentum {options.batch_norm_momentum}: must be 0 or more and below 1."
         )
-    study_options.import_packages()
+    study_options.import_packages(options)
     from common import image_study, schemes
     from common.study import Study, study_cases
 

@@ -141,7 +141,7 @@ def run(options: argparse.Namespace) -> None:
         UserError: An option, a package or the data is wrong.
     """
     _check(options)
-    study_options.import_packages()
+    study_options.import_packages(options)
     from common.study import Study, study_cases
 
     decisive = (

@@ -119,7 +119,7 @@ def run(options: argparse.Namespace) -> None:
         UserError: An option or a package is wrong.
     """
     _check(options)
-    study_options.import_packages()
+    study_options.import_packages(options)
     from common.study import Study, study_cases
 
     decisive = (

@@ -91,7 +91,7 @@ def run(options: argparse.Namespace) -> None:
             )
     if options.width % 4:
         raise UserError(f"--width {options.width}: four heads share it, so it must be 4, 8, 12, …")
-    study_options.import_packages()
+    study_options.import_packages(options)
     from common import image_study, schemes, study_plots, summary
     from common.study import Study, study_cases
 

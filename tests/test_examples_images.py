@@ -153,6 +153,15 @@ def test_bad_options(app, arguments, message, tmp_path, capsys):
     assert not out.exists()
 
 
+@pytest.mark.parametrize("option", [["--steps-per-execution", "2"], ["--xla"]])
+def test_options_of_other_backends_are_refused(option, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(keras.config, "backend", lambda: "torch")
+    out = tmp_path / "out"
+    assert cifar_resnets.main(["--preset", "smoke", *option, "--out", str(out)]) == 2
+    assert f"{option[0]} is not for PyTorch" in capsys.readouterr().err
+    assert not out.exists()
+
+
 @pytest.mark.parametrize("app", [app for app, *_ in APPS.values()])
 def test_help_has_examples_and_every_preset_knows_its_options(app, capsys):
     with pytest.raises(SystemExit, match="0"):

@@ -66,7 +66,8 @@ def parser(file: str, description: str, epilog: str = "") -> argparse.ArgumentPa
     )
     group.add_argument(
         "--steps-per-execution", type=_whole, default=1, metavar="N",
-        help="batches in one compiled call, which keeps a GPU busy (default: %(default)s)",
+        help="batches in one compiled call, which keeps a GPU busy (TensorFlow, JAX; default: "
+        "%(default)s)",
     )  # fmt: skip
     group.add_argument("--xla", action="store_true", help="compile with XLA (TensorFlow, JAX)")
     group.add_argument(
@@ -188,11 +189,11 @@ def compile_arguments(options: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def import_packages() -> None:
+def import_packages(options: argparse.Namespace) -> None:
     """Imports what every study needs, without TensorFlow's start-up messages.
 
     Raises:
-        UserError: A package is missing, or Keras does not start.
+        UserError: A package is missing, Keras does not start, or its backend lacks an option.
     """
     for package in ("matplotlib", "tqdm", "scipy"):
         require(package, package, "for this example")
@@ -204,6 +205,18 @@ def import_packages() -> None:
                 importlib.import_module("tensorflow")
     except ValueError as error:
         raise UserError(f"Keras does not start: {error}") from error
+    import keras
+
+    if keras.config.backend() == "torch":
+        for name, given in (
+            ("--steps-per-execution", options.steps_per_execution > 1),
+            ("--xla", options.xla),
+        ):
+            if given:
+                raise UserError(
+                    f"{name} is not for PyTorch: leave it out, or set KERAS_BACKEND to tensorflow "
+                    "or jax."
+                )
     # It warns of retracing, which a study of many models cannot do without.
     logging.getLogger("tensorflow").setLevel(logging.ERROR)
     require("keras_varinit", "keras-varinit", "for its initializers")

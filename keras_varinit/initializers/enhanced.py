@@ -135,7 +135,8 @@ class Enhanced(_EnhancedBase):
             ones of the layer.
         granularity: `"filter"`: one g per filter. `"position"`: one per filter and position of the
             window, so each sub-vector along the input channels has its own.
-        concentration: k > 0. The larger, the closer to the base. Defaults to 0.5.
+        concentration: k > 0. The larger, the closer to the base, and the faster small residual
+            networks started (examples/RESULTS.md). Defaults to 0.5, the source's.
         delta: 0 < δ <= 1 for the naive variant, relative to σ²; None for the Gamma law.
         seed: Integer or None. None takes the base's own seed if it has one.
         context: Set by `inject`. Without it the last axis tells filters apart and fans are read
