@@ -114,6 +114,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="NAME",
         help=f"of {', '.join(INITIALIZERS)}, or any id of keras_varinit or Keras",
     )
+    study_options.add_baseline_option(study, BASELINE)
     study.add_argument("--optimizers", nargs="+", choices=OPTIMIZERS, metavar="NAME")
     study.add_argument("--learning-rates", nargs="+", type=float, metavar="RATE")
     return parser
@@ -130,6 +131,7 @@ def run(options: argparse.Namespace) -> None:
     for rate in options.learning_rates:
         if not 0 < rate < float("inf"):
             raise UserError(f"--learning-rates {rate}: must be above 0.")
+    study_options.check_baseline(options)
     study_options.import_packages(options)
     from common import image_study, schemes
     from common.study import Study, study_cases
@@ -222,7 +224,7 @@ def _report(options: argparse.Namespace, images: Images, records: Sequence[Recor
     )
     parts = [
         f"Validation accuracy at the best learning rate, in %\n{_best_table(groups, optimizers)}",
-        f"The same, with differences\n{_difference_table(groups)}",
+        f"The same, with differences\n{_difference_table(groups, options.baseline or BASELINE)}",
         f"Validation accuracy at every learning rate\n{_every_rate(records)}",
         note,
     ]
@@ -248,18 +250,18 @@ def _best_table(groups: dict[Any, list[Record]], optimizers: Sequence[str]) -> s
     return summary.table(("optimizer", *names), rows) + "\n* the highest of its line"
 
 
-def _difference_table(groups: dict[Any, list[Record]]) -> str:
+def _difference_table(groups: dict[Any, list[Record]], baseline: str) -> str:
     from common import summary
 
     rows = []
     for (optimizer, name), members in groups.items():
         rate, chosen = best(members)
         against = ""
-        if name != BASELINE and (optimizer, BASELINE) in groups:
-            against = summary.difference(chosen, best(groups[optimizer, BASELINE])[1])
+        if name != baseline and (optimizer, baseline) in groups:
+            against = summary.difference(chosen, best(groups[optimizer, baseline])[1])
         accuracy = summary.spread([summary.final(record) for record in chosen])
         rows.append((optimizer, name, f"{rate:g}", accuracy, against))
-    last = f"paired difference to {BASELINE} [95 % interval]"
+    last = f"paired difference to {baseline} [95 % interval]"
     return summary.table(("optimizer", "initializer", "best rate", "accuracy", last), rows)
 
 

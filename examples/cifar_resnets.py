@@ -107,6 +107,7 @@ def _parser() -> argparse.ArgumentParser:
         help="ids of keras_varinit or Keras, kaiming_backward (2 / fan_out), and for the enhanced "
         "ones ID:GRANULARITY[:CONCENTRATION], as in enhanced_he_normal:position:2",
     )
+    study_options.add_baseline_option(study, "the base of each, as he_uniform is")
     study.add_argument(
         "--depth", type=int, metavar="N", help="8, 14, 20, 32, 44, 56, 110 or another 6n + 2"
     )
@@ -138,6 +139,7 @@ def run(options: argparse.Namespace) -> None:
         UserError: An option, a package or the data is wrong.
     """
     _check(options)
+    study_options.check_baseline(options)
     study_options.import_packages(options)
     from common import image_study, schemes
     from common.study import Study, study_cases
@@ -244,7 +246,7 @@ def _report(options: argparse.Namespace, images: Images, records: Sequence[Recor
         f"on {images.name}"
     )
     groups = summary.by_setting(records, "initializer")
-    baselines = {name: schemes.base(name) for name in groups}
+    baselines = {name: options.baseline or schemes.base(name) for name in groups}
     text = (
         f"{summary.comparison(records, baselines)}\n\n{setting}, "
         f"{image_study.scale(images, options)}."
@@ -275,8 +277,9 @@ def _plot_ratios(
     for axes, base in zip(panels, compared, strict=True):
         for name, members in groups.items():
             if baselines[name] == base != name:
-                ratios = study_plots.ratios(members, groups[base], epochs)
-                study_plots.draw_range(axes, range(1, epochs + 1), ratios, name, numbers[name])
+                each, mean = study_plots.ratios(members, groups[base], epochs)
+                x = range(1, epochs + 1)
+                study_plots.draw_range(axes, x, each, name, numbers[name], mean)
         axes.axhline(1, color="0.4", linewidth=1)
         low, high = axes.get_ylim()
         axes.set_ylim(max(low, RATIOS[0]), min(high, RATIOS[1]))

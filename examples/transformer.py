@@ -68,6 +68,7 @@ def _parser() -> argparse.ArgumentParser:
     study.add_argument(
         "--initializers", nargs="+", metavar="ID", help="ids of keras_varinit or Keras"
     )
+    study_options.add_baseline_option(study, BASELINE)
     study.add_argument("--blocks", type=int, metavar="N")
     study.add_argument("--width", type=int, metavar="N", help="of a token; divisible by 4 heads")
     study.add_argument("--patch", type=int, metavar="PIXELS", help="side of a token's square")
@@ -91,6 +92,7 @@ def run(options: argparse.Namespace) -> None:
             )
     if options.width % 4:
         raise UserError(f"--width {options.width}: four heads share it, so it must be 4, 8, 12, …")
+    study_options.check_baseline(options)
     study_options.import_packages(options)
     from common import image_study, schemes, study_plots, summary
     from common.study import Study, study_cases
@@ -108,7 +110,7 @@ def run(options: argparse.Namespace) -> None:
         study, cases, lambda case, folder: train(case, folder, images, options), options
     )
     groups = summary.by_setting(records, "initializer")
-    baseline = BASELINE if BASELINE in groups else next(iter(groups))
+    baseline = options.baseline or (BASELINE if BASELINE in groups else next(iter(groups)))
     setting = f"Vision transformer of {summary.counted(options.blocks, 'block')}, "
     setting += f"width {options.width}, {images.name}"
     text = (

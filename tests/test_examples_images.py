@@ -139,6 +139,11 @@ def test_two_devices_train_as_one(limit, backend, tmp_path):
         (asv_networks, ["--width", "0"], "--width 0: must be 1 or more"),
         (asv_networks, ["--learning-rates", "nan"], "--learning-rates nan: must be above 0"),
         (asv_networks, ["--image-size", "16"], "needs images of 32×32 or more"),
+        (
+            asv_networks,
+            ["--baseline", "he_normal"],
+            "--baseline he_normal: not among .*asv_backward",
+        ),
         (compare_initializers, ["--model", "MobilNet"], "--model MobilNet: not in .*MobileNet"),
         (compare_initializers, ["--image-size", "8"], "MobileNet does not take images of 8×8"),
         (compare_initializers, ["--data", "folder"], "--data folder needs --data-dir"),
@@ -171,7 +176,7 @@ def test_help_has_examples_and_every_preset_knows_its_options(app, capsys):
         arguments = ["--preset", preset, "--out", "unused"]
         options = study_options.parse(app._parser(), app.PRESETS, arguments)
         unset = {name for name, value in vars(options).items() if value is None}
-        assert unset <= {"limit", "data_dir", "image_size"}
+        assert unset <= {"limit", "data_dir", "image_size", "baseline"}
         chosen = app.PRESETS[preset]
         assert {name: getattr(options, name) for name in chosen} == chosen
         # No preset inherits from another: all images are all images.

@@ -222,8 +222,9 @@ def test_folder_of_another_study_is_refused_unless_restarted(tmp_path, monkeypat
 
 def test_ratios_pair_seeds_and_leave_gaps():
     base = [record(0, [0.5, 0.5]), record(1, [0.0, 0.25])]
-    found = study_plots.ratios([record(1, [0.5, 0.5]), record(0, [0.5, 1])], base, 2)
+    found, mean = study_plots.ratios([record(1, [0.5, 0.5]), record(0, [0.5, 1])], base, 2)
     np.testing.assert_array_equal(found, [[np.nan, 2], [1, 2]])
+    np.testing.assert_array_equal(mean, [2, 2])
 
 
 def test_a_training_that_ended_early_keeps_its_accuracy():

@@ -116,6 +116,32 @@ def add_augment_option(group: Any) -> None:
     )
 
 
+def add_baseline_option(group: Any, default: str) -> None:
+    """Adds `--baseline`.
+
+    Args:
+        group: A parser or a group of its options.
+        default: What the others are compared with where the option is left out.
+    """
+    group.add_argument(
+        "--baseline", metavar="ID",
+        help=f"the one of --initializers that the others are compared with (default: {default})",
+    )  # fmt: skip
+
+
+def check_baseline(options: argparse.Namespace) -> None:
+    """Refuses a baseline that is not trained.
+
+    Raises:
+        UserError: It is not among `--initializers`.
+    """
+    if options.baseline is not None and options.baseline not in options.initializers:
+        raise UserError(
+            f"--baseline {options.baseline}: not among --initializers "
+            f"{' '.join(options.initializers)}."
+        )
+
+
 def parse(
     argument_parser: argparse.ArgumentParser,
     presets: Mapping[str, Mapping[str, Any]],

@@ -32,18 +32,32 @@ def curves(records: Sequence[Record], metric: str, epochs: int) -> np.ndarray:
     return np.array(rows)
 
 
-def ratios(records: Sequence[Record], base: Sequence[Record], epochs: int) -> np.ndarray:
-    """Validation accuracy ÷ that of the base with the same seed, `(trainings, epochs)`.
+def ratios(
+    records: Sequence[Record], base: Sequence[Record], epochs: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Validation accuracy ÷ that of the base with the same seed.
 
     An accuracy of zero in the base, as tiny data sets may have, makes a NaN.
+
+    Returns:
+        Those of the seeds, `(trainings, epochs)`, and that of the means, `(epochs,)`: the mean of
+        ratios would be above 1 for accuracies that differ by nothing but noise.
     """
     of_seed = {record["settings"]["seed"]: record for record in base}
     pairs = [(r, of_seed[seed]) for r in records if (seed := r["settings"]["seed"]) in of_seed]
     above, below = (curves(half, "val_accuracy", epochs) for half in zip(*pairs, strict=True))
-    return above / np.where(below > 0, below, np.nan)
+    means = above.mean(axis=0), below.mean(axis=0)
+    return tuple(a / np.where(b > 0, b, np.nan) for a, b in ((above, below), means))
 
 
-def draw_range(axes: plt.Axes, x: Sequence[float], values: np.ndarray, label: str, n: int) -> None:
+def draw_range(
+    axes: plt.Axes,
+    x: Sequence[float],
+    values: np.ndarray,
+    label: str,
+    n: int,
+    middle: np.ndarray | None = None,
+) -> None:
     """Draws the mean of the rows as the `n`-th line, and their range.
 
     Args:
@@ -52,12 +66,13 @@ def draw_range(axes: plt.Axes, x: Sequence[float], values: np.ndarray, label: st
         values: `(rows, points)`; those that are not finite leave a gap.
         label: For the legend.
         n: The line's number, which decides its colour, dashes and marker.
+        middle: `(points,)`, drawn in place of the mean.
     """
     values = np.where(np.isfinite(values), values, np.nan)
     look = style(n)
     axes.plot(
         x,
-        values.mean(axis=0),
+        values.mean(axis=0) if middle is None else middle,
         label=label,
         linewidth=1.8,
         markersize=4,
