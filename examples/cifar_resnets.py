@@ -74,6 +74,8 @@ EPILOG = """\
 examples:
   python examples/cifar_resnets.py --out results/digits
   python examples/cifar_resnets.py --preset paper --out results/resnet56
+  python examples/cifar_resnets.py --preset paper --precision mixed_bfloat16 --data-on-device \\
+      --steps-per-execution 30 --out results/resnet56_gpu
   python examples/cifar_resnets.py --preset paper --depth 110 --data cifar100 --out results/c100
   python examples/cifar_resnets.py --data folder --data-dir FOLDER --limit 5000 \\
       --augment flip --no-batch-norm --learning-rate 0.01 --out results/folder

@@ -36,7 +36,6 @@ def rows(numbers: np.ndarray, moves: np.ndarray | None = None) -> np.ndarray:
     return np.concatenate([np.asarray(numbers, "int32")[:, None], moves], axis=1)
 
 
-@keras.saving.register_keras_serializable("examples")
 class DeviceImages(keras.layers.Layer):
     """Picks images by their number, shifts and mirrors them.
 
