@@ -13,6 +13,7 @@ import numpy as np
 
 from keras_varinit.analysis import (
     attention_signals,
+    merging_signals,
     pointwise_signals,
     pooling_signals,
     shape_signals,
@@ -178,9 +179,9 @@ class _Engine:
         if isinstance(role, Elementwise):
             return pointwise_signals.after_activation(visit.inputs[0], role.activation)
         if isinstance(role, Merge):
-            return shape_signals.merged(visit)
+            return merging_signals.merged(visit)
         if isinstance(role, Concatenation):
-            return shape_signals.concatenated(visit)
+            return merging_signals.concatenated(visit)
         if isinstance(role, Transparent) and role.normalizes:
             return pointwise_signals.position_normalization(visit)
         if isinstance(role, Pooling):
