@@ -14,6 +14,7 @@ import numpy as np
 from keras_varinit.analysis import (
     attention_signals,
     identity_signals,
+    merging_signals,
     pointwise_signals,
     pooling_signals,
     reduction_signals,
@@ -54,6 +55,7 @@ from keras_varinit.moments import Activation
 _RULES = (
     attention_signals,
     identity_signals,
+    merging_signals,
     pointwise_signals,
     pooling_signals,
     reduction_signals,
@@ -265,9 +267,9 @@ def _rule_of_role(role: Role) -> SignalRule | None:
     if isinstance(role, Elementwise):
         return pointwise_signals.elementwise
     if isinstance(role, Merge):
-        return shape_signals.merged
+        return merging_signals.merged
     if isinstance(role, Concatenation):
-        return shape_signals.concatenated
+        return merging_signals.concatenated
     return None
 
 
