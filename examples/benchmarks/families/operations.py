@@ -21,10 +21,12 @@ class Scale(L.Layer):
         self.value, self.add = value, add
 
     def build(self, input_shape: Any) -> None:
+        """Makes the weight."""
         constant = keras.initializers.Constant(self.value)
         self.gamma = self.add_weight(shape=(input_shape[-1],), initializer=constant, name="gamma")
 
     def call(self, x: Any) -> Any:
+        """The product or the sum."""
         return x + self.gamma if self.add else x * self.gamma
 
 
@@ -143,6 +145,7 @@ class Probe(L.Layer):
     """One learned query that attends to all positions, as SigLIP pools."""
 
     def build(self, input_shape: Any) -> None:
+        """Makes the query and the attention."""
         normal = keras.initializers.RandomNormal(stddev=1.0, seed=0)
         shape = (1, 1, input_shape[-1])
         self.probe = self.add_weight(shape=shape, initializer=normal, name="probe")
@@ -150,6 +153,7 @@ class Probe(L.Layer):
         self.attention.build(shape, input_shape)
 
     def call(self, x: Any) -> Any:
+        """What the query finds."""
         query = ops.repeat(self.probe, ops.shape(x)[0], axis=0)
         return self.attention(query=query, value=x)
 
@@ -164,8 +168,8 @@ OPERATIONS: dict[str, Network] = {
     "x * tensor": _between(lambda x: ops.multiply(ops.convert_to_tensor(VECTOR), x)),
     "Rescaling": _inputs(lambda: L.Rescaling(1 / 255), 0.0, 255.0),
     "Normalization": _inputs(lambda: L.Normalization(mean=3.0, variance=7.0), 3.0, 7.0**0.5),
-    "softmax between": _between(lambda x: L.Softmax()(x)),
-    "softmax activation": _between(lambda x: L.Dense(WIDTH, activation="softmax")(x)),
+    "softmax between": _between(lambda x: L.Softmax()(x), known=False),
+    "softmax activation": _between(lambda x: L.Dense(WIDTH, activation="softmax")(x), known=False),
     "fused SwiGLU": _between(_split, width=2 * WIDTH),
     "sum of halves": _between(_sum_of_halves, width=2 * WIDTH),
     "product of slices": _between(_slices, width=2 * WIDTH),
