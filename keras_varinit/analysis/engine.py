@@ -15,6 +15,7 @@ from keras_varinit.analysis import (
     attention_signals,
     pointwise_signals,
     pooling_signals,
+    recurrent_signals,
     shape_signals,
     weight_signals,
 )
@@ -42,7 +43,14 @@ from keras_varinit.analysis.signals import (
 from keras_varinit.moments import Activation
 
 # Importing these registers the rules of Keras's own layers.
-_RULES = (attention_signals, pointwise_signals, pooling_signals, shape_signals, weight_signals)
+_RULES = (
+    attention_signals,
+    pointwise_signals,
+    pooling_signals,
+    recurrent_signals,
+    shape_signals,
+    weight_signals,
+)
 
 Variances = Callable[[Any, float], float]
 
