@@ -15,13 +15,18 @@ ROOMS = {
     "fans": set(),
     "moments": {"numpy"},
     "pair_moments": {"numpy", "moments"},
-    "joint_moments": {"numpy", "moments"},
+    "analysis": {
+        *("keras", "values", "numpy", "graph", "fans", "context"),
+        *("moments", "pair_moments", "joint_moments", "recurrent_moments"),
+    },
+    "initializers": {"keras", "numpy", "graph", "seeds", "context", "moments"},
     "graph": {"keras"},
     "seeds": set(),
     "values": {"keras", "numpy"},
     "analysis": {
-        *("keras", "values", "numpy", "graph", "fans", "moments", "pair_moments", "joint_moments"),
-        "context",
+    "analysis": {
+        *("keras", "values", "numpy", "graph", "fans", "context"),
+        *("moments", "pair_moments", "joint_moments", "recurrent_moments"),
     },
     "initializers": {"keras", "numpy", "graph", "seeds", "context", "moments"},
     "prediction": {"keras", "values", "numpy", "graph", "analysis", "initializers"},
