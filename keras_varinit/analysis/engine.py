@@ -18,6 +18,7 @@ from keras_varinit.analysis import (
     shape_signals,
     weight_signals,
 )
+from keras_varinit.analysis.masks import Masks
 from keras_varinit.analysis.reader import Graph, Node
 from keras_varinit.analysis.rules import (
     Call,
@@ -106,6 +107,7 @@ class _Engine:
         self.backwards: dict[int, float] = {}
         self.gains: dict[int, float] = {}
         self.notes: list[str] = []
+        self.known_masks = Masks(graph)
         self.masks: set[int] = set()  # what comparisons make, which only matters in arithmetic
 
     def forward(self, mean: float, variance: float) -> None:
@@ -153,9 +155,17 @@ class _Engine:
             tuple(shapes[t] for t in node.outputs),
         )
         inputs = tuple(self.signals[t] for t in node.inputs)
+        self.known_masks.visit(node)
         self._follow_masks(node, role)
         visit = Visit(
-            call, role, inputs, self._variance, self._forward, self._backward, self.notes.append
+            call,
+            role,
+            inputs,
+            self._variance,
+            self._forward,
+            self._backward,
+            self.notes.append,
+            self.known_masks,
         )
         return self._outcome(visit)
 

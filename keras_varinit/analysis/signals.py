@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 from keras_varinit.analysis.axes import Array, axes_of
+from keras_varinit.analysis.masks import Masks
 from keras_varinit.analysis.moment_maps import Axes, Moments, combined, position_weights, uniform
 from keras_varinit.analysis.rules import Call, Role, operation_classes
 from keras_varinit.graph import Shape, is_raw_operation, operation_name
@@ -122,7 +123,8 @@ class Visit:
     """One call as the engine's rules see it.
 
     `variance_of(kernel, gain)` is the variance of an entry of a kernel whose output has the second
-    moment gain·variance; `forward` and `backward` take down what a kernel's output carries.
+    moment gain·variance; `forward` and `backward` take down what a kernel's output carries. `masks`
+    knows the tensors that no weight has touched.
     """
 
     call: Call
@@ -132,6 +134,7 @@ class Visit:
     forward: Callable[[Any, float], None]
     backward: Callable[[Any, float], None]
     note: Callable[[str], None]
+    masks: Masks | None = None
 
     @property
     def operation(self) -> Any:
