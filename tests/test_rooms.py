@@ -15,18 +15,17 @@ ROOMS = {
     "fans": set(),
     "moments": {"numpy"},
     "pair_moments": {"numpy", "moments"},
-    "analysis": {
-        *("keras", "values", "numpy", "graph", "fans", "context"),
-        *("moments", "pair_moments", "joint_moments", "recurrent_moments"),
-    },
-    "initializers": {"keras", "numpy", "graph", "seeds", "context", "moments"},
+    "joint_moments": {"numpy", "moments"},
+    "recurrent_moments": {"numpy", "moments", "pair_moments"},
+    "attention_patterns": {"numpy"},
+    "attention_moments": {"numpy", "attention_patterns"},
     "graph": {"keras"},
     "seeds": set(),
     "values": {"keras", "numpy"},
     "analysis": {
-    "analysis": {
         *("keras", "values", "numpy", "graph", "fans", "context"),
         *("moments", "pair_moments", "joint_moments", "recurrent_moments"),
+        *("attention_moments", "attention_patterns"),
     },
     "initializers": {"keras", "numpy", "graph", "seeds", "context", "moments"},
     "prediction": {"keras", "values", "numpy", "graph", "analysis", "initializers"},

@@ -30,6 +30,7 @@ from keras_varinit.analysis import (
 from keras_varinit.analysis.axes import Array
 from keras_varinit.analysis.constants import constant_signal
 from keras_varinit.analysis.layouts import fitting, flat_channels
+from keras_varinit.analysis.masks import Masks
 from keras_varinit.analysis.reader import Graph, Node, computed
 from keras_varinit.analysis.rules import (
     Call,
@@ -135,6 +136,7 @@ class _Engine:
         self.gains: dict[int, float] = {}
         self.notes: list[str] = []
         self.values: dict[int, Array] = {}  # of tensors that are known numbers
+        self.known_masks = Masks(graph)
 
     def forward(self, mean: float, variance: float) -> None:
         for tensor in self.graph.inputs:
@@ -196,6 +198,7 @@ class _Engine:
             tuple(shapes[t] for t in node.inputs),
             tuple(shapes[t] for t in node.outputs),
         )
+        self.known_masks.visit(node)
         visit = Visit(
             call,
             role,
@@ -206,6 +209,7 @@ class _Engine:
             self.notes.append,
             tuple(self.values.get(t) for t in node.inputs),
             at_output,
+            self.known_masks,
         )
         return self._outcome(visit)
 
