@@ -119,7 +119,7 @@ def test_any_text_is_read_as_numpy_reads_it_or_refused_by_name(text, kernel_rank
     ],
 )
 def test_a_pattern_that_cannot_be_read_says_why(pattern, kernel, shape, reason):
-    with pytest.raises(ValueError, match="^the einsum pattern ") as raised:
+    with pytest.raises(ValueError, match="the einsum pattern") as raised:
         fans.einsum(pattern, kernel, shape)
     assert repr(pattern) in str(raised.value)
     assert reason in str(raised.value)
