@@ -13,6 +13,7 @@ import numpy as np
 
 from keras_varinit.analysis import (
     attention_signals,
+    contraction_signals,
     entrywise_signals,
     identity_signals,
     merging_signals,
@@ -59,6 +60,7 @@ from keras_varinit.moments import Activation
 # Importing these registers the rules of Keras's own layers.
 _RULES = (
     attention_signals,
+    contraction_signals,
     entrywise_signals,
     identity_signals,
     merging_signals,
@@ -223,7 +225,7 @@ class _Engine:
         if not visit.inputs and not isinstance(role, Weights):
             return unknown(visit, "it has no input")
         if function is None:
-            function = _rule_of_role(role)
+            function = _rule_of_role(role, raw=is_raw_operation(visit.operation))
         if function is None:
             return unknown(visit, role.reason if isinstance(role, Unknown) else "no rule")
         if not takes_channel_axes(function) and any(s.other_axes for s in visit.inputs):
@@ -272,10 +274,10 @@ def _fitted(gradient: Gradient, signal: Signal) -> Gradient:
     return gradient.with_parts(tuple(np.full(shape, mean) for shape in shapes))
 
 
-def _rule_of_role(role: Role) -> SignalRule | None:
+def _rule_of_role(role: Role, *, raw: bool) -> SignalRule | None:
     """The rule of what several operations have in common; None where a role says too little."""
     if isinstance(role, Weights):
-        return weight_signals.general_kernels
+        return contraction_signals.raw_kernels if raw else weight_signals.general_kernels
     if isinstance(role, Elementwise):
         return pointwise_signals.elementwise
     if isinstance(role, Merge):

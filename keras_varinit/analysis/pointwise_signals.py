@@ -9,6 +9,7 @@ import numpy as np
 
 from keras_varinit.analysis.moment_maps import Moments, outer, uniform
 from keras_varinit.analysis.nonlinear import activated, composed, law_of
+from keras_varinit.analysis.reader import call_argument
 from keras_varinit.analysis.rules import Elementwise, layer_classes
 from keras_varinit.analysis.signals import (
     Gradients,
@@ -65,6 +66,15 @@ def elementwise(visit: Visit) -> Outcome:
     if visit.inputs[0].is_known() and not is_integrable(visit.inputs[0], role.activation):
         return unknown(visit, "its second moment does not exist for a Gaussian signal")
     return outcome
+
+
+@follows_channel_axes
+@signal_rule(keras.layers.Activation)
+def _activation(visit: Visit) -> Outcome:
+    """Its function; a layer of `activation="linear"` has none."""
+    if isinstance(visit.role, Elementwise):
+        return elementwise(visit)
+    return Outcome(visit.inputs, lambda gradients: gradients)
 
 
 def is_integrable(signal: Signal, activation: Activation) -> bool:
@@ -168,6 +178,9 @@ def _scales(layer: Any) -> tuple[float, tuple[float, float]]:
 def _batch_normalization(visit: Visit) -> Outcome:
     """In training: mean and variance of a channel are those over examples and positions."""
     layer, signal = visit.operation, visit.inputs[0]
+    rank = len(visit.call.input_shapes[0])
+    if layer.axis % rank != signal.channel_axis % rank:
+        return unknown(visit, "it normalizes along positions, not channels")
     gamma, beta = _scales(layer)
     factors: dict[int, float] = {}
 
@@ -201,6 +214,35 @@ def _per_part(signal: Signal, factors: dict[int, Any], count: int) -> Any:
     return pullback
 
 
+def _given_scales(visit: Visit) -> tuple[float, tuple[float, float]]:
+    """The same of a raw operation, which takes γ and β as arguments; NaN where they are signals."""
+    if len(visit.inputs) > 1:
+        return math.nan, (0.0, 0.0)
+    node = visit.call.node
+    gamma = call_argument(node, 1, "scale", call_argument(node, 1, "gamma"))
+    beta = call_argument(node, 2, "beta")
+    scale = 1.0 if gamma is None else float(np.mean(np.square(_numbers(gamma))))
+    if beta is None:
+        return scale, (0.0, 0.0)
+    return scale, (float(np.mean(_numbers(beta))), float(np.mean(np.square(_numbers(beta)))))
+
+
+def _numbers(value: Any) -> Any:
+    return np.asarray(view(value), np.float64)
+
+
+def normalized_axes(visit: Visit) -> str | None:
+    """Whether a normalization is over "channels" or a whole "example"; None for anything else."""
+    operation, rank = visit.operation, len(visit.call.input_shapes[0])
+    if getattr(operation, "order", 2) not in (2, None):
+        return None
+    axis = getattr(operation, "axis", -1)
+    axes = {int(a) % rank for a in ([axis] if isinstance(axis, int) else axis or [-1])}
+    if "Group" in type(operation).__name__ or axes == {visit.inputs[0].channel_axis % rank}:
+        return "channels"
+    return "example" if axes == set(range(1, rank)) else None
+
+
 @signal_rule(
     *layer_classes(
         "LayerNormalization", "RMSNormalization", "GroupNormalization", "UnitNormalization"
@@ -215,13 +257,19 @@ def position_normalization(visit: Visit) -> Outcome:
     Rows of unit length have entries of mean square 1/channels.
     """
     layer, signal = visit.operation, visit.inputs[0]
-    gamma, beta = _scales(layer) if isinstance(layer, keras.Layer) else (1.0, (0.0, 0.0))
+    gamma, beta = _scales(layer) if isinstance(layer, keras.Layer) else _given_scales(visit)
     epsilon = float(getattr(layer, "epsilon", 1e-6) or 1e-6)
     to_unit_length = type(layer).__name__ in ("UnitNormalization", "Normalize")
+    over = normalized_axes(visit)
+    if over is None:
+        return unknown(visit, "it normalizes other dimensions than channels, or all of an example")
     keeps_mean = to_unit_length or "RMS" in type(layer).__name__
     if to_unit_length:
-        gamma = 1 / signal.channels
-    over_positions = "Group" in type(layer).__name__
+        entries = signal.channels * (
+            math.prod(a.size or 1 for a in signal.axes) if over == "example" else 1
+        )
+        gamma = 1 / entries
+    over_positions = "Group" in type(layer).__name__ or over == "example"
     total = signal.merged
     mean = np.zeros_like(total.mean) if keeps_mean else total.mean
     variance = np.asarray(total.second - mean**2)
