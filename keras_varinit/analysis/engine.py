@@ -13,11 +13,15 @@ import numpy as np
 
 from keras_varinit.analysis import (
     attention_signals,
+    entrywise_signals,
     identity_signals,
     merging_signals,
+    patch_signals,
     pointwise_signals,
     pooling_signals,
+    recurrent_signals,
     reduction_signals,
+    resampling_signals,
     reshaping_signals,
     scaling_signals,
     selection_signals,
@@ -27,6 +31,7 @@ from keras_varinit.analysis import (
 from keras_varinit.analysis.axes import Array
 from keras_varinit.analysis.constants import constant_signal
 from keras_varinit.analysis.layouts import fitting, flat_channels
+from keras_varinit.analysis.masks import Masks
 from keras_varinit.analysis.reader import Graph, Node, computed
 from keras_varinit.analysis.rules import (
     Call,
@@ -54,11 +59,15 @@ from keras_varinit.moments import Activation
 # Importing these registers the rules of Keras's own layers.
 _RULES = (
     attention_signals,
+    entrywise_signals,
     identity_signals,
     merging_signals,
+    patch_signals,
     pointwise_signals,
     pooling_signals,
+    recurrent_signals,
     reduction_signals,
+    resampling_signals,
     reshaping_signals,
     scaling_signals,
     selection_signals,
@@ -129,6 +138,7 @@ class _Engine:
         self.gains: dict[int, float] = {}
         self.notes: list[str] = []
         self.values: dict[int, Array] = {}  # of tensors that are known numbers
+        self.known_masks = Masks(graph)
 
     def forward(self, mean: float, variance: float) -> None:
         for tensor in self.graph.inputs:
@@ -190,6 +200,7 @@ class _Engine:
             tuple(shapes[t] for t in node.inputs),
             tuple(shapes[t] for t in node.outputs),
         )
+        self.known_masks.visit(node)
         visit = Visit(
             call,
             role,
@@ -200,6 +211,7 @@ class _Engine:
             self.notes.append,
             tuple(self.values.get(t) for t in node.inputs),
             at_output,
+            self.known_masks,
         )
         return self._outcome(visit)
 

@@ -9,7 +9,7 @@ from keras_varinit.analysis.axes import Array
 from keras_varinit.analysis.moment_maps import Axes, Moments, added, broadcast, multiplied
 from keras_varinit.analysis.nonlinear import IDENTITY, activated, law_of
 from keras_varinit.analysis.rules import Concatenation
-from keras_varinit.analysis.shape_signals import number_of_positions, unknown
+from keras_varinit.analysis.shape_signals import number_of_positions
 from keras_varinit.analysis.signals import (
     Gradient,
     Gradients,
@@ -18,6 +18,7 @@ from keras_varinit.analysis.signals import (
     Visit,
     alike,
     layout,
+    unknown,
 )
 from keras_varinit.moments import Activation
 from keras_varinit.pair_moments import joint_squared_slope

@@ -88,6 +88,8 @@ def is_integrable(signal: Signal, activation: Activation) -> bool:
 
 def _passed_back(moments: Moments, activation: Activation) -> tuple[float, float, float]:
     """E f'² at an entry, and the share of coherence left between far and adjacent entries."""
+    if moments.border is not None:
+        return _passed_back(moments.border.source, activation)
     if moments.pre is not None and moments.function is not None:
         # The slope of the outer function where the inner one has one.
         whole = law_of(moments.pre, composed(moments.function, activation))

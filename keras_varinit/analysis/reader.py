@@ -222,10 +222,11 @@ class _Reader:
         self, wrapper: Any, inputs: list[int], shapes: list[Shape], arguments: Any
     ) -> tuple[int, ...]:
         """Both directions on the same input, then what merges them."""
-        ends = [
-            self._call(layer, inputs, shapes[:1], arguments)[0]
-            for layer in (wrapper.forward_layer, wrapper.backward_layer)
-        ]
+        ends = []
+        for layer in (wrapper.forward_layer, wrapper.backward_layer):
+            shape = layer.compute_output_shape(self.graph.shapes[inputs[0]])
+            own = tuple(shape[0] if wrapper.return_state else shape)
+            ends.append(self._call(layer, inputs, [own], arguments)[0])
         return self.graph.new_node(wrapper, ends, shapes, part="leave")
 
 

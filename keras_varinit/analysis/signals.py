@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 from keras_varinit.analysis.axes import Array, axes_of
+from keras_varinit.analysis.masks import Masks
 from keras_varinit.analysis.moment_maps import Axes, Moments, combined, position_weights, uniform
 from keras_varinit.analysis.rules import Call, Role, operation_classes
 from keras_varinit.graph import Shape, is_raw_operation, operation_name
@@ -131,6 +132,7 @@ class Visit:
     `variance_of(kernel, gain)` is the variance of an entry of a kernel whose output has the second
     moment gain·variance; `forward` and `backward` record what a kernel's output carries. `values`
     holds the numbers that some inputs are, `at_output` whether all outputs are the model's.
+    `masks` knows the tensors that no weight has touched.
     """
 
     call: Call
@@ -142,6 +144,7 @@ class Visit:
     note: Callable[[str], None]
     values: tuple[Array | None, ...] = ()
     at_output: bool = False
+    masks: Masks | None = None
 
     @property
     def operation(self) -> Any:

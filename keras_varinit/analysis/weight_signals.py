@@ -14,7 +14,7 @@ import keras
 import numpy as np
 
 from keras_varinit.analysis import rules
-from keras_varinit.analysis.axes import Array, Window
+from keras_varinit.analysis.axes import AnyWindow, Array, Window
 from keras_varinit.analysis.layouts import fitting, reordered, signal_at, with_channel_axes
 from keras_varinit.analysis.moment_maps import Axes, Moments, axis_maps, uniform
 from keras_varinit.analysis.pointwise_signals import (
@@ -96,12 +96,12 @@ def transposed_windows(call: Call, source: Axes, target: Axes) -> list[Window]:
     return found
 
 
-def summed_back(windows: Sequence[Window], moments: Moments, gradient: Array) -> Array:
+def summed_back(windows: Sequence[AnyWindow], moments: Moments, gradient: Array) -> Array:
     """Σ over the outputs that read an input of E g², by class of the input's position."""
     for axis, (window, each) in enumerate(zip(windows, axis_maps(moments, windows), strict=True)):
         source, target = window.inputs, window.outputs
         if source.size is None or target.size is None:
-            ratio = window.stride if window.kind == "transposed" else 1 / window.stride
+            ratio = float(window.stride) if window.kind == "transposed" else 1 / window.stride
         else:
             ratio = target.size / source.size
         matrix = each.means.T * target.weights[None, :] / source.weights[:, None] * ratio
@@ -132,7 +132,7 @@ class Weighing:
             self.visit.backward(self.kernel.variable, gradient.second_moment(output))
 
 
-def _through(gradient: Gradient, windows: Sequence[Window]) -> Gradient:
+def through_taps(gradient: Gradient, windows: Sequence[Window]) -> Gradient:
     """Gradients of two inputs are alike in the taps that both have.
 
     With strides only every so many inputs have a tap in common, and adjacent ones have none.
@@ -217,7 +217,7 @@ def _shared(
         back = summed_back(taps, merged, gradient.parts[0])
         back = back * (weighing.variance * channels / groups)
         count = len(signal.parts)
-        passed = _through(gradient, taps).with_parts((back,) * count)
+        passed = through_taps(gradient, taps).with_parts((back,) * count)
         return only_first(fitting(passed, signal, visit.inputs[0]), len(visit.inputs))
 
     return with_activation(visit, Outcome((output,), pullback))
@@ -269,7 +269,7 @@ def _each_channel(visit: Visit, multiplier: int) -> tuple[Outcome, Signal]:
             summed_back(taps, m, g) * (weighing.variance * multiplier)
             for (_, m), g in zip(signal.parts, gradient.parts, strict=True)
         )
-        passed = _through(gradient, taps).with_parts(back)
+        passed = through_taps(gradient, taps).with_parts(back)
         return only_first(fitting(passed, signal, visit.inputs[0]), len(visit.inputs))
 
     return Outcome((output,), pullback), signal
