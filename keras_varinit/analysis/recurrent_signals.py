@@ -67,12 +67,11 @@ class _NotModelledError(Exception):
 
 @signal_rule(keras.layers.RNN)
 def _recurrent(visit: Visit) -> Outcome:
+    if not visit.inputs[0].merged.is_known():
+        return _without_state(visit)
     try:
         cells = _cells(visit)
-        clock = _clock(visit, cells)
-        if not visit.inputs[0].merged.is_known():
-            return _without_state(visit)
-        return _Layer(visit, cells, clock).outcome()
+        return _Layer(visit, cells, _clock(visit, cells)).outcome()
     except _NotModelledError as reason:
         visit.note(f"{visit.operation.name}: {reason}, so what it puts out is not known")
         return _without_state(visit)
