@@ -13,10 +13,11 @@ import keras
 import numpy as np
 
 from keras_varinit.analysis.activation_rules import activation_of
+from keras_varinit.analysis.attention_masks import UnknownError, mask_values
 from keras_varinit.analysis.axes import Array
+from keras_varinit.analysis.call_arguments import named_arguments
 from keras_varinit.analysis.moment_maps import Moments, added, multiplied, uniform
 from keras_varinit.analysis.nonlinear import IDENTITY
-from keras_varinit.analysis.reader import call_argument
 from keras_varinit.analysis.recurrent_steps import (
     Clock,
     arriving_at,
@@ -105,9 +106,14 @@ def _cells(visit: Visit) -> list[Any]:
             raise _NotModelledError(f"{type(each).__name__} has a `call` of its own")
     if not all(any(isinstance(cell, kind[0]) for kind in _KINDS) for cell in cells):
         raise _NotModelledError(f"the recursion of {type(cells[0]).__name__} is not modelled")
-    if call_argument(node, 2, "mask") is not None:
+    arguments = named_arguments(node)
+    try:
+        shown = mask_values(visit, arguments.get("mask"))
+    except UnknownError as reason:
+        raise _NotModelledError(str(reason)) from reason
+    if shown is not None and not np.all(shown):
         raise _NotModelledError("it skips the steps that its mask hides")
-    if call_argument(node, 1, "initial_state") is not None or len(visit.inputs) > 1:
+    if arguments.get("initial_state") is not None:
         raise _NotModelledError("it starts from a state that it is given")
     if layer.stateful:
         visit.note(f"{layer.name}: stateful, and counted from a state of zeros")
