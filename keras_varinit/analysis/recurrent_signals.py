@@ -22,7 +22,7 @@ from keras_varinit.analysis.recurrent_steps import (
     Clock,
     arriving_at,
     clock_of,
-    correlation,
+    coherence_of,
     faded,
     has_settled,
     moments_of,
@@ -221,8 +221,7 @@ class _Layer:
     def _at_input(self, matrix: Array) -> Gradient:
         seconds = np.diagonal(matrix)
         part = self.clock.by_class(seconds, self.clock.reads)
-        adjacent = correlation(matrix, 1, 1)
-        far = correlation(matrix, 2, len(matrix) - 1) if len(matrix) > 2 else adjacent
+        far, adjacent = coherence_of(matrix, self.clock)
         local = (adjacent - far) / (1 - far) if far < 1 else 0.0
         return Gradient((part,) * len(self.signal.parts), far, max(local, 0.0))
 
