@@ -4,6 +4,7 @@
 """
 
 import keras
+import numpy as np
 from keras import ops
 
 from tests.rule_cases.case import LINE, TOKENS, VECTOR, Allowance, Case, dense, line, tokens, vector
@@ -52,12 +53,17 @@ def pooled(*layers):
     return apply
 
 
+def encoder_and_decoder(u):
+    *_, h, c = L.LSTM(96, return_state=True)(u)
+    return L.LSTM(96, return_sequences=True)(u, initial_state=[h, c])
+
+
 def from_given_state(u):
-    return L.GRU(64)(u, initial_state=u[:, 0, :64])
+    return L.GRU(96)(u, initial_state=dense(96)(L.GlobalAveragePooling1D()(u)))
 
 
-def noise(length):
-    return lambda rng, count: rng.standard_normal((count, length, 16))
+def from_numbers(u):
+    return L.SimpleRNN(64)(u, initial_state=[np.ones((8, 64))])
 
 
 CASES = (
@@ -92,7 +98,9 @@ CASES = (
         examples=4,
     ),
     recurrent(lambda: L.LSTM(96), "any-length", shape=(None, 16), known=False),
-    recurrent(lambda: from_given_state, "given-state", known=False),
+    recurrent(lambda: encoder_and_decoder, "encoder-decoder"),
+    recurrent(lambda: from_given_state, "given-state"),
+    recurrent(lambda: from_numbers, "given-numbers", known=False),
     both("concat", L.LSTM(64)),
     both("sum"),
     both("ave"),
