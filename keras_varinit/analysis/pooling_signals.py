@@ -11,7 +11,7 @@ from keras_varinit.analysis.axes import Array, Window
 from keras_varinit.analysis.moment_maps import Axes, Moments, axis_maps, position_weights, uniform
 from keras_varinit.analysis.nonlinear import IDENTITY, law_of, max_pooled
 from keras_varinit.analysis.rules import layer_classes, per_dimension
-from keras_varinit.analysis.shape_signals import number_of_positions, unknown
+from keras_varinit.analysis.shape_signals import number_of_positions
 from keras_varinit.analysis.signals import (
     Gradient,
     Gradients,
@@ -20,6 +20,7 @@ from keras_varinit.analysis.signals import (
     layout,
     only_first,
     signal_rule,
+    unknown,
 )
 from keras_varinit.analysis.weight_signals import channel_axis_of, in_layout, summed_back
 from keras_varinit.fans import padding_and_outputs
@@ -160,8 +161,7 @@ def _average_pooling(visit: Visit) -> Outcome:
 
 
 @signal_rule(
-    *layer_classes("GlobalAveragePooling1D", "GlobalAveragePooling2D", "GlobalAveragePooling3D"),
-    "Mean",
+    *layer_classes("GlobalAveragePooling1D", "GlobalAveragePooling2D", "GlobalAveragePooling3D")
 )
 def global_average(visit: Visit) -> Outcome:
     """The mean over all positions: pairs of positions, and what near ones have beyond that."""
@@ -190,10 +190,9 @@ def global_average(visit: Visit) -> Outcome:
     return Outcome((output,), pullback)
 
 
-@signal_rule(
-    *layer_classes("GlobalMaxPooling1D", "GlobalMaxPooling2D", "GlobalMaxPooling3D"), "Max"
-)
-def _global_max(visit: Visit) -> Outcome:
+@signal_rule(*layer_classes("GlobalMaxPooling1D", "GlobalMaxPooling2D", "GlobalMaxPooling3D"))
+def global_max(visit: Visit) -> Outcome:
+    """The maximum over all positions."""
     signal = in_layout(visit, channel_axis_of(visit.operation, visit.inputs[0].channel_axis))
     count = number_of_positions(signal.axes)
     target, _ = layout(visit.output_shape, signal.channel_axis)

@@ -264,3 +264,20 @@ def evaluate(node: Node, values: npt.NDArray[np.float64]) -> npt.NDArray[np.floa
     args, kwargs = node.arguments.fill_in(filled)
     result = keras.ops.convert_to_numpy(node.operation.call(*args, **kwargs))
     return np.asarray(result, np.float64)
+
+
+def computed(node: Node, values: Sequence[npt.NDArray[Any]]) -> list[npt.NDArray[Any]] | None:
+    """What an operation of `keras.ops` makes of numbers; None where it cannot run on them."""
+    tensors = [
+        keras.ops.cast(keras.ops.convert_to_tensor(value), given.dtype)
+        for value, given in zip(values, node.arguments.keras_tensors, strict=True)
+    ]
+    filled = {id(t): value for t, value in zip(node.arguments.keras_tensors, tensors, strict=True)}
+    args, kwargs = node.arguments.fill_in(filled)
+    try:
+        results = keras.tree.flatten(node.operation.call(*args, **kwargs))
+    except Exception:  # whatever a backend raises on shapes that only hold in the model
+        return None
+    if len(results) != len(node.outputs):
+        return None
+    return [np.asarray(keras.ops.convert_to_numpy(each)) for each in results]

@@ -1,42 +1,25 @@
 """The engine's rules of padding, reshaping and merging."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import numpy as np
 
-from keras_varinit.analysis.axes import Array, Axis, Window
+from keras_varinit.analysis.axes import Axis, Window
 from keras_varinit.analysis.moment_maps import (
     Axes,
-    Moments,
-    added,
-    broadcast,
-    multiplied,
-    uniform,
 )
-from keras_varinit.analysis.nonlinear import IDENTITY, activated, law_of
-from keras_varinit.analysis.rules import Concatenation, Padding, layer_classes, per_dimension
+from keras_varinit.analysis.rules import Padding, layer_classes, per_dimension
 from keras_varinit.analysis.signals import (
-    Gradient,
     Gradients,
     Outcome,
-    Signal,
     Visit,
-    alike,
     layout,
     only_first,
     signal_rule,
+    unknown,
 )
 from keras_varinit.analysis.weight_signals import channel_axis_of, in_layout, summed_back
-from keras_varinit.moments import Activation
-from keras_varinit.pair_moments import joint_squared_slope
-
-
-def unknown(visit: Visit) -> Outcome:
-    """Outputs of which nothing is known; no gradient comes back."""
-    axis = visit.inputs[0].channel_axis if visit.inputs else -1
-    outputs = tuple(alike(s, axis, math.nan, math.nan, math.nan) for s in visit.call.output_shapes)
-    return Outcome(outputs, lambda _: [None] * len(visit.inputs))
 
 
 def number_of_positions(axes: Axes) -> float:
@@ -74,7 +57,7 @@ def moved(visit: Visit, windows_of: Callable[[Axis, Axis, int], Window]) -> Outc
 def _zero_padding(visit: Visit) -> Outcome:
     role = visit.role
     if not isinstance(role, Padding):
-        return reshaped(visit)
+        return unknown(visit, "only zeros around positions are modelled")
     return moved(visit, lambda a, b, n: Window("conv", 1, 1, 1, role.pads[n][0], a, b))
 
 
@@ -93,238 +76,3 @@ def _up_sampling(visit: Visit) -> Outcome:
     if getattr(visit.operation, "interpolation", "nearest") != "nearest":
         visit.note(f"{visit.operation.name}: its interpolation counts as repeating entries")
     return moved(visit, lambda a, b, n: Window("repeat", 1, size[n], 1, 0, a, b))
-
-
-def reshaped(visit: Visit) -> Outcome:
-    """The same entries in another shape: at equal channels, or averages where channels move."""
-    signal = visit.inputs[0]
-    before, after = visit.call.input_shapes[0], visit.output_shape
-    if before == after:
-        # Another tensor (a part, a flip, …): entries of the two are not each other's.
-        output = signal.each(Moments.copied)
-        return Outcome((output,) * len(visit.call.output_shapes), _first_of_many(len(visit.inputs)))
-    axes, channels = layout(after, -1)
-    kept = signal.channel_axis in (-1, len(before) - 1) and before[-1] == after[-1]
-
-    def moved_moments(moments: Moments) -> Moments:
-        if not axes:
-            return moments.flattened().copied()
-        if not moments.axes:
-            mean = moments.average(moments.mean)
-            return uniform(axes, mean, moments.second_moment, mean**2)
-        return moments.spread_over(axes)
-
-    if kept:
-        output = Signal(signal.each(moved_moments).parts, -1)
-    elif not axes and signal.channels and channels % signal.channels == 0:
-        times = channels // signal.channels
-        parts = tuple((n * times, m) for n, m in signal.each(moved_moments).parts)
-        output = Signal(parts, -1)
-    else:
-        output = Signal(((channels, moved_moments(signal.merged)),), -1)
-
-    def pullback(gradients: Gradients) -> Gradients:
-        known = [g for g in gradients if g is not None]
-        if not known:
-            return only_first(None, len(visit.inputs))
-        matched = len(output.parts) == len(signal.parts)
-        whole = sum(g.second_moment(output) for g in known) / max(len(gradients), 1)
-        parts = tuple(
-            np.full_like(
-                m.mean, float(np.mean(known[0].parts[i])) if matched and axes == () else whole
-            )
-            for i, (_, m) in enumerate(signal.parts)
-        )
-        coherence = known[0].coherence if axes and signal.axes else 0.0
-        return only_first(Gradient(parts, coherence), len(visit.inputs))
-
-    return Outcome((output,) * len(visit.call.output_shapes), pullback)
-
-
-def _first_of_many(count: int) -> Callable[[Gradients], Gradients]:
-    def pullback(gradients: Gradients) -> Gradients:
-        known = [g for g in gradients if g is not None]
-        return only_first(known[0] if known else None, count)
-
-    return pullback
-
-
-def merged(visit: Visit) -> Outcome:
-    """Sums and products of signals made by different weights, or functions of one signal."""
-    name = type(visit.operation).__name__
-    if name not in ("Add", "Subtract", "Average", "Multiply"):
-        if any(signal.merged.is_known() for signal in visit.inputs):
-            visit.note(f"{visit.operation.name} ({name}): what it does to signals is not modelled")
-        return unknown(visit)
-    target, _ = layout(visit.output_shape, visit.inputs[0].channel_axis)
-    signals = [_on_axes(s, target) for s in visit.inputs]
-    widest = max(signals, key=lambda s: len(s.parts))
-    aligned = [_as_parts(s, widest) for s in signals]
-    share = 1 / len(signals) ** 2 if name == "Average" else 1.0
-    factors = [share] * len(aligned)
-    if name == "Multiply":
-        seconds = [s.second_moment for s in aligned]
-        factors = [math.prod(seconds[:i] + seconds[i + 1 :]) for i in range(len(seconds))]
-    groups, ratios = [], []
-    for number, (channels, _) in enumerate(widest.parts):
-        groups.append((channels, _merge(name, [s.parts[number][1] for s in aligned])))
-        ratios.append(_together(groups[-1][1], [s.parts[number][1] for s in aligned], factors))
-    output = Signal(tuple(groups), visit.inputs[0].channel_axis)
-
-    def pullback(gradients: Gradients) -> Gradients:
-        gradient = gradients[0]
-        if gradient is None:
-            return [None] * len(visit.inputs)
-        results = []
-        for index, signal in enumerate(visit.inputs):
-            coherence = gradient.coherence
-            if name == "Multiply":
-                for other, known in enumerate(aligned):
-                    if other != index:
-                        pair = known.merged.pair_moment
-                        coherence *= min(abs(pair) / max(known.second_moment, 1e-300), 1.0)
-            given = _gathered(gradient, coherence, factors[index], output, signal)
-            if len(given.parts) == len(ratios):
-                parts = tuple(g * r for g, r in zip(given.parts, ratios, strict=True))
-                given = given.with_parts(parts)
-            if name == "Add" and gradient.through is not None:
-                given = _kept_together(given, gradient.through, signal, output)
-            results.append(given)
-        return results
-
-    return Outcome((output,), pullback)
-
-
-def _gathered(
-    gradient: Gradient, coherence: float, factor: float, output: Signal, signal: Signal
-) -> Gradient:
-    """The gradient of a merged signal for one that was spread over positions to join it."""
-    if signal.axes == output.axes and len(signal.parts) == len(output.parts):
-        return Gradient(tuple(g * factor for g in gradient.parts), coherence)
-    whole = gradient.second_moment(output) * factor
-    repeats = number_of_positions(output.axes) / number_of_positions(signal.axes)
-    if math.isfinite(repeats) and repeats > 1:
-        whole *= repeats * (1 + coherence * (repeats - 1))
-    return Gradient(tuple(np.full_like(m.mean, whole) for _, m in signal.parts), coherence)
-
-
-def _kept_together(
-    gradient: Gradient, through: Activation, signal: Signal, output: Signal
-) -> Gradient:
-    """For a shortcut: where its own activation passes, the one behind the sum passes more often."""
-    if len(signal.parts) != len(output.parts):
-        return gradient
-    parts = []
-    for g, (_, moments), (_, total) in zip(gradient.parts, signal.parts, output.parts, strict=True):
-        ratio = 1.0
-        if moments.pre is not None and moments.function is not None:
-            (mean, std), (rest_mean, rest_std) = moments.spread, total.spread
-            rest = (rest_mean - mean, math.sqrt(max(rest_std**2 - std**2, 0.0)))
-            first, second = law_of(moments.pre, moments.function), law_of(total, through)
-            apart = first.squared_slope * second.squared_slope
-            if apart > 0 and rest[1] > 0:
-                root = moments.pre.spread
-                ratio = joint_squared_slope(moments.function, root, through, rest) / apart
-        parts.append(g * ratio)
-    return gradient.with_parts(tuple(parts))
-
-
-def _on_axes(signal: Signal, axes: Axes) -> Signal:
-    return signal.each(lambda m: broadcast(m, axes))
-
-
-def _as_parts(signal: Signal, widest: Signal) -> Signal:
-    counts = [n for n, _ in widest.parts]
-    if [n for n, _ in signal.parts] == counts:
-        return signal
-    whole = signal.merged
-    return Signal(tuple((n, whole) for n in counts), signal.channel_axis)
-
-
-def _merge(name: str, parts: Sequence[Moments]) -> Moments:
-    roots = [m.pre or m for m in parts]
-    if all(root is roots[0] for root in roots[1:]) and roots[0].is_known():
-        return _of_one_root(name, roots[0], [m.function or IDENTITY for m in parts])
-    result = parts[0]
-    for each in parts[1:]:
-        if name == "Multiply":
-            result = multiplied(result, each)
-        else:
-            result = added(result, each, -1.0 if name == "Subtract" else 1.0)
-    return result.scaled(1 / len(parts) ** 2) if name == "Average" else result.plain()
-
-
-def _together(result: Moments, parts: Sequence[Moments], factors: Sequence[float]) -> float:
-    """What functions of one signal give it together, over the sum of what each gives it."""
-    root = result.pre
-    if root is None or result.function is None or any((m.pre or m) is not root for m in parts):
-        return 1.0
-    apart = sum(
-        factor * law_of(root, m.function or IDENTITY).squared_slope
-        for factor, m in zip(factors, parts, strict=True)
-    )
-    return law_of(root, result.function).squared_slope / apart if apart > 0 else 1.0
-
-
-def _of_one_root(name: str, root: Moments, functions: Sequence[Activation]) -> Moments:
-    def function(s: Array) -> Array:
-        values = [f.function(s) for f in functions]
-        if name == "Multiply":
-            return np.asarray(np.prod(values, axis=0))
-        if name == "Subtract":
-            return np.asarray(values[0] - values[1])
-        total = np.sum(values, axis=0)
-        return np.asarray(total / len(values) if name == "Average" else total)
-
-    return activated(root, Activation(f"{name} of one signal", function, (name, *functions)))
-
-
-def concatenated(visit: Visit) -> Outcome:
-    """Channels side by side; along positions, averages."""
-    role = visit.role
-    if not isinstance(role, Concatenation):
-        raise TypeError("a rule of concatenation met another role")
-    first = visit.inputs[0]
-    rank = len(visit.output_shape)
-    shapes = visit.call.input_shapes
-    if role.axis % rank == first.channel_axis % rank:
-        parts = tuple(p for s in visit.inputs for p in _on_axes(s, first.axes).parts)
-        output = Signal(parts, first.channel_axis)
-
-        def pullback(gradients: Gradients) -> Gradients:
-            gradient = gradients[0]
-            if gradient is None:
-                return [None] * len(visit.inputs)
-            rest, results = list(gradient.parts), []
-            for signal in visit.inputs:
-                own, rest = rest[: len(signal.parts)], rest[len(signal.parts) :]
-                results.append(gradient.with_parts(tuple(own)))
-            return results
-
-        return Outcome((output,), pullback)
-    sizes = [float(s[role.axis] or 1) if len(s) == rank else 1.0 for s in shapes]
-    total = sum(sizes)
-    means = [s.merged for s in visit.inputs]
-
-    def mixed(values: Sequence[float]) -> float:
-        return sum(n * v for n, v in zip(sizes, values, strict=True)) / total
-
-    output = alike(
-        visit.output_shape,
-        first.channel_axis,
-        mixed([m.average(m.mean) for m in means]),
-        mixed([m.second_moment for m in means]),
-        mixed([m.pair_moment for m in means]),
-    )
-
-    def spread(gradients: Gradients) -> Gradients:
-        gradient = gradients[0]
-        if gradient is None:
-            return [None] * len(visit.inputs)
-        second = gradient.second_moment(output)
-        return [
-            gradient.with_parts(tuple(np.full_like(m.mean, second) for _, m in s.parts))
-            for s in visit.inputs
-        ]
-
-    return Outcome((output,), spread)
