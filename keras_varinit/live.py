@@ -12,10 +12,9 @@ from keras_varinit.graph import (
     functional_of,
     keeping_names,
     layers_of,
-    leaving_no_trace,
-    shadowed,
     standardized_inputs,
 )
+from keras_varinit.recording import leaving_no_trace, shadowed
 
 
 @contextlib.contextmanager
