@@ -1,0 +1,36 @@
+"""A measured case for every rule of the engine: one file per family, each with a tuple `CASES`.
+
+    Case("Relu", vector, lambda u: dense()(ops.relu(u)), (64,))
+
+is a model in two halves. `front` takes a symbolic input of `shape` and ends in the probe, a
+kernel's output u; `back` goes on from u to the last kernel. Both build their layers when called, so
+they are functions (`lambda u: dense()(L.ReLU()(u))`), never layers made at import. The harness
+draws all kernels again and again and compares E u² at both kernels and E (dL/du)² at the probe, for
+white noise at the end, with `kv.analyze(model).predicted`: four standard errors apart at most, or
+the `allowance=Allowance(forward, backward, "why")` where a rule approximates.
+
+* The first field holds the kinds that the case is for (one or a tuple): layer classes and names of
+  operations, as they are registered. The model must hold an operation that each of them serves.
+* `case.py` has fronts (`vector`, `line`, `tokens`, `maps`, …) and kernels (`dense`, `conv`).
+* `note=` tells cases of one kind apart (axis, mask, mode, …); every argument of an operation that
+  changes what it does to a signal deserves a case.
+* `shape` as a list of shapes: `front(x)` gets the first input, `back(u, *others)` the others too.
+* `inputs=` draws other inputs, `function(rng, count) -> array or list`; `mean=` is their mean.
+* `known=False`: the engine gives None behind the operation, with a note, and nothing is measured.
+
+A new file is found by itself; `pytest tests/test_every_rule.py -k Relu` runs the cases of a kind.
+"""
+
+import importlib
+import pkgutil
+
+from tests.rule_cases.case import Case
+
+_HELPERS = ("case", "measuring")
+
+
+def all_cases() -> list[Case]:
+    """The cases of every family."""
+    names = sorted(m.name for m in pkgutil.iter_modules(__path__) if m.name not in _HELPERS)
+    modules = [importlib.import_module(f"{__name__}.{name}") for name in names]
+    return [case for module in modules for case in module.CASES]

@@ -1,0 +1,76 @@
+"""Every rule of the engine against measurement: forward and backward, on a minimal network.
+
+The cases stand in `tests/rule_cases`, and how they are drawn in its `measuring`. Each mean over
+draws must be within four standard errors of the prediction, or within the case's allowance, and
+certain to 3 %.
+"""
+
+import pytest
+
+from keras_varinit.analysis import rules, signals
+from keras_varinit.graph import is_raw_operation, operation_name
+from tests.rule_cases import all_cases
+from tests.rule_cases.measuring import Network
+
+CASES = all_cases()
+
+
+def registered():
+    """Every kind with a rule that is Keras's: other tests register rules of their own layers."""
+    kinds = {*signals._RULES, *_by_role()}
+    return {k for k in kinds if isinstance(k, str) or k.__module__.startswith("keras.")}
+
+
+def _by_role():
+    """Kinds that the engine follows by their role alone: activations, merges, kernels."""
+    without_numbers = {"_transparent", "_source"}
+    for registry in (rules._BY_CLASS, rules._BY_NAME):
+        for kind, function in registry.items():
+            if function.__name__ not in without_numbers:
+                yield kind
+
+
+def kind_of(operation):
+    """Under which kind an operation finds its rule."""
+    if is_raw_operation(operation):
+        return operation_name(operation)
+    kinds = registered()
+    return next((cls for cls in type(operation).__mro__ if cls in kinds), type(operation))
+
+
+def shown(kinds):
+    return sorted(k if isinstance(k, str) else f"keras.layers.{k.__name__}" for k in kinds)
+
+
+def test_every_rule_has_a_case():
+    covered = {kind for case in CASES for kind in case.all_kinds}
+    assert shown(registered() - covered) == []
+
+
+def test_every_case_is_of_a_rule():
+    covered = {kind for case in CASES for kind in case.all_kinds}
+    assert shown(covered - registered()) == []
+    names = [case.name for case in CASES]
+    assert sorted({n for n in names if names.count(n) > 1}) == []
+
+
+@pytest.mark.parametrize("case", [pytest.param(case, id=case.name) for case in CASES])
+def test_what_is_predicted_is_what_is_measured(case):
+    network = Network(case)
+    kinds = {kind_of(node.operation) for node in network.nodes}
+    assert shown(set(case.all_kinds) - kinds) == [], "operations that the case does not hold"
+    predicted = network.predicted()
+    if not case.known:
+        assert predicted["end"] is None
+        assert predicted["gradient"] is None
+        assert network.analysis.notes
+        return
+    assert None not in predicted.values(), (predicted, network.analysis.notes)
+    allowed = dict(probe=case.allowance[0], end=case.allowance[0], gradient=case.allowance[1])
+    for name, measured in network.measure().items():
+        assert measured.error <= 0.03, f"{name}: uncertain by {measured.error:.1%}"
+        off = measured.mean / predicted[name] - 1
+        assert abs(off) <= max(4 * measured.error, allowed[name]), (
+            f"{name}: measured {measured.mean:.4g}, predicted {predicted[name]:.4g}, off by "
+            f"{off:.1%} with a standard error of {measured.error:.1%}"
+        )
