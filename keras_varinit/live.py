@@ -12,11 +12,10 @@ from keras_varinit.graph import (
     functional_of,
     keeping_names,
     layers_of,
-    leaving_no_trace,
     own_variables,
-    shadowed,
     standardized_inputs,
 )
+from keras_varinit.recording import leaving_no_trace, shadowed
 from keras_varinit.values import snapshot
 
 
