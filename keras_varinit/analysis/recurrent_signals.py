@@ -14,7 +14,8 @@ import numpy as np
 
 from keras_varinit.analysis.activation_rules import activation_of
 from keras_varinit.analysis.axes import Array
-from keras_varinit.analysis.moment_maps import Moments, added, multiplied, uniform
+from keras_varinit.analysis.moment_algebra import added, multiplied
+from keras_varinit.analysis.moment_maps import Moments, uniform
 from keras_varinit.analysis.nonlinear import IDENTITY
 from keras_varinit.analysis.reader import call_argument
 from keras_varinit.analysis.recurrent_steps import (
