@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import keras
 import numpy as np
@@ -34,15 +34,17 @@ def after_activation(signal: Signal, activation: Activation) -> Outcome:
         gradient = gradients[0]
         if gradient is None:
             return (None,)
-        factors, far, adjacent = [], 0.0, 0.0
+        factors, far, adjacent, slope = [], 0.0, 0.0, 0.0
         for _, moments in signal.parts:
-            factor, kept, kept_adjacent = _passed_back(moments, activation)
-            factors.append(factor)
-            far += kept / len(signal.parts)
-            adjacent += kept_adjacent / len(signal.parts)
+            passed = _passed_back(moments, activation)
+            factors.append(passed.squared_slope)
+            far += passed.far / len(signal.parts)
+            adjacent += passed.adjacent / len(signal.parts)
+            slope += passed.slope / len(signal.parts)
         parts = tuple(g * f for g, f in zip(gradient.parts, factors, strict=True))
-        passed = gradient.less_coherent(far, adjacent).with_parts(parts)
-        return (dataclasses.replace(passed, through=activation),)
+        back = gradient.less_coherent(far, adjacent).with_parts(parts)
+        phases = gradient.times_phases(slope)
+        return (dataclasses.replace(back, through=activation, phases=phases),)
 
     return Outcome((output,), pullback)
 
@@ -99,8 +101,16 @@ def is_integrable(signal: Signal, activation: Activation) -> bool:
     return True
 
 
-def _passed_back(moments: Moments, activation: Activation) -> tuple[float, float, float]:
-    """E f'² at an entry, and the share of coherence left between far and adjacent entries."""
+class _Passed(NamedTuple):
+    """E f'² and E f', and the share of coherence left between far and adjacent entries."""
+
+    squared_slope: float
+    slope: float
+    far: float = 1.0
+    adjacent: float = 1.0
+
+
+def _passed_back(moments: Moments, activation: Activation) -> _Passed:
     if moments.border is not None:
         return _passed_back(moments.border.source, activation)
     if moments.pre is not None and moments.function is not None:
@@ -108,14 +118,15 @@ def _passed_back(moments: Moments, activation: Activation) -> tuple[float, float
         whole = law_of(moments.pre, composed(moments.function, activation))
         inner = law_of(moments.pre, moments.function)
         share = whole.squared_slope / inner.squared_slope if inner.squared_slope > 0 else 0.0
-        return share, 1.0, 1.0
+        return _Passed(share, whole.slope / inner.slope if abs(inner.slope) > 1e-9 else 0.0)
     if not math.isfinite(moments.second_moment):
-        return math.nan, 1.0, 1.0
+        return _Passed(math.nan, math.nan)
     law = law_of(moments, activation)
     if law.squared_slope <= 0:
-        return 0.0, 0.0, 0.0
-    return (
+        return _Passed(0.0, 0.0, 0.0, 0.0)
+    return _Passed(
         law.squared_slope,
+        law.slope,
         law.slope_product(moments.correlation) / law.squared_slope,
         law.slope_product(moments.adjacent_correlation) / law.squared_slope,
     )

@@ -15,7 +15,8 @@ from keras_varinit.analysis.axes import Array
 from keras_varinit.analysis.constants import constant_signal, operands, single_value, values_of
 from keras_varinit.analysis.layouts import fitting, on_axes
 from keras_varinit.analysis.merging_signals import merged
-from keras_varinit.analysis.moment_maps import Moments, added, multiplied
+from keras_varinit.analysis.moment_algebra import added, multiplied
+from keras_varinit.analysis.moment_maps import Moments
 from keras_varinit.analysis.pointwise_signals import after_activation
 from keras_varinit.analysis.reshaping_signals import broadcast_to
 from keras_varinit.analysis.signals import (
