@@ -76,6 +76,7 @@ PADDED = (
            lambda x: L.MaxPooling3D(3, 2)(L.ZeroPadding3D(1)(x)), "", volume, VOLUME, rank=3),
 )  # fmt: skip
 
+
 def channels_first(function):
     """A function of maps whose channels come first, between transpositions."""
     return lambda x: ops.transpose(function(ops.transpose(x, (0, 3, 1, 2))), (0, 2, 3, 1))
@@ -108,7 +109,10 @@ ADAPTIVE = (
 
 def global_over(kind, function, note="", *, known=True):
     shape = MAPS if known else (None, None, 24)
-    back = lambda u: dense()(function(ops.relu(u)))  # noqa: E731
+
+    def back(u):
+        return dense()(function(ops.relu(u)))
+
     return Case(kind, maps, back, shape, WINDOWS, note, known=known)
 
 

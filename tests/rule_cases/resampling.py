@@ -3,7 +3,7 @@
 import keras
 from keras import ops
 
-from tests.rule_cases.case import LINE, MAPS, VOLUME, Allowance, Case, conv, line, maps, volume
+from tests.rule_cases.case import LINE, MAPS, Allowance, Case, conv, line, maps
 
 L = keras.layers
 
@@ -46,9 +46,15 @@ PADDING = (
     moved("Pad", pad(mode="symmetric"), "symmetric"),
     moved("Pad", pad(constant_values=1.5), "constant"),
     moved("Pad", lambda x: ops.pad(x, ((0, 0), (0, 0), (0, 0), (16, 8))), "channels"),
-    moved("Pad", lambda x: ops.pad(x, ((0, 0), (1, 1), (0, 0), (0, 9)), constant_values=0.5), "all"),
-    moved("Pad", lambda x: ops.pad(x, ((0, 0), (0, 0), (0, 0), (1, 1)), mode="reflect"),
-          "reflected channels", known=False),
+    moved(
+        "Pad", lambda x: ops.pad(x, ((0, 0), (1, 1), (0, 0), (0, 9)), constant_values=0.5), "all"
+    ),
+    moved(
+        "Pad",
+        lambda x: ops.pad(x, ((0, 0), (0, 0), (0, 0), (1, 1)), mode="reflect"),
+        "reflected channels",
+        known=False,
+    ),
     shared("Pad", pad(mode="reflect"), "reflect"),
 )
 
@@ -73,7 +79,9 @@ ORDER = (
     moved("Roll", lambda x: ops.roll(x, (2, -3), axis=(1, 2)), padding="valid"),
     moved("Roll", lambda x: ops.roll(x, 5), "flattened", known=False),
     moved(L.UpSampling1D, lambda x: ops.flip(L.UpSampling1D(3)(x), axis=1), "", line, LINE, rank=1),
-    moved(("CropImages"), lambda x: ops.image.crop_images(x, 1, 2, target_height=5, target_width=4)),
+    moved(
+        ("CropImages"), lambda x: ops.image.crop_images(x, 1, 2, target_height=5, target_width=4)
+    ),
     moved("PadImages", lambda x: ops.image.pad_images(x, 1, 2, target_height=10, target_width=13)),
 )
 
