@@ -11,7 +11,7 @@ import numpy as np
 from keras_varinit import graph
 from keras_varinit.analysis import Analysis, Prediction, Reading, read
 from keras_varinit.initializers import ContextualInitializer
-from keras_varinit.initializers.laws import describe
+from keras_varinit.initializers.laws import as_drawn, describe
 from keras_varinit.values import view
 
 
@@ -108,9 +108,8 @@ def with_signal_gains(
 
     predictions, notes = reading.predict(variance, backward=False)
     found = {key: each for key, each in predictions.items() if key in wanting}
-    for key in sorted(wanting - {k for k, p in found.items() if p.gain}, key=str):
-        context = analysis.by_variable.get(key)
-        if context is not None:
+    for key, context in analysis.by_variable.items():
+        if key in wanting and not (key in found and found[key].gain):
             notes.append(
                 f"{context.path}: the engine does not know what reaches it, so positions and "
                 "branches count as independent there"
@@ -132,7 +131,8 @@ def present_variances(model: Any) -> Callable[[Any, float], float]:
     def variance(variable: Any, gain: float) -> float:
         found = holders.get(id(variable))
         if found is not None and model.trainable and variable.trainable:
-            stddev = _stddev(getattr(*found), tuple(int(n) for n in variable.shape))
+            initializer = as_drawn(found[0], getattr(*found))
+            stddev = _stddev(initializer, tuple(int(n) for n in variable.shape))
             if stddev is not None:
                 return stddev**2
         if not keras.backend.is_float_dtype(variable.dtype):

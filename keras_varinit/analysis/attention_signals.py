@@ -1,17 +1,18 @@
-"""The engine's rule of attention at initialization.
-
-Logits l_pq = q_p·k_q/√d are Gaussian over the weights; what keys have in common shifts all logits
-of a row and cancels in the softmax. So a row has variance σ² = E q²·(E k² - E k k'), its weights
-A_pq have E Σ_q A² = S, and the output mixes values: E o² = S·(E v² - E v v') + E v v'. Pairs of
-outputs here are positions of one example, which have more in common than two examples.
-"""
+"""The engine's rules of multi-head attention; the mathematics is in `attention_moments`."""
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
+import keras
 import numpy as np
 
-from keras_varinit.analysis.moment_maps import uniform
+from keras_varinit.analysis.attention_masks import UnknownError, sight
+from keras_varinit.analysis.attention_tokens import Attention, of_products, size_of
+from keras_varinit.analysis.axes import Array
+from keras_varinit.analysis.call_arguments import Input, named_arguments
+from keras_varinit.analysis.moment_maps import multiplied
+from keras_varinit.analysis.pointwise_signals import after_activation, moments_of_variable
 from keras_varinit.analysis.rules import Kernel, Weights, layer_classes
 from keras_varinit.analysis.signals import (
     Gradient,
@@ -19,113 +20,207 @@ from keras_varinit.analysis.signals import (
     Outcome,
     Signal,
     Visit,
+    alike,
     layout,
     signal_rule,
 )
-from keras_varinit.analysis.weight_signals import Weighing, general_kernels, in_place
+from keras_varinit.analysis.weight_signals import Weighing, in_place
+from keras_varinit.graph import layers_of
+from keras_varinit.moments import FUNCTIONS, Activation
 
-_NODES, _WEIGHTS = np.polynomial.hermite_e.hermegauss(48)
-_WEIGHTS = _WEIGHTS / math.sqrt(2 * math.pi)
+_SIGMOID = Activation("sigmoid", FUNCTIONS["sigmoid"], ("sigmoid",))
+_SOURCES = {"query": "query", "gate": "query", "key": "key", "value": "value"}
+# Methods by which a subclass computes attention in its own way.
+_COMPUTING = {"call", "_compute_attention", "_compute_attention_mask", "_masked_softmax"}
 
 
-def concentration(variance: float, keys: float, power: int = 2) -> float:
-    """E Σ_q A_q^n, n = `power`, of a softmax over `keys` independent logits N(0, variance).
-
-    With 1/Sⁿ = ∫ tⁿ⁻¹ e^{-tS} dt / (n-1)!, S = Σ e^l, it is
-    T·∫ tⁿ⁻¹ E[e^{nl} e^{-t e^l}] (E e^{-t e^l})^{T-1} dt / (n-1)!.
-    """
-    if not math.isfinite(keys):
-        return 0.0
-    if keys <= 1 or variance <= 0:
-        return max(keys, 1.0) ** (1 - power)
-    powers = np.exp(math.sqrt(variance) * _NODES)
-    logs = np.linspace(-30.0, 12.0, 1200)  # t on a logarithmic scale, about 1/keys
-    t = np.exp(logs) / math.sqrt(keys)
-    decay = np.exp(-t[:, None] * powers[None, :])
-    one = decay @ _WEIGHTS
-    raised = (decay * powers**power) @ _WEIGHTS
-    integrand = t**power * raised * np.maximum(one, 0.0) ** (keys - 1) / math.factorial(power - 1)
-    result = keys * float(np.sum(integrand) * (logs[1] - logs[0]))
-    return min(max(result, keys ** (1 - power)), 1.0)
+def is_customized(layer: Any) -> bool:
+    """Whether a class of its own computes attention, on a base of Keras's."""
+    for cls in type(layer).__mro__:
+        if cls.__module__.startswith("keras."):
+            return False
+        if _COMPUTING & vars(cls).keys():
+            return True
+    return False
 
 
 @signal_rule(*layer_classes("MultiHeadAttention", "GroupQueryAttention"))
 def _attention(visit: Visit) -> Outcome:
-    role = visit.role
-    if not isinstance(role, Weights) or len(role.kernels) != 4 or len(visit.inputs) < 2:
-        return general_kernels(visit)
-    layer = visit.operation
-    kernels = dict(zip(("query", "key", "value", "output"), _ordered(layer, role), strict=True))
-    query, value = visit.inputs[0], visit.inputs[1]
-    key = visit.inputs[2] if len(visit.inputs) > 2 else value
-    sources = {"query": query, "key": key, "value": value}
-    projected: dict[str, tuple[Weighing, Signal]] = {}
-    for name, source in sources.items():
-        unit = source.merged.weighted(in_place(source.axes), kernels[name].fans.fan_in)
-        channels = round(kernels[name].fans.fan_out)
-        weighing = Weighing(visit, kernels[name], [(channels, unit)])
-        projected[name] = (weighing, weighing.output((0.0, 0.0), -1))
-    q, k, v = (projected[name][1].merged for name in ("query", "key", "value"))
-    keys = math.prod(math.inf if a.size is None else a.size for a in value.axes)
-    logits = q.second_moment * max(k.second_moment - k.pair_moment, 0.0)
-    share = concentration(logits, keys) if math.isfinite(logits) else math.nan
-    mixed_second = share * (v.second_moment - v.pair_moment) + v.pair_moment
-    axes = query.axes
-    own = max(v.second_moment - v.pair_moment, 0.0)
-    # Two positions mix the same values, and more alike the more alike their queries are.
-    alike_rows = math.exp(min(q.pair_moment * max(k.second_moment - k.pair_moment, 0.0), logits))
-    pair = v.pair_moment + own * min(alike_rows / keys, share)
-    mixed = uniform(axes, 0.0, mixed_second, pair)
-    fan_in = kernels["output"].fans.fan_in
-    _, channels = layout(visit.output_shape, -1)
-    last = Weighing(visit, kernels["output"], [(channels, mixed.scaled(fan_in))])
-    output = last.output((0.0, 0.0), -1)
+    """Queries, keys and values by their kernels, attention, and the output's kernel."""
+    layer, role = visit.operation, visit.role
+    if not isinstance(role, Weights):
+        raise TypeError("a rule of weight layers met another role")
+    arguments = named_arguments(visit.call.node)
+    parts = _parts(layer, role)
+    projected = {
+        name: _Projected(visit, kernel, bias, _source(arguments, _SOURCES[name]))
+        for name, (kernel, bias) in parts.items()
+        if name in _SOURCES
+    }
+    core: Attention | None = None
+    try:
+        core = _core(visit, arguments, projected)
+    except UnknownError as reason:
+        visit.note(f"{layer.name}: {reason}; the scale of its output is not known")
+    return _Layer(visit, projected, parts["attention_output"], core).outcome()
 
-    def pullback(gradients: Gradients) -> Gradients:
+
+def _parts(layer: Any, role: Weights) -> dict[str, tuple[Kernel, tuple[float, float]]]:
+    """The kernels by the name of their layers, and mean and mean square of the bias beside."""
+    kernels = {id(k.variable): k for k in role.kernels}
+    return {
+        part.name: (kernels[id(part.kernel)], moments_of_variable(part, "bias"))
+        for part in layers_of(layer)
+        if isinstance(part, keras.layers.EinsumDense)
+    }
+
+
+def _source(arguments: Mapping[str, Any], name: str) -> int:
+    """Which of the call's tensors is the query, the key or the value."""
+    found = arguments.get(name)
+    if found is None and name == "key":
+        found = arguments.get("value")
+    return found.number if isinstance(found, Input) else -1
+
+
+def _core(
+    visit: Visit, arguments: Mapping[str, Any], projected: "Mapping[str, _Projected]"
+) -> Attention:
+    layer = visit.operation
+    if is_customized(layer):
+        raise UnknownError("its class computes attention in its own way")
+    query, key, value = (projected[n].output.merged for n in ("query", "key", "value"))
+    axes = getattr(layer, "attention_axes", None)
+    attended = list(range(len(query.axes))) if axes is None else [a - 1 for a in axes]
+    if len(query.axes) != len(value.axes):
+        raise UnknownError("queries and values have different numbers of axes")
+    pattern = sight(
+        visit,
+        arguments,
+        size_of(tuple(query.axes[n] for n in attended)),
+        size_of(tuple(value.axes[n] for n in attended)),
+        causal=bool(arguments.get("use_causal_mask", False)),
+        window=layer.get_config().get("sliding_window"),
+    )
+    size = layer.head_dim if hasattr(layer, "head_dim") else layer.key_dim
+    value_size = layer.head_dim if hasattr(layer, "head_dim") else layer.value_dim
+    logits, kept = of_products(1 / size, size), 1 - float(layer.dropout)
+    sources = [visit.call.node.inputs[projected[n].number] for n in ("key", "value")]
+    width = projected["key"].source.channels if sources[0] == sources[1] else math.inf
+    return Attention(query, key, value, pattern, logits, value_size, attended, kept, width)
+
+
+class _Projected:
+    """One of query, key, value and gate: a kernel on a source."""
+
+    def __init__(
+        self, visit: Visit, kernel: Kernel, bias: tuple[float, float], number: int
+    ) -> None:
+        self.number, self.kernel = number, kernel
+        self.source = visit.inputs[number]
+        shape = visit.call.input_shapes[number]
+        if self.source.channel_axis % len(shape) != len(shape) - 1:
+            axes, channels = layout(shape, -1)
+            moments = self.source.merged.spread_over(axes)
+            self.source = Signal(((channels, moments),), -1)
+        merged = self.source.merged
+        unit = merged.weighted(in_place(merged.axes), kernel.fans.fan_in)
+        channels = round(kernel.fans.fan_out)
+        self.weighing = Weighing(visit, kernel, [(channels, unit)])
+        self.output = self.weighing.output(bias, -1)
+
+    def back(self, second: Array, coherence: float) -> Gradient:
+        """The gradient of the source for E g² at an entry of the output."""
+        self.weighing.came_back(Gradient((second,), coherence), self.output)
+        factor = self.weighing.variance * self.kernel.fans.fan_out
+        return Gradient((second * factor,) * len(self.source.parts), coherence)
+
+
+class _Layer:
+    """A multi-head attention layer at work; `core` None where its attention is not known."""
+
+    def __init__(
+        self,
+        visit: Visit,
+        projected: Mapping[str, _Projected],
+        last: tuple[Kernel, tuple[float, float]],
+        core: Attention | None,
+    ) -> None:
+        self.visit, self.projected, self.core = visit, projected, core
+        layer = visit.operation
+        self.repeats = 1
+        if hasattr(layer, "num_key_value_heads"):
+            self.repeats = layer.num_query_heads // layer.num_key_value_heads
+        axes, self.channels = layout(visit.output_shape, -1)
+        query = projected["query"].output.merged
+        self.mixed = query.scaled(np.nan) if core is None else core.mixed
+        self.gate: Outcome | None = None
+        read = self.mixed
+        if "gate" in projected:
+            self.gate = after_activation(projected["gate"].output, _SIGMOID)
+            read = multiplied(self.mixed, self.gate.outputs[0].merged)
+        kernel, bias = last
+        unit = read.scaled(kernel.fans.fan_in)
+        if unit.axes != axes:
+            unit = unit.spread_over(axes)
+        self.last = Weighing(visit, kernel, [(self.channels, unit)])
+        self.output = self.last.output(bias, -1)
+
+    def outcome(self) -> Outcome:
+        """Its outputs, of which a second one is the weights, and the way back."""
+        outputs = [self.output]
+        for shape in self.visit.call.output_shapes[1:]:
+            outputs.append(self._weights(shape))
+        return Outcome(tuple(outputs), self._pullback)
+
+    def _weights(self, shape: tuple[int | None, ...]) -> Signal:
+        if self.core is None:
+            return alike(shape, 1, *[float("nan")] * 3)
+        mean, second = self.core.weights()
+        return alike(shape, 1, mean, second, mean**2)
+
+    def _pullback(self, gradients: Gradients) -> Gradients:
         gradient = gradients[0]
-        last.came_back(gradient, output)
-        if gradient is None:
-            return [None] * len(visit.inputs)
-        coherence = gradient.coherence
-        g = gradient.second_moment(output) * last.variance * channels
-        together = share + coherence * min(max(alike_rows - 1 / keys, 0.0), share * keys)
-        cubed = concentration(logits, keys, 3)
-        slopes = max(share - 2 * cubed + share**2, 0.0)
-        spread = slopes * g * (v.second_moment - v.pair_moment)
-        seconds = {
-            "value": (g * together, coherence / together if together else 0.0),
-            "query": (spread * (k.second_moment - k.pair_moment), 0.0),
-            "key": (spread * q.second_moment, 0.0),
-        }
-        results: list[Gradient | None] = [None] * len(visit.inputs)
-        for name, (second, coherent) in seconds.items():
-            weighing, signal = projected[name]
-            full = Gradient((np.full_like(signal.parts[0][1].mean, second),), coherent)
-            weighing.came_back(full, signal)
-            index = {"query": 0, "value": 1, "key": 2 if len(visit.inputs) > 2 else 1}[name]
-            back = second * weighing.variance * kernels[name].fans.fan_out
-            source = sources[name]
-            parts = tuple(np.full_like(m.mean, back) for _, m in source.parts)
-            results[index] = _sum(results[index], Gradient(parts, min(coherent, 1.0)))
+        self.last.came_back(gradient, self.output)
+        results: list[Gradient | None] = [None] * len(self.visit.inputs)
+        if all(g is None for g in gradients):
+            return results
+        for name, (second, coherence) in self._parts_back(gradients).items():
+            part = self.projected[name]
+            results[part.number] = _sum(results[part.number], part.back(second, coherence))
         return results
 
-    return Outcome((output,) * len(visit.call.output_shapes), pullback)
-
-
-def _ordered(layer: Any, role: Weights) -> list[Kernel]:
-    """Query, key, value and output kernels."""
-    by_variable = {id(k.variable): k for k in role.kernels}
-    parts = [
-        getattr(layer, f"_{name}_dense", None) or getattr(layer, f"{name}_dense")
-        for name in ("query", "key", "value", "output")
-    ]
-    return [by_variable[id(part.kernel)] for part in parts]
+    def _parts_back(self, gradients: Gradients) -> dict[str, tuple[Array, float]]:
+        """E g² and coherence at the outputs of the projections."""
+        gradient, mixed = gradients[0], self.mixed
+        shapes = {n: p.output.parts[0][1].mean.shape for n, p in self.projected.items()}
+        lost = {n: (np.full(shape, np.nan), 0.0) for n, shape in shapes.items()}
+        # What the weights themselves are used for is not followed back.
+        if self.core is None or gradient is None or any(g is not None for g in gradients[1:]):
+            return lost
+        factor = self.last.variance * self.channels
+        g = np.broadcast_to(gradient.second_moment(self.output) * factor, mixed.mean.shape)
+        if gradient.parts[0].shape == mixed.mean.shape:
+            g = gradient.parts[0] * factor
+        coherence, found = gradient.coherence, {}
+        if self.gate is not None:
+            open_ = self.gate.outputs[0].merged
+            back = self.gate.pullback((Gradient((g * mixed.second,), 0.0),))[0]
+            found["gate"] = (lost["gate"][0] if back is None else back.parts[0], 0.0)
+            g = g * open_.second
+            coherence *= min(open_.pair_moment / open_.second_moment, 1.0)
+        found |= self.core.backward(g, coherence)
+        for name in ("key", "value"):
+            # Heads of one group have kernels of their own behind them.
+            found[name] = (found[name][0] * self.repeats, found[name][1])
+        return found
 
 
 def _sum(first: Gradient | None, second: Gradient) -> Gradient:
+    """Gradients that came through different kernels."""
     if first is None:
         return second
-    return Gradient(
-        tuple(a + b for a, b in zip(first.parts, second.parts, strict=True)),
-        max(first.coherence, second.coherence),
-    )
+    parts = tuple(a + b for a, b in zip(first.parts, second.parts, strict=True))
+    one, two = (float(np.mean(each.parts[0])) for each in (first, second))
+    coherence = (one * first.coherence + two * second.coherence) / (one + two) if one + two else 0.0
+    return Gradient(parts, coherence)

@@ -287,7 +287,8 @@ def _new_radius(window: AnyWindow, radius: int) -> int:
         reach = (radius + 1) * window.stride - 1
     else:
         reach = radius // window.stride
-    return min(reach, _LARGEST_OFFSET)
+    # A recurrent layer's outputs are alike further than that, and stay so.
+    return min(reach, max(radius, _LARGEST_OFFSET))
 
 
 def _reach(window: Linear, radius: int) -> int:

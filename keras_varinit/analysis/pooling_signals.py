@@ -31,7 +31,7 @@ from keras_varinit.analysis.moment_maps import (
 from keras_varinit.analysis.nonlinear import IDENTITY, floored, law_of, max_pooled
 from keras_varinit.analysis.resampling_signals import along_axes, not_modelled
 from keras_varinit.analysis.rules import layer_classes, per_dimension
-from keras_varinit.analysis.shape_signals import number_of_positions, unknown
+from keras_varinit.analysis.shape_signals import number_of_positions
 from keras_varinit.analysis.signals import (
     Gradient,
     Gradients,
@@ -41,6 +41,7 @@ from keras_varinit.analysis.signals import (
     layout,
     only_first,
     signal_rule,
+    unknown,
 )
 from keras_varinit.analysis.weight_signals import channel_axis_of, in_layout, summed_back
 from keras_varinit.fans import padding_and_outputs
@@ -300,8 +301,7 @@ def _whole_map(visit: Visit) -> Signal | None:
 
 
 @signal_rule(
-    *layer_classes("GlobalAveragePooling1D", "GlobalAveragePooling2D", "GlobalAveragePooling3D"),
-    "Mean",
+    *layer_classes("GlobalAveragePooling1D", "GlobalAveragePooling2D", "GlobalAveragePooling3D")
 )
 def global_average(visit: Visit) -> Outcome:
     """The mean over all positions: pairs of positions, and what near ones have beyond that."""
@@ -333,10 +333,9 @@ def global_average(visit: Visit) -> Outcome:
     return Outcome((output,), pullback)
 
 
-@signal_rule(
-    *layer_classes("GlobalMaxPooling1D", "GlobalMaxPooling2D", "GlobalMaxPooling3D"), "Max"
-)
-def _global_max(visit: Visit) -> Outcome:
+@signal_rule(*layer_classes("GlobalMaxPooling1D", "GlobalMaxPooling2D", "GlobalMaxPooling3D"))
+def global_max(visit: Visit) -> Outcome:
+    """The maximum over all positions."""
     signal = _whole_map(visit)
     if signal is None or not all(m.is_known() for _, m in signal.parts):
         return unknown(visit)

@@ -13,7 +13,6 @@ from keras_varinit.analysis.gradient_maps import through_linear
 from keras_varinit.analysis.moment_maps import Moments, uniform
 from keras_varinit.analysis.reader import call_argument
 from keras_varinit.analysis.rules import Padding, layer_classes, per_dimension
-from keras_varinit.analysis.shape_signals import unknown
 from keras_varinit.analysis.signals import (
     Gradients,
     Outcome,
@@ -22,6 +21,7 @@ from keras_varinit.analysis.signals import (
     layout,
     only_first,
     signal_rule,
+    unknown,
 )
 from keras_varinit.analysis.weight_signals import channel_axis_of, in_layout
 
@@ -158,8 +158,7 @@ def gather(places: Sequence[int], inputs: Axis, outputs: Axis) -> Linear:
 
 def not_modelled(visit: Visit, what: str) -> Outcome:
     """Unknown, with a note that says what is."""
-    visit.note(f"{visit.operation.name}: {what} is not modelled")
-    return unknown(visit)
+    return unknown(visit, f"{what} is not modelled")
 
 
 @signal_rule(*layer_classes("Cropping1D", "Cropping2D", "Cropping3D"))
