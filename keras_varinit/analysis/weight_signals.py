@@ -132,23 +132,52 @@ class Weighing:
 def through_taps(gradient: Gradient, windows: Sequence[Window]) -> Gradient:
     """Gradients of two inputs are alike in the taps that both have.
 
-    With strides only every so many inputs have a tap in common, and adjacent ones have none.
+    With n_pq of them, and n_p that p has, the correlation is the mean of n_pq over that of
+    √(n_p n_q), for p ≠ q.
     """
-    common = math.prod(_taps_in_common(window) for window in windows)
-    if all(w.stride == 1 or w.kind == "transposed" for w in windows):
-        return gradient.less_coherent(common, 1.0)
-    return Gradient(gradient.parts, gradient.coherence * common)
+    shared = [_taps_in_common(window) for window in windows]
+    own = math.prod(each.own for each in shared)
+    pairs = math.prod(each.pairs for each in shared) - own
+    scale = math.prod(each.scale for each in shared) - own
+    far = pairs / scale if scale > 1e-9 else 1.0
+    near = [each.adjacent for each in shared if each.adjacent is not None]
+    return gradient.less_coherent(far, float(np.mean(near)) if near else 1.0)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Shared:
+    """Means over pairs of inputs, along one axis, of the taps in common and of √(n_p n_q).
+
+    `own` is the share of an input's pairs with itself. `adjacent` is None for a single input.
+    """
+
+    pairs: float
+    scale: float
+    own: float
+    adjacent: float | None
 
 
 @functools.lru_cache(maxsize=1024)
-def _taps_in_common(window: Window) -> float:
-    """Mean number of taps that two inputs have in common, over the mean number that one has."""
-    if window.kind == "transposed" or window.inputs.size is None or window.outputs.size is None:
-        return 1.0 if window.kind == "transposed" else 1 / window.stride
+def _taps_in_common(window: Window) -> _Shared:
+    if window.kind == "transposed":
+        return _Shared(1.0, 1.0, 0.0, 1.0)
+    if window.inputs.size is None or window.outputs.size is None:
+        # Those of different phases of a stride have none.
+        return _Shared(1 / window.stride, 1.0, 0.0, float(window.stride == 1))
+    inputs = window.inputs.size
     reads = window.reads(np.arange(window.outputs.size))
-    inside = (reads >= 0) & (reads < window.inputs.size)
-    shares = inside.sum(axis=1) / window.inputs.size
-    return float(np.sum(shares**2) / np.sum(shares)) if np.any(shares) else 1.0
+    reached = np.zeros((window.taps, inputs))
+    taps, outputs = np.nonzero((reads >= 0) & (reads < inputs))
+    reached[taps, reads[taps, outputs]] = 1
+    roots = np.sqrt(reached.sum(axis=0))
+    adjacent = float(np.sum(reached[:, 1:] * reached[:, :-1]))
+    scale = float(np.sum(roots[1:] * roots[:-1]))
+    return _Shared(
+        float(np.sum(reached.mean(axis=1) ** 2)),
+        float(np.mean(roots)) ** 2,
+        float(np.mean(roots**2)) / inputs,
+        (adjacent / scale if scale > 0 else 0.0) if inputs > 1 else None,
+    )
 
 
 def with_activation(visit: Visit, linear: Outcome) -> Outcome:
