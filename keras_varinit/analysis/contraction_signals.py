@@ -15,7 +15,7 @@ import numpy as np
 
 from keras_varinit.analysis.axes import Array
 from keras_varinit.analysis.constants import values_of
-from keras_varinit.analysis.layouts import fitting, reordered, signal_at, with_channel_axes
+from keras_varinit.analysis.layouts import back_to, reordered, signal_at, with_channel_axes
 from keras_varinit.analysis.moment_maps import Moments, near_pairs, outer
 from keras_varinit.analysis.reader import call_argument
 from keras_varinit.analysis.rules import Weights, per_dimension
@@ -82,7 +82,10 @@ def contracted(
         back = gradient.parts[0] * (weighing.variance * fan_out)
         back = back.transpose([places.index(label) for label in order])
         passed = gradient.with_parts((back,) * len(signal.parts))
-        return only_first(fitting(passed, signal, visit.inputs[0]), len(visit.inputs))
+        return only_first(
+            back_to(passed, signal, visit.inputs[0], len(visit.call.input_shapes[0])),
+            len(visit.inputs),
+        )
 
     return with_activation(visit, Outcome((after,), pullback))
 
@@ -176,7 +179,7 @@ def with_matrix(visit: Visit, index: int, values: Array, *, signal_first: bool =
         if gradient is not None:
             part = gradient.parts[0] * back_scale
             passed = gradient.with_parts((part,) * len(signal.parts))
-            results[index] = fitting(passed, signal, visit.inputs[index])
+            results[index] = back_to(passed, signal, visit.inputs[index], len(shape))
         return results
 
     return Outcome((output,), pullback)

@@ -15,7 +15,7 @@ import numpy as np
 
 from keras_varinit.analysis import rules
 from keras_varinit.analysis.axes import AnyWindow, Array, Window
-from keras_varinit.analysis.layouts import fitting, with_channel_axes
+from keras_varinit.analysis.layouts import back_to, with_channel_axes
 from keras_varinit.analysis.moment_maps import Axes, Moments, axis_maps, uniform
 from keras_varinit.analysis.pointwise_signals import (
     acts_on_rows,
@@ -244,7 +244,10 @@ def shared_kernel(
         back = back * (weighing.variance * channels / groups)
         count = len(signal.parts)
         passed = through_taps(gradient, taps).with_parts((back,) * count)
-        return only_first(fitting(passed, signal, visit.inputs[0]), len(visit.inputs))
+        return only_first(
+            back_to(passed, signal, visit.inputs[0], len(visit.call.input_shapes[0])),
+            len(visit.inputs),
+        )
 
     return with_activation(visit, Outcome((output,), pullback))
 
@@ -296,7 +299,10 @@ def _each_channel(visit: Visit, multiplier: int) -> tuple[Outcome, Signal]:
             for (_, m), g in zip(signal.parts, gradient.parts, strict=True)
         )
         passed = through_taps(gradient, taps).with_parts(back)
-        return only_first(fitting(passed, signal, visit.inputs[0]), len(visit.inputs))
+        return only_first(
+            back_to(passed, signal, visit.inputs[0], len(visit.call.input_shapes[0])),
+            len(visit.inputs),
+        )
 
     return Outcome((output,), pullback), signal
 
