@@ -20,6 +20,7 @@ Array = npt.NDArray[np.float64]
 _LIMIT = 9.0
 _STEP = 1 / 64
 _TERMS = 40
+TERMS = _TERMS + 1  # of a series, with what its cut leaves out
 _JUMP = 8.0
 _TABLE = np.linspace(-1.0, 1.0, 1025)
 
