@@ -16,7 +16,8 @@ from keras_varinit.analysis.activation_rules import activation_of
 from keras_varinit.analysis.attention_masks import UnknownError, mask_values
 from keras_varinit.analysis.axes import Array
 from keras_varinit.analysis.call_arguments import Input, named_arguments
-from keras_varinit.analysis.moment_maps import Moments, added, multiplied, uniform
+from keras_varinit.analysis.moment_algebra import added, multiplied
+from keras_varinit.analysis.moment_maps import Moments, uniform
 from keras_varinit.analysis.nonlinear import IDENTITY
 from keras_varinit.analysis.recurrent_steps import (
     Clock,
