@@ -14,7 +14,7 @@ from keras_varinit.graph import (
     layers_of,
     standardized_inputs,
 )
-from keras_varinit.recording import leaving_no_trace, shadowed
+from keras_varinit.reading import leaving_no_trace, shadowed
 
 
 @contextlib.contextmanager
