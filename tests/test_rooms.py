@@ -46,7 +46,7 @@ ROOMS = {
     "builtin": {"keras", "graph", "seeds", "initializers"},
     "lint": {"keras", "values", "numpy", "graph", "analysis", "initializers", "owners"},
     "callbacks": {"keras", "values", "graph", "injection", "reports"},
-    "live": {"keras", "graph", "reading", "torch"},
+    "live": {"keras", "graph", "reading", "values", "torch"},
     "diagnostics": {
         *("keras", "numpy", "graph", "live", "moments", "analysis", "prediction", "plotting"),
         *("tensorflow", "jax", "torch"),

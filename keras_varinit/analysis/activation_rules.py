@@ -115,9 +115,9 @@ def _softmax(call: Call) -> Role:
     return Elementwise(Activation("softmax", lambda s: s, ("softmax",)))
 
 
-_ELEMENTWISE_OPERATIONS = (
-    "Absolute",
+ELEMENTWISE_OPERATIONS = (
     "Abs",
+    "Absolute",
     "Fabs",
     "Arctan",
     "Arcsinh",
@@ -137,7 +137,6 @@ _ELEMENTWISE_OPERATIONS = (
     "Log1p",
     "LogSigmoid",
     "Negative",
-    "ReLU",
     "Relu",
     "Relu6",
     "Selu",
@@ -156,11 +155,10 @@ _ELEMENTWISE_OPERATIONS = (
     "Tanh",
     "TanhShrink",
     "Threshold",
-    "Mish",
 )
 
 
-@rule(*_ELEMENTWISE_OPERATIONS)
+@rule(*ELEMENTWISE_OPERATIONS)
 def _raw_elementwise(call: Call) -> Role:
     node = call.node
     name = snake_case(type(call.operation).__name__)
