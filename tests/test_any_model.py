@@ -6,6 +6,8 @@ First those that Hypothesis draws, whose failures shrink to the smallest model; 
 import dataclasses
 import json
 
+import re
+
 import keras
 import numpy as np
 import pytest
@@ -290,5 +292,11 @@ def test_a_call_that_cannot_be_followed_says_what_to_pass():
         model.build((None, 4))
     else:
         model(np.ones((1, 4), "float32"))
-    with pytest.raises(ValueError, match=r"cannot be followed on symbolic tensors .* Functional"):
-        kv.analyze(model)
+    analysis = kv.analyze(model)
+    assert re.search(r"cannot be followed on symbolic tensors .* Functional", analysis.notes[0])
+    assert [(c.layer, c.fan_in, c.fan_out) for c in analysis.contexts.values()] == [
+        (model.dense.name, 4, 2)
+    ]
+    assert [prediction.forward for prediction in analysis.predicted.values()] == [None]
+    assert ("unknown-layer", "branching") in [(f.rule, f.path) for f in kv.lint(model)]
+    assert len(kv.initialize(model, "asv_backward", seed=0).drawn) == 2
