@@ -14,6 +14,7 @@ import numpy as np
 from keras_varinit.analysis import (
     attention_signals,
     concatenating_signals,
+    entrywise_signals,
     identity_signals,
     merging_signals,
     patch_signals,
@@ -61,6 +62,7 @@ from keras_varinit.moments import Activation
 _RULES = (
     attention_signals,
     concatenating_signals,
+    entrywise_signals,
     identity_signals,
     merging_signals,
     patch_signals,
