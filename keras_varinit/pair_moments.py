@@ -140,12 +140,16 @@ class PointLaw:
 def _slopes(differences: Array, std: float) -> Array:
     """Slopes over steps of the grid; where the function jumps, those at its sides.
 
-    A jump is one step many times as steep as both its neighbours; backpropagation sees none of it.
+    A jump is one step many times as steep as those at its sides, or two where a node lies on it;
+    backpropagation sees none of it.
     """
     if std == 0:
         return np.zeros_like(differences)
     slopes = differences / (std * _STEP)
-    sides = np.stack([np.append(slopes[0], slopes[:-1]), np.append(slopes[1:], slopes[-1])])
+    padded = np.pad(slopes, 2, mode="edge")
+    count = len(slopes)
+    pairs = [(padded[1 : count + 1], padded[:count]), (padded[3 : count + 3], padded[4:])]
+    sides = np.stack([np.where(np.abs(a) <= np.abs(b), a, b) for a, b in pairs])
     jumps = np.abs(slopes) > _JUMP * np.abs(sides).max(axis=0)
     return np.where(jumps, sides.mean(axis=0), slopes)
 

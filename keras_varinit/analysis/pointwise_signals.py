@@ -70,7 +70,10 @@ def elementwise(visit: Visit) -> Outcome:
 
 
 def is_integrable(signal: Signal, activation: Activation) -> bool:
-    """Whether E f² exists: near a singularity the integral depends on where the nodes lie."""
+    """Whether E f² exists: near a singularity the integral depends on where the nodes lie.
+
+    At a jump it does too, by 1 % at most.
+    """
     for _, moments in signal.parts:
         root, function = moments.pre or moments, moments.function
         whole = activation if function is None else composed(function, activation)
@@ -83,7 +86,7 @@ def is_integrable(signal: Signal, activation: Activation) -> bool:
             found.append(float(np.sum(weights * values**2) / np.sum(weights)))
         if not all(math.isfinite(f) for f in found):
             return False
-        if abs(found[0] - found[1]) > 1e-3 * abs(found[0]):
+        if abs(found[0] - found[1]) > 0.03 * abs(found[0]):
             return False
     return True
 
