@@ -8,6 +8,7 @@ from keras_varinit import graph
 from keras_varinit.initializers import ContextualInitializer
 from keras_varinit.initializers.base import PACKAGE, registered_names
 from keras_varinit.initializers.laws import describe, with_stddev
+from keras_varinit.seeds import random_kept
 
 
 def to_builtin(model: Any) -> Any:
@@ -34,6 +35,11 @@ def to_builtin(model: Any) -> Any:
         'VarianceScaling'
     """
     graph.check_built(model)
+    with random_kept():
+        return _copied(model)
+
+
+def _copied(model: Any) -> Any:
     config = _translated(keras.saving.serialize_keras_object(model))
     copy = keras.saving.deserialize_keras_object(config)
     for layer in [copy, *graph.layers_of(copy)]:

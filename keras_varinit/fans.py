@@ -7,6 +7,7 @@ dilation are all in them.
 
 import dataclasses
 import math
+import re
 from collections.abc import Iterable, Sequence
 
 Spatial = Sequence[int | None]
@@ -38,37 +39,90 @@ def dense(shape: Sequence[int], positions: int | None = 1) -> Fans:
     )
 
 
-def einsum(equation: str, kernel: Sequence[int], inputs: Spatial = ()) -> Fans:
+def einsum(
+    equation: str, kernel: Sequence[int], inputs: Spatial = (), *, kernel_first: bool = False
+) -> Fans:
     """A contraction "input,kernel->output" of letters, over all that the output lacks.
 
     A letter of all three gives each of its values a kernel of its own; one of input and output
-    alone is a position, where the kernel is used again. `inputs` is the input's shape, of which
-    only letters that are summed without being in the kernel matter.
+    alone is a position, where the kernel is used again. A letter twice in the input reads its
+    diagonal: the entries beside it reach nothing. `inputs` is the input's shape, () if unknown.
+
+    Raises:
+        ValueError: the pattern is none, or does not fit the shapes.
     """
-    operands, output = equation.replace(" ", "").split("->")
-    data, weights = operands.split(",")
-    sizes: dict[str, int | None] = {**_letters(data, inputs), **_letters(weights, kernel)}
+    try:
+        (data, weights), output = _subscripts(equation, (inputs or None, kernel), kernel_first)
+        in_data, in_kernel = _sizes(data, inputs or None), _sizes(weights, kernel)
+        for letter in in_data.keys() & in_kernel.keys():
+            if in_data[letter] not in (None, in_kernel[letter]):
+                raise ValueError(f"{letter!r} is {in_data[letter]} and {in_kernel[letter]}")
+    except ValueError as error:
+        raise ValueError(f"the einsum pattern {equation!r} cannot be read: {error}") from None
+    sizes = {**in_data, **in_kernel}
 
     def product(letters: Iterable[str]) -> int:
         return math.prod(sizes.get(letter) or 1 for letter in letters)
 
-    summed = [letter for letter in {*data, *weights} - {*output} if letter != "."]
-    fan_in = product(summed)
-    fan_out = product({*weights} - {*data})
-    kept = tuple(axis for axis, letter in enumerate(weights) if letter in output)
-    fans = Fans(fan_in, fan_out, filter_axes=kept)
-    if any(sizes.get(letter) is None for letter in summed):
+    summed = sizes.keys() - output
+    diagonal = {letter for letter in in_data if data.count(letter) > 1}
+    beside = product(letter for letter in diagonal for _ in range(data.count(letter) - 1))
+    reached = product(in_kernel.keys() - in_data.keys())
+    fans = Fans(
+        fan_in=product(summed),
+        fan_out=reached / beside if diagonal else reached,
+        filter_axes=tuple(axis for axis, letter in enumerate(weights) if letter in output),
+    )
+    if any(sizes[letter] is None for letter in {*summed, *diagonal}):
         return fans
-    entries = product({*data} & {*weights, *summed})
-    outputs = product({*output} & {*weights})
-    return _with_counts(fans, fan_in * outputs, entries, outputs)
+    entries = product(in_data.keys() & {*in_kernel, *summed, *diagonal}) * beside
+    outputs = product({*in_kernel, *diagonal} & output)
+    return _with_counts(fans, product(summed) * outputs, entries, outputs)
 
 
-def _letters(subscripts: str, shape: Spatial) -> dict[str, int | None]:
-    """The size of each letter; those behind an ellipsis are counted from the end."""
-    before, _, after = subscripts.partition("...")
-    known = dict(zip(before, shape, strict=False))
-    return {**known, **dict(zip(reversed(after), reversed(shape), strict=False))}
+def _subscripts(
+    equation: str, shapes: tuple[Spatial | None, Spatial], kernel_first: bool
+) -> tuple[list[list[str]], set[str]]:
+    """A name for every axis of the input and of the kernel, and the names that the output has.
+
+    The axes of an ellipsis are numbered from the right, as they are broadcast.
+    """
+    left, arrow, right = equation.replace(" ", "").partition("->")
+    operands = left.split(",")
+    if len(operands) != 2:
+        raise ValueError(f"it has {len(operands)} operands, not an input and a kernel")
+    for part in (*operands, right):
+        if not re.fullmatch(r"[a-zA-Z]*(\.\.\.)?[a-zA-Z]*", part):
+            raise ValueError(f"{part!r} is not letters and at most one ellipsis")
+    if kernel_first:
+        operands.reverse()
+    axes = []
+    for part, shape in zip(operands, shapes, strict=True):
+        before, dots, after = part.partition("...")
+        hidden = 0 if shape is None else len(shape) - len(before) - len(after)
+        if hidden < 0 or (hidden and not dots):
+            raise ValueError(f"{part!r} has not the axes of a shape {shape}")
+        axes.append([*before, *(f"...{n}" for n in reversed(range(hidden))), *after])
+    letters = [*axes[0], *axes[1]]
+    hidden_axes = {letter for letter in letters if letter.startswith("...")}
+    if not arrow:
+        return axes, hidden_axes | {k for k in letters if letters.count(k) == 1}
+    named = right.replace("...", "")
+    if len({*named}) < len(named) or not {*named} <= {*letters}:
+        raise ValueError(f"the output {right!r} has a letter twice, or one that no operand has")
+    if hidden_axes and "..." not in right:
+        raise ValueError(f"the output {right!r} lacks the ellipsis")
+    return axes, hidden_axes | {*named}
+
+
+def _sizes(axes: Sequence[str], shape: Spatial | None) -> dict[str, int | None]:
+    """The size of each letter of an operand; what is 1 is broadcast, so there it is no axis."""
+    sizes: dict[str, int | None] = {}
+    for letter, size in zip(axes, shape or [None] * len(axes), strict=True):
+        if size is not None and sizes.setdefault(letter, size) not in (None, size):
+            raise ValueError(f"{letter!r} is {sizes[letter]} and {size}")
+        sizes[letter] = size or sizes.get(letter)
+    return {letter: size for letter, size in sizes.items() if size != 1}
 
 
 def embedding(shape: Sequence[int]) -> Fans:

@@ -13,6 +13,7 @@ import keras
 from keras.src.backend.common import global_state
 from keras.src.backend.common.masking import get_keras_mask, set_keras_mask
 from keras.src.backend.common.symbolic_scope import in_symbolic_scope
+from keras.src.initializers import ALL_OBJECTS_DICT
 from keras.src.trainers.compile_utils import CompileLoss
 
 Shape = tuple[int | None, ...]
@@ -31,6 +32,13 @@ class Recorded:
     nodes: list[Any]
     constants: list[Any] = dataclasses.field(default_factory=list)
     values: list[Any] = dataclasses.field(default_factory=list)
+
+
+def name_initializer(name: str, cls: type) -> None:
+    """Makes `keras.initializers.get(name)` find a class, as well as configs that name it."""
+    keras.saving.get_custom_objects()[name] = cls
+    # From Keras 3.16 on, `get` looks strings up in the table of Keras's own initializers alone.
+    ALL_OBJECTS_DICT.setdefault(name, cls)
 
 
 def check_built(model: Any) -> Any:
@@ -85,14 +93,9 @@ def initializer_attributes(layer: Any, cls: type) -> Iterator[tuple[str, Any]]:
 def variable_of_initializer(layer: Any, attribute: str) -> Any | None:
     """The variable that Keras's naming ties to an attribute such as `recurrent_initializer`."""
     stem = attribute.removesuffix("_initializer")
-    names = [stem, f"{stem}_kernel"]
-    if stem == "depthwise":
-        names.append("kernel")
-    for name in names:
-        variable = own_variable(layer, name)
-        if variable is not None:
-            return variable
-    return None
+    names = (stem, f"{stem}_kernel", *(["kernel"] if stem == "depthwise" else []))
+    variables = (own_variable(layer, name) for name in names)
+    return next((variable for variable in variables if variable is not None), None)
 
 
 def initializers_of(layer: Any) -> Iterator[tuple[int, str]]:
@@ -139,19 +142,16 @@ def optimizer_state(model: Any) -> list[Any]:
     """The optimizer's variables, learning rate and loss scale left out."""
     optimizer = getattr(model, "optimizer", None)
     optimizer = getattr(optimizer, "inner_optimizer", optimizer)
-    if optimizer is None:
-        return []
     rate = getattr(optimizer, "_learning_rate", None)
-    return [v for v in optimizer.variables if v is not rate]
+    return [v for v in getattr(optimizer, "variables", ()) if v is not rate]
 
 
 def functional_of(model: Any) -> Any | None:
     """The Functional model behind a model, or None where Keras records no graph."""
     functional = getattr(model, "_functional", None)
-    if functional is not None:
-        return functional
-    is_functional = isinstance(model, keras.Model) and hasattr(model, "_nodes")
-    return model if is_functional else None
+    if functional is None and isinstance(model, keras.Model) and hasattr(model, "_nodes"):
+        return model
+    return functional
 
 
 def before_first_step(model: Any, action: Callable[[], None]) -> Callable[[], None]:

@@ -1,7 +1,9 @@
 """Re-drawing any built model with any scheme."""
 
+import contextlib
 import dataclasses
 import math
+import numbers
 import random
 from collections.abc import Callable
 from typing import Any
@@ -15,9 +17,10 @@ from keras_varinit.changes import Change, commit, drawn_value
 from keras_varinit.context import LayerContext
 from keras_varinit.initializers import ContextualInitializer
 from keras_varinit.initializers.base import stream_seed
-from keras_varinit.initializers.laws import describe, for_kernel, reseeded
+from keras_varinit.initializers.laws import describe, did_you_mean, for_kernel, reseeded
 from keras_varinit.prediction import with_signal_gains
 from keras_varinit.reports import DRAWN, Report, ReportRow
+from keras_varinit.seeds import checked_seed, random_kept
 from keras_varinit.selection import Selection, selected_layers
 from keras_varinit.values import to_numpy
 
@@ -45,8 +48,9 @@ def initialize(
         model: A built `keras.Model` of any kind.
         scheme: A string id, of this library or of Keras; an initializer; or a function that takes a
             `LayerContext` and returns one of the two, or None to leave that kernel alone.
-        seed: Integer or None. The same integer gives the same weights, on any machine; None gives
-            fresh ones at every call (unless `scheme` is an object with a seed of its own).
+        seed: Integer or None. The same integer gives the same weights, on any machine, and leaves
+            Python's `random` as it was; None gives fresh ones at every call (unless `scheme` is an
+            object with a seed of its own).
         layers: Which layers: a list of names, each of which stands for its layer and all layers
             inside it; or a predicate, which is asked about every layer, inner ones too; None means
             all. Embeddings are drawn by `scheme` only where they are selected by themselves.
@@ -57,7 +61,7 @@ def initialize(
         A `Report` with one row per weight of the selected layers.
 
     Raises:
-        TypeError: `model` or `scheme` is of the wrong type.
+        TypeError: `model`, `scheme` or `seed` is of the wrong type.
         ValueError: the model is not built, an initializer or layer name is not known, no kernel is
             selected, or a drawn value is not finite.
 
@@ -67,6 +71,17 @@ def initialize(
         >>> len(kv.initialize(model, "asv_backward", seed=0).drawn) > 50
         True
     """
+    seed = checked_seed("initialize", seed)
+    with contextlib.nullcontext() if seed is None else random_kept(seed):
+        plan = _planned(model, scheme, seed, layers, include_frozen)
+        commit(model, plan.changes, reset_optimizer=reset_optimizer)
+    return Report(tuple(plan.rows), tuple(plan.notes))
+
+
+def _planned(
+    model: Any, scheme: Scheme, seed: int | None, layers: Selection, include_frozen: bool
+) -> "_Plan":
+    """What is to be drawn; nothing is changed yet."""
     analysis, reading = read(model)
     chosen, asked = selected_layers(model, layers, "initialize")
     plan = _Plan(model, analysis, seed, include_frozen)
@@ -80,8 +95,7 @@ def initialize(
             f"layers={layers!r}; known kernels: {list(analysis.contexts)[:5]}."
         )
     plan.keep_apart()
-    commit(model, plan.changes, reset_optimizer=reset_optimizer)
-    return Report(tuple(plan.rows), (*analysis.notes, *plan.notes))
+    return plan
 
 
 def _resolver(scheme: Scheme) -> Callable[[LayerContext], Any]:
@@ -100,7 +114,7 @@ def _resolved(scheme: Any, *, optional: bool) -> Any:
     except (ValueError, TypeError) as error:
         raise ValueError(
             f"initialize: `scheme` must name an initializer of Keras or of keras_varinit. "
-            f"Received: scheme={scheme!r}."
+            f"Received: scheme={scheme!r}.{did_you_mean(scheme)}"
         ) from error
     if not isinstance(initializer, keras.initializers.Initializer):
         raise TypeError(
@@ -120,8 +134,6 @@ class _Plan:
         seed: int | None,
         include_frozen: bool,
     ) -> None:
-        if seed is not None and (isinstance(seed, bool) or not isinstance(seed, int)):
-            raise TypeError(f"initialize: `seed` must be an integer or None. Received: {seed!r}.")
         self.model = model
         self.names = variable_names(model)
         self.analysis = analysis
@@ -131,7 +143,7 @@ class _Plan:
         self.include_frozen = include_frozen
         self.rows: list[ReportRow] = []
         self.changes: list[Change] = []
-        self.notes: list[str] = []
+        self.notes: list[str] = list(analysis.notes)
         self.kernels = 0
         self.drawn: list[tuple[int, int, Any, LayerContext]] = []
 
@@ -213,7 +225,7 @@ class _Plan:
 
     def _seed_for(self, initializer: Any, stream: str) -> int:
         own = initializer.get_config().get("seed")
-        root = own if self.seed is None and isinstance(own, int) else self.root
+        root = int(own) if self.seed is None and isinstance(own, numbers.Integral) else self.root
         return stream_seed(root, stream)
 
     def keep_apart(self) -> None:

@@ -102,9 +102,9 @@ class PointLaw:
     @functools.cached_property
     def products(self) -> Array:
         """E f(u) f(u') over the table of correlations; a Gaussian's, between (E f)² and E f²."""
-        _, weights, polynomials = _grid()
+        weights = _grid()[1]
         second = float(np.sum(weights * self.values**2))
-        series = _series(polynomials @ (weights * self.values), second)
+        series = _products(self.series)
         if not self.skewness:
             return series
         independent = float(np.sum(weights * self.values)) ** 2
@@ -114,8 +114,19 @@ class PointLaw:
     @functools.cached_property
     def slope_products(self) -> Array:
         """E f'(u) f'(u') over the table of correlations."""
-        coefficients = _middle_polynomials() @ (_middles() * self.slopes)
-        return _series(coefficients, self.squared_slope)
+        return _products(self.slope_series)
+
+    @functools.cached_property
+    def series(self) -> Array:
+        """aₙ of f(u), u Gaussian; the last power stands for what the cut leaves out."""
+        _, weights, polynomials = _grid()
+        total = float(np.sum(weights * self.values**2))
+        return _completed(polynomials @ (weights * self.values), total)
+
+    @functools.cached_property
+    def slope_series(self) -> Array:
+        """aₙ of f'(u), likewise."""
+        return _completed(_middle_polynomials() @ (_middles() * self.slopes), self.squared_slope)
 
     def product(self, correlation: Array) -> Array:
         """E f(u) f(u') for pairs of that correlation."""
@@ -139,12 +150,22 @@ def _slopes(differences: Array, std: float) -> Array:
     return np.where(jumps, sides.mean(axis=0), slopes)
 
 
-def _series(coefficients: Array, total: float) -> Array:
-    """Σ aₙ² ρⁿ over the table of correlations, exact at ρ = 1."""
-    powers = coefficients**2
-    rest = max(total - float(powers.sum()), 0.0)
+def _completed(coefficients: Array, total: float) -> Array:
+    """The coefficients aₙ and one more power, so that Σ aₙ² is `total`."""
+    rest = max(total - float(np.sum(coefficients**2)), 0.0)
     # The rest of a kink's series is in every other power: even ones, as the cut is.
-    return np.asarray(np.polynomial.polynomial.polyval(_TABLE, np.append(powers, rest)))
+    return np.append(coefficients, math.sqrt(rest))
+
+
+def _products(series: Array) -> Array:
+    """Σ aₙ² ρⁿ over the table of correlations, exact at ρ = 1."""
+    return np.asarray(np.polynomial.polynomial.polyval(_TABLE, series**2))
+
+
+def products_between(one: Array, others: Array, correlations: Array) -> Array:
+    """Σ aₙ bₙ ρⁿ = E f(u) g(u') for the series of f and, in rows, of the g, with a ρ for each."""
+    powers = correlations[:, None] ** np.arange(len(one))
+    return np.asarray(np.sum(powers * others * one, axis=1))
 
 
 @functools.lru_cache(maxsize=4096)
@@ -253,7 +274,9 @@ def maximum_law(
     first, second, slope, squared_slope = (_COMMON_WEIGHTS @ given).tolist()
     coefficients = _common_polynomials() @ (_COMMON_WEIGHTS * given[:, 0])
     total = float(_COMMON_WEIGHTS @ given[:, 0] ** 2)
-    return MaximumLaw(first, second, slope, squared_slope, _series(coefficients, total))
+    return MaximumLaw(
+        first, second, slope, squared_slope, _products(_completed(coefficients, total))
+    )
 
 
 def maximum_over_positions(

@@ -108,9 +108,8 @@ def with_signal_gains(
 
     predictions, notes = reading.predict(variance, backward=False)
     found = {key: each for key, each in predictions.items() if key in wanting}
-    for key in sorted(wanting - {k for k, p in found.items() if p.gain}, key=str):
-        context = analysis.by_variable.get(key)
-        if context is not None:
+    for key, context in analysis.by_variable.items():
+        if key in wanting and not (key in found and found[key].gain):
             notes.append(
                 f"{context.path}: the engine does not know what reaches it, so positions and "
                 "branches count as independent there"

@@ -26,7 +26,10 @@ class ReportRow:
 
 @dataclasses.dataclass(frozen=True)
 class Report:
-    """The rows, in the order of the model: iterable, `report[path]`, readable in print."""
+    """The rows, in the order of the model: iterable, readable in print.
+
+    `report[path]` is the row of a variable, and `path in report` says whether there is one.
+    """
 
     rows: tuple[ReportRow, ...]
     notes: tuple[str, ...] = ()
@@ -36,6 +39,10 @@ class Report:
 
     def __len__(self) -> int:
         return len(self.rows)
+
+    def __contains__(self, item: object) -> bool:
+        """Whether it has that row, or a row of that path."""
+        return any(item in (row.path, row) for row in self.rows)
 
     def __getitem__(self, path: str) -> ReportRow:
         for row in self.rows:

@@ -136,6 +136,17 @@ def test_schedules_mirror_and_average_each_other(options):
     np.testing.assert_allclose(scales["constant"], stats.gmean(scales["increasing"]), rtol=1e-12)
 
 
+@pytest.mark.parametrize(("variance", "offset"), [(22.0, 1.0), (1e-3, 0.2), (1.0, 3.0), (7.0, 0.0)])
+def test_constant_is_the_root_of_the_network_variance_however_deep(variance, offset):
+    """V^(1/L) in constant time: the sums over 10^12 depths would take days."""
+    options = {"schedule": "constant", "network_variance": variance, "offset": offset}
+    scaled = kv.DepthScaled(**options)
+    for total_depth in (1, 2, DEPTH, 10**12):
+        for depth in (1, total_depth):
+            expected = variance ** (1 / total_depth)
+            assert scaled.scale(depth, total_depth) == pytest.approx(expected, rel=1e-12)
+
+
 def test_the_default_base_puts_a_third_of_the_layers_below_one():
     scales = [kv.DepthScaled().scale(depth, DEPTH) for depth in range(1, DEPTH + 1)]
     assert sum(k < 1 - 1e-12 for k in scales) == 17

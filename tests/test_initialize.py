@@ -306,7 +306,9 @@ class NotFinite(keras.initializers.Initializer):
         ({"layers": ["haed"]}, ValueError, "names 'haed', which model 'network' lacks. Did you"),
         ({"layers": "head"}, TypeError, "`layers` must be a predicate or a list of names."),
         ({"layers": lambda layer: False}, ValueError, "no kernel of model 'network' is selected"),
-        ({"seed": 1.5}, TypeError, "`seed` must be an integer or None. Received: 1.5."),
+        ({"scheme": "asv_backwards"}, ValueError, "Did you mean 'asv_backward' or 'asv_forward'?"),
+        ({"seed": 1.5}, TypeError, "initialize: `seed` must be an integer or None ("),
+        ({"seed": True}, TypeError, "Received: seed=True."),
     ],
 )
 def test_bad_input_changes_nothing(options, error, text):
@@ -335,3 +337,17 @@ def test_failure_while_assigning_puts_everything_back(monkeypatch):
     with pytest.raises(RuntimeError, match="device lost"):
         kv.initialize(model, "asv_forward", seed=1)
     assert_equal(values(model), before)
+
+
+def test_a_report_says_which_paths_it_has():
+    model = network()
+    kernel = model.get_layer("head").kernel
+    report = kv.initialize(model, "asv_forward", seed=0)
+    assert kernel.path in report
+    assert report[kernel.path] in report
+    assert "nowhere/kernel" not in report
+    assert None not in report
+    other = kv.initialize(model, "asv_backward", seed=0)
+    assert other[kernel.path] not in report
+    assert kernel.path in kv.analyze(model)
+    assert "nowhere/kernel" not in kv.analyze(model)

@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import re
 
 import keras
 import numpy as np
@@ -19,6 +20,8 @@ from tests.models import (
     kernels,
     weights,
 )
+
+pytestmark = pytest.mark.prerelease
 
 # How each model came about before it was saved: (seed, injected, trained).
 HISTORIES = {
@@ -169,8 +172,9 @@ def test_loading_without_the_import_is_an_error_that_names_the_initializer(name,
     kind, text = exchange.errors[name]
     assert kind == "TypeError"
     assert "could not be deserialized properly" in text or "Error when deserializing class" in text
-    expected = "Could not interpret initializer identifier: {'module': 'keras_varinit.initializers"
-    assert expected in text
+    # Keras up to 3.15, and from 3.16 on.
+    assert re.search("Could not (interpret initializer identifier|locate class 'ASV)", text)
+    assert re.search("'registered_name': 'keras_varinit>ASV(Forward|Backward)'", text)
 
 
 def cloned(model):

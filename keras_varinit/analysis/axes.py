@@ -9,7 +9,7 @@ the members of a class and are computed once for each kind of window.
 
 import dataclasses
 import functools
-from typing import Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -109,6 +109,79 @@ class Window:
             return np.where(ahead % self.stride == 0, ahead // self.stride, -1)
         return np.asarray(outputs[None, :] * self.stride + taps - self.low)
 
+    def shares(self, valid: npt.NDArray[np.bool_], outputs: Integers) -> Array:
+        """What each (tap, output) counts for: 1, or with others of a mean its share."""
+        if self.kind == "pool":
+            return np.asarray(valid / np.maximum(valid.sum(axis=0), 1))
+        return valid.astype(float)
+
+
+@dataclasses.dataclass(frozen=True)
+class Linear:
+    """A linear map along an axis with fixed coefficients, such as interpolation.
+
+    Output p reads `table[p]`: pairs of an input position and its coefficient, as many for every
+    output (of those without need the coefficient is 0). Where the size is unknown the table
+    is that of one period: output p reads what p mod `period` does, p // `period` further.
+    """
+
+    inputs: Axis
+    outputs: Axis
+    taps: int
+    positions: bytes
+    coefficients: bytes
+    kind: ClassVar[Literal["linear"]] = "linear"
+
+    @classmethod
+    def of(cls, matrix: Array, inputs: Axis, outputs: Axis) -> "Linear":
+        """The map of a matrix (outputs, inputs)."""
+        used = np.abs(matrix) > 1e-12
+        taps = max(int(used.sum(axis=1).max(initial=0)), 1)
+        places = np.argsort(~used, axis=1, kind="stable")[:, :taps]
+        values = np.where(
+            np.take_along_axis(used, places, axis=1), np.take_along_axis(matrix, places, axis=1), 0
+        )
+        return cls(
+            inputs, outputs, taps, places.astype(np.int64).tobytes(), values.astype(float).tobytes()
+        )
+
+    @classmethod
+    def periodic(cls, matrix: Array, first: int, inputs: Axis, outputs: Axis) -> "Linear":
+        """For axes of unknown size: the rows of one period, in which input `first` counts as 0."""
+        known = cls.of(matrix, inputs, outputs)
+        places = np.frombuffer(known.positions, np.int64) - first
+        return dataclasses.replace(known, positions=places.tobytes())
+
+    @property
+    def period(self) -> int:
+        """Number of rows of the table."""
+        return len(self.positions) // (8 * self.taps)
+
+    @property
+    def stride(self) -> float:
+        """Inputs for each output."""
+        if self.inputs.size is None or self.outputs.size is None:
+            return 1 / self.period
+        return self.inputs.size / self.outputs.size
+
+    def reads(self, outputs: Integers) -> Integers:
+        """Input position of each (tap, output); out of range where there is none."""
+        found = self._table(self.positions, np.int64)[:, outputs % self.period]
+        if self.outputs.size is None:
+            return np.asarray(found + outputs // self.period)
+        return np.where((outputs >= 0) & (outputs < self.outputs.size), found, -1)
+
+    def shares(self, valid: npt.NDArray[np.bool_], outputs: Integers) -> Array:
+        """The coefficient of each (tap, output)."""
+        found = self._table(self.coefficients, np.float64)[:, outputs % self.period]
+        return np.where(valid, found, 0.0)
+
+    def _table(self, values: bytes, kind: type) -> npt.NDArray[Any]:
+        return np.frombuffer(values, kind).reshape(-1, self.taps).T
+
+
+AnyWindow = Window | Linear
+
 
 @dataclasses.dataclass(frozen=True)
 class AxisMap:
@@ -116,7 +189,7 @@ class AxisMap:
 
     `means` (outputs, inputs) acts on one position, `far` (outputs², inputs²) on pairs of classes,
     `excess` on (offset, class), with offsets up to `radius` behind it. `counts` is the mean number
-    of taps inside, by class of output. `aligned` takes pairs of classes to near pairs of outputs
+    of entries read, by class of output. `aligned` takes pairs of classes to near pairs of outputs
     where `far` does not: the taps that outputs of a strided transposed window read alternate.
     """
 
@@ -129,14 +202,14 @@ class AxisMap:
 
 
 @functools.lru_cache(maxsize=4096)
-def axis_map(window: Window, radius: int) -> AxisMap:
+def axis_map(window: AnyWindow, radius: int) -> AxisMap:
     """The matrices of a window, for a signal whose excess reaches to offsets of `radius`."""
     source, target = window.inputs, window.outputs
-    coherent = window.kind in ("pool", "repeat")
-    outputs = _members(target)
-    reads, valid = _reads(window, outputs)
-    inside = valid.sum(axis=0)
-    share = valid / np.maximum(inside, 1) if window.kind == "pool" else valid.astype(float)
+    coherent = window.kind in ("pool", "repeat", "linear")
+    outputs = members_of(window)
+    reads, valid = entries_read(window, outputs)
+    share = window.shares(valid, outputs)
+    inside = (share != 0).sum(axis=0)
     classes = source.classes(reads)
     members = target.classes(outputs)
     sizes = np.bincount(members, minlength=target.count)
@@ -161,14 +234,11 @@ def axis_map(window: Window, radius: int) -> AxisMap:
     aligned = np.zeros((new_width, target.count, source.count, source.count))
     for offset in range(-new_radius, new_radius + 1):
         others = outputs + offset
-        other_reads, other_valid = _reads(window, others)
+        other_reads, other_valid = entries_read(window, others)
         in_range = np.ones(len(outputs), bool)
         if target.size is not None:
             in_range = (others >= 0) & (others < target.size)
-        if window.kind == "pool":
-            other_share = other_valid / np.maximum(other_valid.sum(axis=0), 1)
-        else:
-            other_share = other_valid.astype(float)
+        other_share = window.shares(other_valid, others)
         for a in range(window.taps):
             for b in range(window.taps) if coherent else (a,):
                 apart = other_reads[b] - reads[a]
@@ -187,11 +257,16 @@ def axis_map(window: Window, radius: int) -> AxisMap:
     return AxisMap(means, far, flat, new_radius, counts, pairs)
 
 
-def _members(axis: Axis) -> Integers:
-    return np.arange(24) if axis.size is None else np.arange(axis.size)
+def members_of(window: AnyWindow) -> Integers:
+    """The outputs of a window; of an axis of unknown size some whole periods."""
+    if window.outputs.size is not None:
+        return np.arange(window.outputs.size)
+    period = window.period if window.kind == "linear" else window.stride
+    return np.arange(period * -(-24 // period))
 
 
-def _reads(window: Window, outputs: Integers) -> tuple[Integers, npt.NDArray[np.bool_]]:
+def entries_read(window: AnyWindow, outputs: Integers) -> tuple[Integers, npt.NDArray[np.bool_]]:
+    """The input position of each (tap, output), and whether there is one."""
     reads = window.reads(outputs)
     if window.inputs.size is None:
         valid = reads > -(10**6)
@@ -203,11 +278,29 @@ def _reads(window: Window, outputs: Integers) -> tuple[Integers, npt.NDArray[np.
     return reads, (reads >= 0) & (reads < window.inputs.size)
 
 
-def _new_radius(window: Window, radius: int) -> int:
-    if window.kind == "pool":
+def _new_radius(window: AnyWindow, radius: int) -> int:
+    if window.kind == "linear":
+        reach = _reach(window, radius)
+    elif window.kind == "pool":
         reach = (radius + (window.taps - 1) * window.dilation) // window.stride
     elif window.kind in ("repeat", "transposed"):
         reach = (radius + 1) * window.stride - 1
     else:
         reach = radius // window.stride
-    return min(reach, _LARGEST_OFFSET)
+    # A recurrent layer's outputs are alike further than that, and stay so.
+    return min(reach, max(radius, _LARGEST_OFFSET))
+
+
+def _reach(window: Linear, radius: int) -> int:
+    """The farthest offset of two outputs that read entries at most `radius` apart."""
+    outputs = members_of(window)
+    reads, valid = entries_read(window, outputs)
+    used = valid & (window.shares(valid, outputs) != 0)
+    low = np.where(used, reads, 10**9).min(axis=0)
+    high = np.where(used, reads, -(10**9)).max(axis=0)
+    for offset in range(_LARGEST_OFFSET, 0, -1):
+        first, second = slice(None, -offset or None), slice(offset, None)
+        apart = np.maximum(low[second] - high[first], low[first] - high[second])
+        if np.any(used.any(axis=0)[first] & used.any(axis=0)[second] & (apart <= radius)):
+            return offset
+    return 0

@@ -13,22 +13,31 @@ import numpy as np
 
 from keras_varinit.analysis import (
     attention_signals,
+    identity_signals,
+    merging_signals,
+    patch_signals,
     pointwise_signals,
     pooling_signals,
+    recurrent_signals,
+    reduction_signals,
+    resampling_signals,
+    reshaping_signals,
+    scaling_signals,
+    selection_signals,
     shape_signals,
     weight_signals,
 )
+from keras_varinit.analysis.axes import Array
+from keras_varinit.analysis.constants import constant_signal
+from keras_varinit.analysis.layouts import fitting, flat_channels
 from keras_varinit.analysis.masks import Masks
-from keras_varinit.analysis.reader import Graph, Node
+from keras_varinit.analysis.reader import Graph, Node, computed
 from keras_varinit.analysis.rules import (
     Call,
     Concatenation,
     Elementwise,
     Merge,
-    Pooling,
     Role,
-    Source,
-    Transparent,
     Unknown,
     Weights,
 )
@@ -36,14 +45,33 @@ from keras_varinit.analysis.signals import (
     Gradient,
     Outcome,
     Signal,
+    SignalRule,
     Visit,
     alike,
     signal_rule_of,
+    takes_channel_axes,
+    unknown,
 )
+from keras_varinit.graph import is_raw_operation
 from keras_varinit.moments import Activation
 
 # Importing these registers the rules of Keras's own layers.
-_RULES = (attention_signals, pointwise_signals, pooling_signals, shape_signals, weight_signals)
+_RULES = (
+    attention_signals,
+    identity_signals,
+    merging_signals,
+    patch_signals,
+    pointwise_signals,
+    pooling_signals,
+    recurrent_signals,
+    reduction_signals,
+    resampling_signals,
+    reshaping_signals,
+    scaling_signals,
+    selection_signals,
+    shape_signals,
+    weight_signals,
+)
 
 Variances = Callable[[Any, float], float]
 
@@ -107,8 +135,8 @@ class _Engine:
         self.backwards: dict[int, float] = {}
         self.gains: dict[int, float] = {}
         self.notes: list[str] = []
+        self.values: dict[int, Array] = {}  # of tensors that are known numbers
         self.known_masks = Masks(graph)
-        self.masks: set[int] = set()  # what comparisons make, which only matters in arithmetic
 
     def forward(self, mean: float, variance: float) -> None:
         for tensor in self.graph.inputs:
@@ -117,19 +145,36 @@ class _Engine:
             axis = 1 if channels_first and len(shape) > 3 else -1
             self.signals[tensor] = alike(shape, axis, mean, variance + mean**2, mean**2)
         for tensor, value in self.graph.constants.items():
-            values = np.asarray(keras.ops.convert_to_numpy(value), np.float64)
-            mean, second = float(np.mean(values)), float(np.mean(values**2))
-            self.signals[tensor] = alike(self.graph.shapes[tensor], -1, mean, second, mean**2)
+            self._is_constant(tensor, keras.ops.convert_to_numpy(value))
         outputs = set(self.graph.outputs)
         for node, role in zip(self.graph.nodes, self.roles, strict=True):
             at_output = all(t in outputs for t in node.outputs)
-            outcome = self._visit(node, _without_loss(role) if at_output else role)
+            folded = self._folded(node)
+            if folded is not None:
+                for tensor, values in zip(node.outputs, folded, strict=True):
+                    self._is_constant(tensor, values)
+                self.outcomes.append(_no_gradient(node, self.signals))
+                continue
+            outcome = self._visit(node, _without_loss(role) if at_output else role, at_output)
             self.outcomes.append(outcome)
-            for tensor, signal in zip(node.outputs, outcome.outputs, strict=False):
+            for tensor, signal in zip(node.outputs, outcome.outputs, strict=True):
                 self.signals[tensor] = signal
-            for tensor in node.outputs:
-                if tensor not in self.signals:
-                    self.signals[tensor] = outcome.outputs[0]
+
+    def _is_constant(self, tensor: int, values: Any) -> None:
+        self.values[tensor] = np.asarray(values, np.float64)
+        shape = self.graph.shapes[tensor]
+        if len(shape) < 2:
+            self.signals[tensor] = alike(shape, -1, *_spread(self.values[tensor]))
+        else:
+            like = alike(shape, -1, 0.0, 0.0, 0.0)
+            self.signals[tensor] = constant_signal(self.values[tensor], shape, like)
+
+    def _folded(self, node: Node) -> list[Any] | None:
+        """What an operation makes of known numbers alone."""
+        known = node.inputs and all(t in self.values for t in node.inputs)
+        if not known or not is_raw_operation(node.operation):
+            return None
+        return computed(node, [self.values[t] for t in node.inputs])
 
     def backward(self) -> None:
         gradients: dict[int, Gradient] = {}
@@ -143,71 +188,46 @@ class _Engine:
                 continue
             for tensor, gradient in zip(node.inputs, outcome.pullback(given), strict=False):
                 if gradient is not None:
-                    gradients[tensor] = _total(
-                        gradients.get(tensor), _fitting(gradient, self.signals[tensor])
-                    )
+                    fitted = _fitted(gradient, self.signals[tensor])
+                    gradients[tensor] = _total(gradients.get(tensor), fitted)
 
-    def _visit(self, node: Node, role: Role) -> Outcome:
+    def _visit(self, node: Node, role: Role, at_output: bool) -> Outcome:
         shapes = self.graph.shapes
         call = Call(
             node,
             tuple(shapes[t] for t in node.inputs),
             tuple(shapes[t] for t in node.outputs),
         )
-        inputs = tuple(self.signals[t] for t in node.inputs)
         self.known_masks.visit(node)
-        self._follow_masks(node, role)
         visit = Visit(
             call,
             role,
-            inputs,
+            tuple(self.signals[t] for t in node.inputs),
             self._variance,
             self._forward,
             self._backward,
             self.notes.append,
+            tuple(self.values.get(t) for t in node.inputs),
+            at_output,
             self.known_masks,
         )
         return self._outcome(visit)
 
     def _outcome(self, visit: Visit) -> Outcome:
+        """By the operation's own rule, else by its role; what has neither is not known."""
         role, function = visit.role, signal_rule_of(visit.operation)
-        # What a rule of Keras's own layers does not cover, its role says; nor do rules make signals
-        # out of nothing but their kernels.
-        if isinstance(role, Unknown) or not (visit.inputs or isinstance(role, Weights)):
-            function = None
-        if function is not None:
-            result = function(visit)
-            return result if isinstance(result, Outcome) else _with_scaling(visit, result)
-        if isinstance(role, Source) and visit.inputs:
-            return shape_signals.unknown(visit)
-        if isinstance(role, Source | Unknown) or not visit.inputs:
-            self.notes.append(f"{visit.operation.name}: the scale of its output is not known")
-            return shape_signals.unknown(visit)
-        if isinstance(role, Weights):
-            return weight_signals.general_kernels(visit)
-        if isinstance(role, Elementwise):
-            return pointwise_signals.after_activation(visit.inputs[0], role.activation)
-        if isinstance(role, Merge):
-            return shape_signals.merged(visit)
-        if isinstance(role, Concatenation):
-            return shape_signals.concatenated(visit)
-        if isinstance(role, Transparent) and role.normalizes:
-            return pointwise_signals.position_normalization(visit)
-        if isinstance(role, Pooling):
-            self.notes.append(f"{visit.operation.name}: this pooling is not modelled")
-            return shape_signals.unknown(visit)
-        return shape_signals.reshaped(visit)
-
-    def _follow_masks(self, node: Node, role: Role) -> None:
-        read = [t in self.masks for t in node.inputs]
-        if isinstance(role, Source):
-            self.masks.update(node.outputs)
-        elif not any(read):
-            return
-        elif len(read) == 1 and not isinstance(role, Weights):
-            self.masks.update(node.outputs)
-        elif read[0] or isinstance(role, Merge | Concatenation):
-            self.notes.append(f"{node.operation.name}: the scale of its mask is not known")
+        if isinstance(role, Unknown) and not is_raw_operation(visit.operation):
+            function = None  # its role says what the rule does not cover
+        if not visit.inputs and not isinstance(role, Weights):
+            return unknown(visit, "it has no input")
+        if function is None:
+            function = _rule_of_role(role)
+        if function is None:
+            return unknown(visit, role.reason if isinstance(role, Unknown) else "no rule")
+        if not takes_channel_axes(function) and any(s.other_axes for s in visit.inputs):
+            return _flattened(visit, function)
+        result = function(visit)
+        return result if isinstance(result, Outcome) else _with_scaling(visit, result)
 
     def _variance(self, variable: Any, gain: float) -> float:
         key = id(variable)
@@ -222,6 +242,54 @@ class _Engine:
     def _backward(self, variable: Any, second: float) -> None:
         # The walk is backwards: the first call of a layer comes last.
         self.backwards[id(variable)] = second
+
+
+def _flattened(visit: Visit, function: SignalRule) -> Outcome:
+    """A rule that knows one dimension of channels, on signals that have several."""
+    given = visit.inputs
+    flat = tuple(map(flat_channels, given, visit.call.input_shapes))
+    visit = dataclasses.replace(visit, inputs=flat)
+    result = function(visit)
+    outcome = result if isinstance(result, Outcome) else _with_scaling(visit, result)
+
+    def pullback(gradients: Sequence[Gradient | None]) -> Sequence[Gradient | None]:
+        return [
+            gradient and fitting(_fitted(gradient, one), one, other)
+            for gradient, one, other in zip(outcome.pullback(gradients), flat, given, strict=False)
+        ]
+
+    return dataclasses.replace(outcome, pullback=pullback)
+
+
+def _fitted(gradient: Gradient, signal: Signal) -> Gradient:
+    """The gradient on the classes of a signal, averaged where a rule left others."""
+    shapes = [m.mean.shape for _, m in signal.parts]
+    if [g.shape for g in gradient.parts] == shapes:
+        return gradient
+    mean = float(np.mean([np.mean(g) for g in gradient.parts]))
+    return gradient.with_parts(tuple(np.full(shape, mean) for shape in shapes))
+
+
+def _rule_of_role(role: Role) -> SignalRule | None:
+    """The rule of what several operations have in common; None where a role says too little."""
+    if isinstance(role, Weights):
+        return weight_signals.general_kernels
+    if isinstance(role, Elementwise):
+        return pointwise_signals.elementwise
+    if isinstance(role, Merge):
+        return merging_signals.merged
+    if isinstance(role, Concatenation):
+        return merging_signals.concatenated
+    return None
+
+
+def _no_gradient(node: Node, signals: dict[int, Signal]) -> Outcome:
+    return Outcome(tuple(signals[t] for t in node.outputs), lambda _: [None] * len(node.inputs))
+
+
+def _spread(values: Array) -> tuple[float, float, float]:
+    mean = float(np.mean(values))
+    return mean, float(np.mean(values**2)), mean**2
 
 
 def _without_loss(role: Role) -> Role:
@@ -241,19 +309,10 @@ def _with_scaling(visit: Visit, output: Signal) -> Outcome:
 
     def pullback(gradients: Sequence[Gradient | None]) -> Sequence[Gradient | None]:
         gradient = gradients[0]
-        back = None if gradient is None else _fitting(gradient.scaled(factor), first)
+        back = None if gradient is None else fitting(gradient.scaled(factor), output, first)
         return [back, *[None] * (len(visit.inputs) - 1)]
 
     return Outcome((output,) * len(visit.call.output_shapes), pullback)
-
-
-def _fitting(gradient: Gradient, signal: Signal) -> Gradient:
-    """The gradient on the classes of a signal, averaged where a rule left others."""
-    shapes = [m.mean.shape for _, m in signal.parts]
-    if [g.shape for g in gradient.parts] == shapes:
-        return gradient
-    mean = float(np.mean([np.mean(g) for g in gradient.parts]))
-    return gradient.with_parts(tuple(np.full(shape, mean) for shape in shapes))
 
 
 def _total(first: Gradient | None, second: Gradient) -> Gradient:

@@ -19,7 +19,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import numpy.typing as npt
 
-from keras_varinit.analysis.axes import Array, Axis, AxisMap, Integers, Window, axis_map
+from keras_varinit.analysis.axes import AnyWindow, Array, Axis, AxisMap, Integers, axis_map
 from keras_varinit.moments import Activation
 
 Axes = tuple[Axis, ...]
@@ -30,7 +30,8 @@ class Moments:
     """The moments of one group of channels.
 
     Where `pre` is given the signal is `function` of it entry by entry, and `pre` is Gaussian but
-    for its `third` central moment, that of a typical entry.
+    for its `third` central moment, that of a typical entry. Where `border` is given the signal has
+    a number around another signal, whose law is that of its entries.
     """
 
     axes: Axes
@@ -41,6 +42,7 @@ class Moments:
     pre: "Moments | None" = None
     function: Activation | None = None
     third: float = 0.0
+    border: "Border | None" = None
 
     @functools.cached_property
     def second(self) -> Array:
@@ -141,13 +143,16 @@ class Moments:
     def copied(self) -> "Moments":
         """Another signal of the same moments, which shares no entry with this one."""
         pre = None if self.pre is None else dataclasses.replace(self.pre)
-        return dataclasses.replace(self, pre=pre)
+        border = self.border
+        if border is not None:
+            border = dataclasses.replace(border, source=border.source.copied())
+        return dataclasses.replace(self, pre=pre, border=border)
 
     def plain(self) -> "Moments":
         """The same moments without the law behind them."""
-        if self.pre is None:
+        if self.pre is None and self.border is None:
             return self
-        return dataclasses.replace(self, pre=None, function=None)
+        return dataclasses.replace(self, pre=None, function=None, border=None)
 
     def scaled(self, factor: float | Array) -> "Moments":
         """Second moments times `factor`, given once or by class of position."""
@@ -170,16 +175,16 @@ class Moments:
         """With another E z_p²; pairs keep theirs."""
         excess = np.array(self.excess)  # a product of arrays without axes is a number
         excess[self._offset_zero] = second - diagonal(self.far)
-        return dataclasses.replace(self, excess=excess, pre=None, function=None)
+        return dataclasses.replace(self.plain(), excess=excess)
 
-    def mapped(self, windows: Sequence[Window]) -> "Moments":
+    def mapped(self, windows: Sequence[AnyWindow]) -> "Moments":
         """After a linear operation with a window along each axis."""
         maps = [axis_map(w, r) for w, r in zip(windows, self.radius, strict=True)]
         axes = tuple(w.outputs for w in windows)
         counts = [a.count for a in axes]
-        mean = _apply([m.means for m in maps], self.mean)
-        far = _apply([m.far for m in maps], _grouped(self.far))
-        excess = _apply([m.excess for m in maps], _grouped(self.excess))
+        mean = apply([m.means for m in maps], self.mean)
+        far = apply([m.far for m in maps], grouped(self.far))
+        excess = apply([m.excess for m in maps], grouped(self.excess))
         layout = [n for m, c in zip(maps, counts, strict=True) for n in (2 * m.radius + 1, c)]
         result = Moments(
             axes,
@@ -191,13 +196,13 @@ class Moments:
         aligned = [m.aligned for m in maps if m.aligned is not None]
         if not aligned:
             return result
-        near = _apply(aligned, _grouped(self.far)).reshape(layout)
+        near = apply(aligned, grouped(self.far)).reshape(layout)
         far_near, _, inside = near_pairs(result)
         return dataclasses.replace(
             result, excess=result.excess + np.where(inside, near - far_near, 0.0)
         )
 
-    def weighted(self, windows: Sequence[Window], fan_in: float) -> "Moments":
+    def weighted(self, windows: Sequence[AnyWindow], fan_in: float) -> "Moments":
         """After `fan_in` channels through windows of independent weights of variance 1."""
         after = self.mapped(windows).scaled(fan_in)
         return dataclasses.replace(after, mean=np.zeros_like(after.mean), third=0.0)
@@ -210,6 +215,15 @@ class Moments:
         """All positions as features: averages at equal positions."""
         mean = self.average(self.mean)
         return uniform((), mean, self.second_moment, self.average(diagonal(self.far)))
+
+
+@dataclasses.dataclass(frozen=True)
+class Border:
+    """The number `value` around `source`: (before, after) entries along each axis."""
+
+    source: Moments
+    pads: tuple[tuple[int, int], ...]
+    value: float
 
 
 def uniform(axes: Axes, mean: float, second: float, pair: float) -> Moments:
@@ -302,13 +316,14 @@ def _neighbours(
     return own, others, inside
 
 
-def _grouped(values: Array) -> Array:
+def grouped(values: Array) -> Array:
     """Each pair of dimensions as one."""
     shape = values.shape
     return values.reshape([a * b for a, b in zip(shape[::2], shape[1::2], strict=True)])
 
 
-def _apply(matrices: Sequence[Array], values: Array) -> Array:
+def apply(matrices: Sequence[Array], values: Array) -> Array:
+    """A matrix along each dimension."""
     for axis, matrix in enumerate(matrices):
         values = np.moveaxis(np.tensordot(matrix, values, axes=(1, axis)), 0, axis)
     return np.array(values, order="C")  # which keeps an array without dimensions
@@ -376,6 +391,6 @@ def broadcast(moments: Moments, axes: Axes) -> Moments:
     return uniform(axes, mean, moments.second_moment, far)
 
 
-def axis_maps(moments: Moments, windows: Sequence[Window]) -> list[AxisMap]:
+def axis_maps(moments: Moments, windows: Sequence[AnyWindow]) -> list[AxisMap]:
     """The matrices of windows for this signal."""
     return [axis_map(w, r) for w, r in zip(windows, moments.radius, strict=True)]

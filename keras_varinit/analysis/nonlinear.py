@@ -5,8 +5,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from keras_varinit.analysis.axes import Array, Window
+from keras_varinit.analysis.axes import AnyWindow, Array
+from keras_varinit.analysis.borders import activated_border, share_at_border
 from keras_varinit.analysis.moment_maps import (
+    Border,
     Moments,
     axis_maps,
     near_pairs,
@@ -36,6 +38,9 @@ def activated(moments: Moments, activation: Activation) -> Moments:
         return moments
     if not moments.is_known():
         return uniform(moments.axes, math.nan, math.nan, math.nan)
+    if moments.border is not None:
+        source = activated(moments.border.source, activation)
+        return activated_border(moments.border, source, activation)
     if moments.pre is not None and moments.function is not None:
         return activated(moments.pre, composed(moments.function, activation))
     law = law_of(moments, activation)
@@ -89,8 +94,14 @@ def _by_position(moments: Moments, activation: Activation, law: PointLaw) -> tup
     return first, np.interp(spreads, grid, [each.second for each in laws])
 
 
-def max_pooled(moments: Moments, windows: Sequence[Window]) -> tuple[Moments, Array, float]:
+def max_pooled(
+    moments: Moments, windows: Sequence[AnyWindow], border: Border | None = None
+) -> tuple[Moments, Array, float]:
     """The maximum over windows; also E f'² at the entry that wins, and the window's mean size.
+
+    In windows that reach into a `border` around the map its value v takes part: they have the
+    maximum of max(v, f(u)) over the entries of the map, of which none passes a gradient where v
+    wins.
 
     The entries of a window count as equicorrelated with the window's mean correlation ρ; those of
     two windows share a common part whose correlation is that of the windows' means over ρ. What
@@ -107,15 +118,26 @@ def max_pooled(moments: Moments, windows: Sequence[Window]) -> tuple[Moments, Ar
     typical = _maximum(function, mean, std, typical_rho, size)
 
     first, second, passed = (np.empty_like(sizes) for _ in range(3))
-    homogeneous = is_homogeneous(function)
+    at_border = np.zeros_like(sizes) if border is None else share_at_border(windows, border.pads)
+    value = 0.0 if border is None else border.value
+    with_floor = floored(function, value)
     for index in np.ndindex(sizes.shape):
         own = math.sqrt(variance[index])
         ratio = own / std if std > 0 else 1.0
-        # A homogeneous function passes the scale on, so that few laws serve all positions.
-        factor, seen = (ratio, 1.0) if homogeneous else (1.0, ratio)
-        law = _maximum(function, mean * seen, std * seen, float(rho[index]), float(sizes[index]))
-        first[index], second[index] = law.first * factor, law.second * factor**2
-        passed[index] = law.squared_slope
+        total = np.zeros(3)
+        for share, f in ((1 - at_border[index], function), (at_border[index], with_floor)):
+            if share == 0:
+                continue
+            if sizes[index] == 0:
+                total += share * np.array([value, value**2, 0.0])
+                continue
+            # A homogeneous function passes the scale on, so that few laws serve all positions.
+            factor, seen = (ratio, 1.0) if is_homogeneous(f) else (1.0, ratio)
+            law = _maximum(f, mean * seen, std * seen, float(rho[index]), float(sizes[index]))
+            total += share * np.array(
+                [law.first * factor, law.second * factor**2, law.squared_slope]
+            )
+        first[index], second[index], passed[index] = total
 
     shared = typical_rho * std**2
     scale = np.sqrt(second / typical.second) if typical.second > 0 else np.zeros_like(second)
@@ -139,6 +161,15 @@ def max_pooled(moments: Moments, windows: Sequence[Window]) -> tuple[Moments, Ar
     return result, passed, size
 
 
+def floored(function: Activation, value: float) -> Activation:
+    """max(value, f)."""
+    return Activation(
+        f"{function.name} or {value}",
+        lambda s: np.maximum(function.function(s), value),
+        (function, value),
+    )
+
+
 def _maximum(function: Activation, mean: float, std: float, rho: float, size: float) -> MaximumLaw:
     return maximum_law(function, _rounded(mean), _rounded(std), float(f"{rho:.6f}"), _rounded(size))
 
@@ -150,7 +181,7 @@ def _within(means: Moments, sizes: Array, variance: Array) -> Array:
     return np.where(sizes > 1 + 1e-9, np.maximum(rho, 0.0), 0.0)
 
 
-def _window_sizes(moments: Moments, windows: Sequence[Window]) -> Array:
+def _window_sizes(moments: Moments, windows: Sequence[AnyWindow]) -> Array:
     """Entries of each window that lie inside the input."""
     sizes = np.ones(())
     for each in axis_maps(moments, windows):
@@ -158,7 +189,7 @@ def _window_sizes(moments: Moments, windows: Sequence[Window]) -> Array:
     return sizes
 
 
-def _window_means(moments: Moments, windows: Sequence[Window]) -> Array:
+def _window_means(moments: Moments, windows: Sequence[AnyWindow]) -> Array:
     """Mean of E u² over each window."""
     values = moments.second
     for axis, each in enumerate(axis_maps(moments, windows)):

@@ -9,14 +9,16 @@ import numpy as np
 
 from keras_varinit.analysis.moment_maps import Moments, outer, uniform
 from keras_varinit.analysis.nonlinear import activated, composed, law_of
-from keras_varinit.analysis.rules import layer_classes
+from keras_varinit.analysis.rules import Elementwise, layer_classes
 from keras_varinit.analysis.signals import (
     Gradients,
     Outcome,
     Signal,
     Visit,
+    follows_channel_axes,
     only_first,
     signal_rule,
+    unknown,
 )
 from keras_varinit.graph import own_variable
 from keras_varinit.moments import Activation
@@ -44,8 +46,50 @@ def after_activation(signal: Signal, activation: Activation) -> Outcome:
     return Outcome((output,), pullback)
 
 
+def acts_on_rows(activation: Activation) -> bool:
+    """Whether a function is softmax or its like, which is the identity only in front of a loss."""
+    return activation.name in ("softmax", "log_softmax", "sparsemax")
+
+
+@follows_channel_axes
+def elementwise(visit: Visit) -> Outcome:
+    """A function of each entry of one signal."""
+    role = visit.role
+    if not isinstance(role, Elementwise):
+        raise TypeError("the rule of element-wise functions met another role")
+    if acts_on_rows(role.activation) and not visit.at_output:
+        return unknown(visit, "it is not modelled inside a network")
+    if len(visit.inputs) != 1 or visit.call.input_shapes[0] != visit.output_shape:
+        return unknown(visit, "it is not a function of each entry of one signal")
+    outcome = after_activation(visit.inputs[0], role.activation)
+    if visit.inputs[0].is_known() and not is_integrable(visit.inputs[0], role.activation):
+        return unknown(visit, "its second moment does not exist for a Gaussian signal")
+    return outcome
+
+
+def is_integrable(signal: Signal, activation: Activation) -> bool:
+    """Whether E f² exists: near a singularity the integral depends on where the nodes lie."""
+    for _, moments in signal.parts:
+        root, function = moments.pre or moments, moments.function
+        whole = activation if function is None else composed(function, activation)
+        mean, std = root.spread
+        found = []
+        for shift in (0.0, 0.37):
+            nodes = np.arange(-9.0, 9.0, 0.01) + 0.01 * shift
+            weights = np.exp(-(nodes**2) / 2)
+            values = np.asarray(whole.function(mean + std * nodes), np.float64)
+            found.append(float(np.sum(weights * values**2) / np.sum(weights)))
+        if not all(math.isfinite(f) for f in found):
+            return False
+        if abs(found[0] - found[1]) > 1e-3 * abs(found[0]):
+            return False
+    return True
+
+
 def _passed_back(moments: Moments, activation: Activation) -> tuple[float, float, float]:
     """E f'² at an entry, and the share of coherence left between far and adjacent entries."""
+    if moments.border is not None:
+        return _passed_back(moments.border.source, activation)
     if moments.pre is not None and moments.function is not None:
         # The slope of the outer function where the inner one has one.
         whole = law_of(moments.pre, composed(moments.function, activation))
@@ -64,7 +108,7 @@ def _passed_back(moments: Moments, activation: Activation) -> tuple[float, float
     )
 
 
-@signal_rule("Dropout", *layer_classes("Dropout", "SpatialDropout1D", "SpatialDropout2D"))
+@signal_rule(*layer_classes("Dropout", "SpatialDropout1D", "SpatialDropout2D"))
 @signal_rule(*layer_classes("SpatialDropout3D"))
 def _dropout(visit: Visit) -> Outcome:
     """In training: entries are 0 with probability p, the others divided by 1 - p."""
@@ -158,8 +202,11 @@ def _per_part(signal: Signal, factors: dict[int, Any], count: int) -> Any:
 
 
 @signal_rule(
-    *layer_classes("LayerNormalization", "RMSNormalization", "GroupNormalization"),
+    *layer_classes(
+        "LayerNormalization", "RMSNormalization", "GroupNormalization", "UnitNormalization"
+    ),
     "LayerNorm",
+    "Normalize",
     "RMSNorm",
 )
 def position_normalization(visit: Visit) -> Outcome:

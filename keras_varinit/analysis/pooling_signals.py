@@ -4,54 +4,122 @@ import dataclasses
 import functools
 import itertools
 import math
+from collections.abc import Sequence
 
+import keras
 import numpy as np
 
-from keras_varinit.analysis.axes import Array, Window
-from keras_varinit.analysis.moment_maps import Axes, Moments, axis_maps, position_weights, uniform
-from keras_varinit.analysis.nonlinear import IDENTITY, law_of, max_pooled
+from keras_varinit.analysis.axes import (
+    AnyWindow,
+    Array,
+    Axis,
+    Linear,
+    Window,
+    axis_map,
+    entries_read,
+    members_of,
+)
+from keras_varinit.analysis.borders import padding_windows
+from keras_varinit.analysis.moment_maps import (
+    Axes,
+    Border,
+    Moments,
+    apply,
+    position_weights,
+    uniform,
+)
+from keras_varinit.analysis.nonlinear import IDENTITY, floored, law_of, max_pooled
+from keras_varinit.analysis.resampling_signals import along_axes, not_modelled
 from keras_varinit.analysis.rules import layer_classes, per_dimension
-from keras_varinit.analysis.shape_signals import number_of_positions, unknown
+from keras_varinit.analysis.shape_signals import number_of_positions
 from keras_varinit.analysis.signals import (
     Gradient,
     Gradients,
     Outcome,
+    Signal,
     Visit,
     layout,
     only_first,
     signal_rule,
+    unknown,
 )
 from keras_varinit.analysis.weight_signals import channel_axis_of, in_layout, summed_back
 from keras_varinit.fans import padding_and_outputs
 from keras_varinit.pair_moments import maximum_over_positions
 
 
+def _pooled_signal(visit: Visit) -> Signal:
+    """The input, with its channels where the layer or operation expects them."""
+    first = keras.config.image_data_format() == "channels_first"
+    return in_layout(visit, channel_axis_of(visit.operation, 1 if first else -1))
+
+
 def _pool_windows(visit: Visit, source: Axes, target: Axes) -> list[Window]:
-    layer, rank = visit.operation, len(source)
-    sizes = per_dimension(layer.pool_size, rank)
-    strides = per_dimension(layer.strides or layer.pool_size, rank)
+    operation, rank = visit.operation, len(source)
+    sizes = per_dimension(operation.pool_size, rank)
+    strides = per_dimension(operation.strides or operation.pool_size, rank)
     found = []
     for axis in range(rank):
         size = source[axis].size or 10**6
-        low, _ = padding_and_outputs(size, sizes[axis], strides[axis], 1, layer.padding)
+        low, _ = padding_and_outputs(size, sizes[axis], strides[axis], 1, operation.padding)
         found.append(Window("pool", sizes[axis], strides[axis], 1, low, source[axis], target[axis]))
     return found
 
 
+def _without_border(windows: Sequence[Window], border: Border) -> list[Window]:
+    """The same windows on the map inside the border."""
+    return [
+        dataclasses.replace(window, low=window.low + low, inputs=axis)
+        for window, (low, _), axis in zip(windows, border.pads, border.source.axes, strict=True)
+    ]
+
+
 @functools.lru_cache(maxsize=256)
-def _wins_both(windows: tuple[Window, ...], size: float) -> float:
+def _adaptive_window(source: Axis, target: Axis) -> Linear:
+    """Output i is the mean of the entries from ⌊i·n/m⌋ to ⌈(i+1)·n/m⌉."""
+    n, m = source.size or 1, target.size or 1
+    matrix = np.zeros((m, n))
+    for i in range(m):
+        first, last = i * n // m, -(-(i + 1) * n // m)
+        matrix[i, first:last] = 1 / (last - first)
+    return Linear.of(matrix, source, target)
+
+
+@functools.lru_cache(maxsize=256)
+def _overlaps(window: AnyWindow) -> tuple[tuple[int, float, float], ...]:
+    """By the offset of two windows: entries that they share, and how many pairs share an entry."""
+    if window.kind != "linear":
+        reach = (window.taps - 1) // window.stride
+        return tuple(
+            (o, window.taps - abs(o) * window.stride, _shared_entries(window, o))
+            for o in range(-reach, reach + 1)
+        )
+    outputs = members_of(window)
+    reads, valid = entries_read(window, outputs)
+    used = valid & (window.shares(valid, outputs) != 0)
+    found = []
+    for offset in range(1 - len(outputs), len(outputs)):
+        first = outputs[(outputs + offset >= 0) & (outputs + offset < len(outputs))]
+        equal = reads[:, None, first] == reads[None, :, first + offset]
+        shared = (equal & used[:, None, first] & used[None, :, first + offset]).sum(axis=(0, 1))
+        if np.any(shared):
+            inputs = window.inputs.size or 1
+            found.append((offset, float(np.mean(shared)), float(np.sum(shared)) / inputs))
+    return tuple(found)
+
+
+@functools.lru_cache(maxsize=256)
+def _wins_both(windows: tuple[AnyWindow, ...], size: float) -> float:
     """Σ over pairs of windows of P(an entry is the maximum of both), per entry.
 
     Of the entries that two windows share each is the maximum of their union equally often.
     """
-    reach = [(w.taps - 1) // w.stride for w in windows]
     total = 0.0
-    for offset in itertools.product(*(range(-r, r + 1) for r in reach)):
-        if not any(offset):
+    for chosen in itertools.product(*(_overlaps(w) for w in windows)):
+        if not any(offset for offset, _, _ in chosen):
             continue
-        shared = math.prod(w.taps - abs(o) * w.stride for w, o in zip(windows, offset, strict=True))
-        pairs = math.prod(_shared_entries(w, o) for w, o in zip(windows, offset, strict=True))
-        total += pairs / max(2 * size - shared, shared)
+        shared = math.prod(entries for _, entries, _ in chosen)
+        total += math.prod(pairs for _, _, pairs in chosen) / max(2 * size - shared, shared)
     return total
 
 
@@ -68,42 +136,40 @@ def _shared_entries(window: Window, offset: int) -> float:
     return float(np.sum((met >= 0) & (met < window.inputs.size)) / window.inputs.size)
 
 
-@functools.lru_cache(maxsize=256)
-def _meeting(taps: int, stride: int, local: float) -> tuple[float, float]:
-    """Along one axis, what entries get from windows whose neighbours correlate by `local`.
-
-    The factor on E g² against uncorrelated windows, and the correlation of adjacent entries.
-    """
-    count = 2 * (taps // stride + 3)
-    covers = np.zeros((count, count * stride + taps))
-    for window in range(count):
-        covers[window, window * stride : window * stride + taps] = 1
-    correlation = np.eye(count) + local * (np.eye(count, k=1) + np.eye(count, k=-1))
-    together = covers.T @ correlation @ covers
-    middle = np.arange(stride) + (count // 2) * stride
-    own = float(np.mean(together[middle, middle]))
-    apart = float(np.mean((covers.T @ covers)[middle, middle]))
-    return own / apart if apart else 1.0, float(np.mean(together[middle, middle + 1])) / own
-
-
 @signal_rule(*layer_classes("MaxPooling1D", "MaxPooling2D", "MaxPooling3D"), "MaxPool")
 def _max_pooling(visit: Visit) -> Outcome:
-    channel_axis = channel_axis_of(visit.operation)
-    signal = in_layout(visit, channel_axis)
-    target, _ = layout(visit.output_shape, channel_axis)
+    signal = _pooled_signal(visit)
+    target, _ = layout(visit.output_shape, signal.channel_axis)
+    return _maxima(visit, signal, _pool_windows(visit, signal.axes, target))
+
+
+@signal_rule(
+    *layer_classes("AdaptiveMaxPooling1D", "AdaptiveMaxPooling2D", "AdaptiveMaxPooling3D"),
+    "AdaptiveMaxPool",
+)
+def _adaptive_max_pooling(visit: Visit) -> Outcome:
+    signal = _pooled_signal(visit)
+    target, _ = layout(visit.output_shape, signal.channel_axis)
+    if any(a.size is None for a in (*signal.axes, *target)):
+        return not_modelled(visit, "adaptive pooling of a map of unknown size")
+    if any(m.border is not None for _, m in signal.parts):
+        return not_modelled(visit, "an adaptive maximum over padding")
+    windows = [_adaptive_window(a, b) for a, b in zip(signal.axes, target, strict=True)]
+    return _maxima(visit, signal, windows)
+
+
+def _maxima(visit: Visit, signal: Signal, windows: Sequence[AnyWindow]) -> Outcome:
+    """The maximum over each window, and its gradient back to the entries that win."""
     if not all(m.is_known() for _, m in signal.parts):
         return unknown(visit)
-    windows = _pool_windows(visit, signal.axes, target)
-    shares: dict[int, Array] = {}
-    sizes: dict[int, float] = {}
+    if any(m.border and m.border.source.border for _, m in signal.parts):
+        return not_modelled(visit, "a maximum over padding with different numbers")
+    backs: dict[int, _Winners] = {}
 
     def pooled(moments: Moments) -> Moments:
-        result, passed, size = max_pooled(moments, windows)
-        before = law_of(moments.pre or moments, moments.function or IDENTITY)
-        slope = before.squared_slope
-        shares[id(moments)] = passed / slope if slope > 0 else np.zeros_like(passed)
-        sizes[id(moments)] = size
-        return result
+        back = _Winners(moments, windows)
+        backs[id(moments)] = back
+        return back.maximum
 
     output = signal.each(pooled)
 
@@ -111,71 +177,141 @@ def _max_pooling(visit: Visit) -> Outcome:
         gradient = gradients[0]
         if gradient is None:
             return (None,)
-        parts = []
-        for (_, moments), g in zip(signal.parts, gradient.parts, strict=True):
-            given = g * shares[id(moments)]
-            # Two windows give an entry their gradients together if it wins in both.
-            both = gradient.adjacent * _wins_both(tuple(windows), sizes[id(moments)])
-            parts.append(summed_back(windows, moments, given) + both * float(np.mean(given)))
+        parts = [
+            backs[id(m)].back(g, gradient.adjacent)
+            for (_, m), g in zip(signal.parts, gradient.parts, strict=True)
+        ]
         # Two entries get a gradient each only if both win.
-        won = math.prod(w.taps / w.stride for w in windows) / sizes[id(signal.parts[0][1])]
-        passed = gradient.less_coherent(min(won, 1.0), min(won, 1.0))
-        return (passed.with_parts(tuple(parts)),)
+        won = min(backs[id(signal.parts[0][1])].won, 1.0)
+        return (gradient.less_coherent(won, won).with_parts(tuple(parts)),)
 
     return Outcome((output,), pullback)
+
+
+class _Winners:
+    """The maximum of one group of channels, and what of a gradient its entries get back."""
+
+    def __init__(self, moments: Moments, windows: Sequence[AnyWindow]) -> None:
+        self.border = moments.border
+        self.source, self.windows = moments, tuple(windows)
+        if self.border is not None:
+            self.source = self.border.source
+            kept = [w for w in windows if isinstance(w, Window)]
+            self.windows = tuple(_without_border(kept, self.border))
+        self.maximum, passed, self.size = max_pooled(self.source, self.windows, self.border)
+        before = law_of(self.source.pre or self.source, self.source.function or IDENTITY)
+        slope = before.squared_slope
+        self.shares = passed / slope if slope > 0 else np.zeros_like(passed)
+
+    @property
+    def won(self) -> float:
+        """How often an entry wins."""
+        covered = math.prod(
+            pairs for w in self.windows for offset, _, pairs in _overlaps(w) if not offset
+        )
+        return covered / self.size
+
+    def back(self, gradient: Array, adjacent: float) -> Array:
+        """E g² at the entries."""
+        given = gradient * self.shares
+        # Two windows give an entry their gradients together if it wins in both.
+        both = adjacent * _wins_both(self.windows, self.size)
+        weights = position_weights(self.maximum.axes)
+        inner = summed_back(self.windows, self.source, given)
+        return _in_border(inner + both * float((weights * given).sum()), self.border)
+
+
+def _in_border(inner: Array, border: Border | None) -> Array:
+    """A gradient inside a border, on the positions of the map with it."""
+    if border is None:
+        return inner
+    windows = padding_windows(border.source.axes, border.pads)
+    return apply([axis_map(w, 0).means for w in windows], inner)
 
 
 @signal_rule(*layer_classes("AveragePooling1D", "AveragePooling2D", "AveragePooling3D"))
 @signal_rule("AveragePool")
 def _average_pooling(visit: Visit) -> Outcome:
-    channel_axis = channel_axis_of(visit.operation)
-    signal = in_layout(visit, channel_axis)
-    target, _ = layout(visit.output_shape, channel_axis)
+    signal = _pooled_signal(visit)
+    target, _ = layout(visit.output_shape, signal.channel_axis)
     windows = _pool_windows(visit, signal.axes, target)
-    output = signal.each(lambda m: m.mapped(windows))
+    return along_axes(visit, signal, _as_the_backend_pads(windows))
 
-    def pullback(gradients: Gradients) -> Gradients:
-        gradient = gradients[0]
-        if gradient is None:
-            return (None,)
-        met = [_meeting(w.taps, w.stride, gradient.local) for w in windows]
-        growth = math.prod(grown for grown, _ in met)
-        local = float(np.mean([adjacent for _, adjacent in met]))
-        shared = 0.0
-        parts = []
-        for (_, moments), g in zip(signal.parts, gradient.parts, strict=True):
-            sizes = np.ones(())
-            for each in axis_maps(moments, windows):
-                sizes = sizes[..., None] * np.maximum(each.counts, 1e-9)
-            apart = summed_back(windows, moments, g / sizes) * growth
-            together = summed_back(windows, moments, np.sqrt(g)) ** 2
-            parts.append((1 - gradient.coherence) * apart + gradient.coherence * together)
-            shared += gradient.coherence * float(np.mean(together)) / len(signal.parts)
-        total = float(np.mean([np.mean(part) for part in parts]))
-        coherence = min(shared / total, 1.0) if total > 0 else 0.0
-        passed = dataclasses.replace(gradient, coherence=coherence, local=local)
-        return (passed.with_parts(tuple(parts)),)
 
-    return Outcome((output,), pullback)
+def _as_the_backend_pads(windows: Sequence[Window]) -> Sequence[AnyWindow]:
+    """PyTorch repeats the border where zeros on both sides would differ in number."""
+    known = [w for w in windows if w.inputs.size is not None and w.outputs.size is not None]
+    uneven = any(_zeros_behind(window) > window.low for window in known)
+    if keras.backend.backend() != "torch" or not uneven or len(known) < len(windows):
+        return windows
+    return [_repeating_the_border(window) for window in windows]
+
+
+def _zeros_behind(window: Window) -> int:
+    outputs, inputs = window.outputs.size or 1, window.inputs.size or 1
+    return max((outputs - 1) * window.stride + window.taps - inputs - window.low, 0)
+
+
+def _repeating_the_border(window: Window) -> Linear:
+    outputs, inputs = np.arange(window.outputs.size or 1), window.inputs.size or 1
+    matrix = np.zeros((len(outputs), inputs))
+    for places in np.clip(window.reads(outputs), 0, inputs - 1):
+        matrix[outputs, places] += 1 / window.taps
+    return Linear.of(matrix, window.inputs, window.outputs)
 
 
 @signal_rule(
-    *layer_classes("GlobalAveragePooling1D", "GlobalAveragePooling2D", "GlobalAveragePooling3D"),
-    "Mean",
+    *layer_classes(
+        "AdaptiveAveragePooling1D", "AdaptiveAveragePooling2D", "AdaptiveAveragePooling3D"
+    ),
+    "AdaptiveAveragePool",
+)
+def _adaptive_average_pooling(visit: Visit) -> Outcome:
+    signal = _pooled_signal(visit)
+    target, _ = layout(visit.output_shape, signal.channel_axis)
+    if any(a.size is None for a in (*signal.axes, *target)):
+        return not_modelled(visit, "adaptive pooling of a map of unknown size")
+    windows = [_adaptive_window(a, b) for a, b in zip(signal.axes, target, strict=True)]
+    return along_axes(visit, signal, windows)
+
+
+def _whole_map(visit: Visit) -> Signal | None:
+    """The input of a reduction over all its positions; None, and a note, where it is another."""
+    operation, shape = visit.operation, visit.call.input_shapes[0]
+    signal = in_layout(visit, channel_axis_of(operation, visit.inputs[0].channel_axis))
+    if not isinstance(operation, keras.Layer):
+        axis = operation.axis
+        axes = [axis] if isinstance(axis, int) else list(axis or range(len(shape)))
+        reduced = {a % len(shape) for a in axes}
+        positions = set(range(1, len(shape))) - {signal.channel_axis % len(shape)}
+        if reduced != positions:
+            not_modelled(visit, "a reduction over other axes than the positions")
+            return None
+    if not math.isfinite(number_of_positions(signal.axes)):
+        not_modelled(visit, "a reduction over a map of unknown size")
+        return None
+    return signal
+
+
+@signal_rule(
+    *layer_classes("GlobalAveragePooling1D", "GlobalAveragePooling2D", "GlobalAveragePooling3D")
 )
 def global_average(visit: Visit) -> Outcome:
     """The mean over all positions: pairs of positions, and what near ones have beyond that."""
-    signal = in_layout(visit, channel_axis_of(visit.operation, visit.inputs[0].channel_axis))
-    count = number_of_positions(signal.axes)
-    target, _ = layout(visit.output_shape, signal.channel_axis)
-    rank = len(signal.axes)
+    signal = _whole_map(visit)
+    if signal is None:
+        return unknown(visit)
+    whole = signal
+    count = number_of_positions(whole.axes)
+    target, _ = layout(visit.output_shape, whole.channel_axis)
+    rank = len(whole.axes)
 
     def averaged(moments: Moments) -> Moments:
         beyond = moments.excess.sum(axis=tuple(range(0, 2 * rank, 2)))
         second = moments.pair_moment + moments.average(beyond) / count
         return uniform(target, moments.average(moments.mean), second, moments.pair_moment)
 
-    output = signal.each(averaged)
+    output = whole.each(averaged)
 
     def pullback(gradients: Gradients) -> Gradients:
         gradient = gradients[0]
@@ -183,49 +319,52 @@ def global_average(visit: Visit) -> Outcome:
             return only_first(None, len(visit.inputs))
         parts = tuple(
             np.full_like(m.mean, float(np.mean(g)) / count**2)
-            for (_, m), g in zip(signal.parts, gradient.parts, strict=True)
+            for (_, m), g in zip(whole.parts, gradient.parts, strict=True)
         )
         return only_first(Gradient(parts, 1.0), len(visit.inputs))
 
     return Outcome((output,), pullback)
 
 
-@signal_rule(
-    *layer_classes("GlobalMaxPooling1D", "GlobalMaxPooling2D", "GlobalMaxPooling3D"), "Max"
-)
-def _global_max(visit: Visit) -> Outcome:
-    signal = in_layout(visit, channel_axis_of(visit.operation, visit.inputs[0].channel_axis))
-    count = number_of_positions(signal.axes)
-    target, _ = layout(visit.output_shape, signal.channel_axis)
-    if not math.isfinite(count) or not all(m.is_known() for _, m in signal.parts):
-        visit.note(f"{visit.operation.name}: the maximum over a map of unknown size is not known")
+@signal_rule(*layer_classes("GlobalMaxPooling1D", "GlobalMaxPooling2D", "GlobalMaxPooling3D"))
+def global_max(visit: Visit) -> Outcome:
+    """The maximum over all positions."""
+    signal = _whole_map(visit)
+    if signal is None or not all(m.is_known() for _, m in signal.parts):
         return unknown(visit)
-    shares: dict[int, float] = {}
+    whole = signal
+    if any(m.border and m.border.source.border for _, m in whole.parts):
+        return not_modelled(visit, "a maximum over padding with different numbers")
+    target, _ = layout(visit.output_shape, whole.channel_axis)
+    shares: dict[int, Array] = {}
 
     def pooled(moments: Moments) -> Moments:
-        root, function = moments.pre or moments, moments.function or IDENTITY
-        weights = position_weights(root.axes)
+        border = moments.border
+        source = moments if border is None else border.source
+        root, function = source.pre or source, source.function or IDENTITY
+        slope = law_of(root, function).squared_slope
+        count = number_of_positions(root.axes)
         first, second, passed, pair = maximum_over_positions(
-            function,
+            function if border is None else floored(function, border.value),
             root.mean.ravel(),
             np.sqrt(root.variance).ravel(),
             root.loadings,
-            (count * weights).ravel(),
+            (count * position_weights(root.axes)).ravel(),
         )
-        slope = law_of(root, function).squared_slope
-        shares[id(moments)] = passed / slope if slope > 0 else 0.0
+        share = passed / slope / count if slope > 0 else 0.0
+        shares[id(moments)] = _in_border(np.full_like(source.mean, share), border)
         # The common part is the same in every example.
         return uniform(target, first, second, min(pair, second))
 
-    output = signal.each(pooled)
+    output = whole.each(pooled)
 
     def pullback(gradients: Gradients) -> Gradients:
         gradient = gradients[0]
         if gradient is None:
             return only_first(None, len(visit.inputs))
         parts = tuple(
-            np.full_like(m.mean, float(np.mean(g)) / count * shares[id(m)])
-            for (_, m), g in zip(signal.parts, gradient.parts, strict=True)
+            float(np.mean(g)) * shares[id(m)]
+            for (_, m), g in zip(whole.parts, gradient.parts, strict=True)
         )
         return only_first(Gradient(parts, 0.0), len(visit.inputs))
 

@@ -222,10 +222,11 @@ class _Reader:
         self, wrapper: Any, inputs: list[int], shapes: list[Shape], arguments: Any
     ) -> tuple[int, ...]:
         """Both directions on the same input, then what merges them."""
-        ends = [
-            self._call(layer, inputs, shapes[:1], arguments)[0]
-            for layer in (wrapper.forward_layer, wrapper.backward_layer)
-        ]
+        ends = []
+        for layer in (wrapper.forward_layer, wrapper.backward_layer):
+            shape = layer.compute_output_shape(self.graph.shapes[inputs[0]])
+            own = tuple(shape[0] if wrapper.return_state else shape)
+            ends.append(self._call(layer, inputs, [own], arguments)[0])
         return self.graph.new_node(wrapper, ends, shapes, part="leave")
 
 
@@ -264,3 +265,20 @@ def evaluate(node: Node, values: npt.NDArray[np.float64]) -> npt.NDArray[np.floa
     args, kwargs = node.arguments.fill_in(filled)
     result = keras.ops.convert_to_numpy(node.operation.call(*args, **kwargs))
     return np.asarray(result, np.float64)
+
+
+def computed(node: Node, values: Sequence[npt.NDArray[Any]]) -> list[npt.NDArray[Any]] | None:
+    """What an operation of `keras.ops` makes of numbers; None where it cannot run on them."""
+    tensors = [
+        keras.ops.cast(keras.ops.convert_to_tensor(value), given.dtype)
+        for value, given in zip(values, node.arguments.keras_tensors, strict=True)
+    ]
+    filled = {id(t): value for t, value in zip(node.arguments.keras_tensors, tensors, strict=True)}
+    args, kwargs = node.arguments.fill_in(filled)
+    try:
+        results = keras.tree.flatten(node.operation.call(*args, **kwargs))
+    except Exception:  # whatever a backend raises on shapes that only hold in the model
+        return None
+    if len(results) != len(node.outputs):
+        return None
+    return [np.asarray(keras.ops.convert_to_numpy(each)) for each in results]

@@ -21,6 +21,10 @@ class Analysis:
     left_alone: dict[int, str] = dataclasses.field(default_factory=dict, repr=False)
     predicted: dict[str, Prediction] = dataclasses.field(default_factory=dict)
 
+    def __contains__(self, path: object) -> bool:
+        """Whether a kernel of that path was read."""
+        return path in self.contexts
+
     def context_of(self, variable: Any) -> LayerContext | None:
         """The context of a kernel's variable, or None."""
         return self.by_variable.get(id(variable))

@@ -5,6 +5,7 @@ an operation without one is treated as its role says (see `rules`).
 """
 
 import dataclasses
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
@@ -20,12 +21,14 @@ from keras_varinit.moments import Activation
 class Signal:
     """Moments of a tensor, by groups of channels: (number of channels, moments).
 
-    `channel_axis` is the tensor's dimension that holds the channels; the others but the batch are
+    `channel_axis` is the tensor's dimension that holds the channels, and `other_axes` are more of
+    them, counted from the right, such as the heads of attention; the others but the batch are
     positions.
     """
 
     parts: tuple[tuple[int, Moments], ...]
     channel_axis: int = -1
+    other_axes: tuple[int, ...] = ()
 
     @property
     def axes(self) -> Axes:
@@ -46,6 +49,10 @@ class Signal:
     def second_moment(self) -> float:
         """E z² over all entries."""
         return sum(n * m.second_moment for n, m in self.parts) / self.channels
+
+    def is_known(self) -> bool:
+        """Whether the moments are numbers."""
+        return all(m.is_known() for _, m in self.parts)
 
     def each(self, function: Callable[[Moments], Moments]) -> "Signal":
         """A function of each group; equal groups stay the same object."""
@@ -123,8 +130,9 @@ class Visit:
     """One call as the engine's rules see it.
 
     `variance_of(kernel, gain)` is the variance of an entry of a kernel whose output has the second
-    moment gain·variance; `forward` and `backward` take down what a kernel's output carries. `masks`
-    knows the tensors that no weight has touched.
+    moment gain·variance; `forward` and `backward` record what a kernel's output carries. `values`
+    holds the numbers that some inputs are, `at_output` whether all outputs are the model's.
+    `masks` knows the tensors that no weight has touched.
     """
 
     call: Call
@@ -134,6 +142,8 @@ class Visit:
     forward: Callable[[Any, float], None]
     backward: Callable[[Any, float], None]
     note: Callable[[str], None]
+    values: tuple[Array | None, ...] = ()
+    at_output: bool = False
     masks: Masks | None = None
 
     @property
@@ -152,6 +162,7 @@ SignalRule = Callable[[Visit], Outcome | Signal]
 _Rule = TypeVar("_Rule", bound=SignalRule)
 
 _RULES: dict[type | str, SignalRule] = {}
+_FOLLOWING: set[SignalRule] = set()
 
 
 def signal_rule(*kinds: type | str) -> Callable[[_Rule], _Rule]:
@@ -197,9 +208,23 @@ def signal_rule_of(operation: Any) -> SignalRule | None:
     return next((_RULES[c] for c in operation_classes(operation) if c in _RULES), None)
 
 
+def follows_channel_axes(function: _Rule) -> _Rule:
+    """Decorator: marks a rule that takes signals with `other_axes` as they are.
+
+    All other rules get such signals with their channels in one dimension.
+    """
+    _FOLLOWING.add(function)
+    return function
+
+
 def has_signal_rule(operation: Any) -> bool:
     """Whether there is a rule of the engine for an operation."""
     return signal_rule_of(operation) is not None
+
+
+def takes_channel_axes(function: SignalRule) -> bool:
+    """Whether a rule takes signals with channels in several dimensions."""
+    return function in _FOLLOWING
 
 
 def alike(shape: Shape, channel_axis: int, mean: float, second: float, pair: float) -> Signal:
@@ -218,9 +243,22 @@ def layout(shape: Shape, channel_axis: int) -> tuple[Axes, int]:
     return axes_of(tuple(inner)), channels or 1
 
 
-def unchanged(visit: Visit) -> Outcome:
-    """The first input as it is."""
-    return Outcome(visit.inputs[:1], lambda gradients: (gradients[0],) + (None,) * 8)
+def unknown(visit: Visit, reason: str = "") -> Outcome:
+    """Outputs of which nothing is known; no gradient comes back.
+
+    `reason` is noted where what comes in was known.
+    """
+    if reason and (not visit.inputs or any(s.is_known() for s in visit.inputs)):
+        kind = type(visit.operation).__name__
+        visit.note(
+            f"{visit.operation.name} ({kind}): {reason}; the scale of its output is not known"
+        )
+    ranks = {len(shape) for shape in visit.call.input_shapes[:1]}
+    outputs = tuple(
+        alike(s, visit.inputs[0].channel_axis if len(s) in ranks else -1, *[math.nan] * 3)
+        for s in visit.call.output_shapes
+    )
+    return Outcome(outputs, lambda _: [None] * len(visit.inputs))
 
 
 def only_first(gradient: Gradient | None, count: int) -> Gradients:

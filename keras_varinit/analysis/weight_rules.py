@@ -243,15 +243,12 @@ def _raw_tensordot(call: Call) -> Role:
 
 @rule("Einsum")
 def _raw_einsum(call: Call) -> Role:
-    operands, equation = list(call.node.arguments.args), call.operation.subscripts
-    if len(operands) == 2 and is_variable(operands[0]):
-        operands.reverse()
-        left, output = equation.split("->")
-        equation = ",".join(reversed(left.split(","))) + "->" + output
-    if len(operands) != 2 or not is_variable(operands[1]):
+    operands, inputs = call.node.arguments.args, call.input_shapes
+    variable = next((operand for operand in operands if is_variable(operand)), None)
+    if len(operands) != 2 or len(inputs) != 1 or variable is None:
         return _product_without_kernel(call)
-    variable = operands[1]
-    counts = fans.einsum(equation, tuple(variable.shape), call.input_shapes[0])
+    shape, first = tuple(variable.shape), variable is operands[0]
+    counts = fans.einsum(call.operation.subscripts, shape, inputs[0], kernel_first=first)
     return Weights((Kernel(variable, counts),))
 
 

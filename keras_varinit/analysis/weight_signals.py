@@ -4,6 +4,7 @@ Kernels are independent and zero-mean, so E u_p u_q = Var(w)·Σ E z z over the 
 in common, and the gradient comes back through the same sums.
 """
 
+import dataclasses
 import functools
 import math
 from collections.abc import Sequence
@@ -13,9 +14,14 @@ import keras
 import numpy as np
 
 from keras_varinit.analysis import rules
-from keras_varinit.analysis.axes import Array, Window
+from keras_varinit.analysis.axes import AnyWindow, Array, Window
+from keras_varinit.analysis.layouts import fitting, reordered, signal_at, with_channel_axes
 from keras_varinit.analysis.moment_maps import Axes, Moments, axis_maps, uniform
-from keras_varinit.analysis.pointwise_signals import after_activation, moments_of_variable
+from keras_varinit.analysis.pointwise_signals import (
+    acts_on_rows,
+    after_activation,
+    moments_of_variable,
+)
 from keras_varinit.analysis.rules import Call, Weights, layer_classes, per_dimension
 from keras_varinit.analysis.signals import (
     Gradient,
@@ -24,9 +30,11 @@ from keras_varinit.analysis.signals import (
     Signal,
     Visit,
     alike,
+    follows_channel_axes,
     layout,
     only_first,
     signal_rule,
+    unknown,
 )
 from keras_varinit.fans import padding_and_outputs
 
@@ -41,11 +49,7 @@ def channel_axis_of(layer: Any, default: int = -1) -> int:
 
 def in_layout(visit: Visit, channel_axis: int) -> Signal:
     """The first input with its channels where a layer expects them."""
-    signal, shape = visit.inputs[0], visit.call.input_shapes[0]
-    if signal.channel_axis % len(shape) == channel_axis % len(shape) or len(shape) == 2:
-        return Signal(signal.parts, channel_axis)
-    axes, channels = layout(shape, channel_axis)
-    return Signal(((channels, signal.merged.spread_over(axes)),), channel_axis)
+    return with_channel_axes(visit.inputs[0], visit.call.input_shapes[0], (channel_axis,))
 
 
 def windows(call: Call, source: Axes, target: Axes) -> list[Window]:
@@ -92,12 +96,12 @@ def transposed_windows(call: Call, source: Axes, target: Axes) -> list[Window]:
     return found
 
 
-def summed_back(windows: Sequence[Window], moments: Moments, gradient: Array) -> Array:
+def summed_back(windows: Sequence[AnyWindow], moments: Moments, gradient: Array) -> Array:
     """Σ over the outputs that read an input of E g², by class of the input's position."""
     for axis, (window, each) in enumerate(zip(windows, axis_maps(moments, windows), strict=True)):
         source, target = window.inputs, window.outputs
         if source.size is None or target.size is None:
-            ratio = window.stride if window.kind == "transposed" else 1 / window.stride
+            ratio = float(window.stride) if window.kind == "transposed" else 1 / window.stride
         else:
             ratio = target.size / source.size
         matrix = each.means.T * target.weights[None, :] / source.weights[:, None] * ratio
@@ -128,7 +132,7 @@ class Weighing:
             self.visit.backward(self.kernel.variable, gradient.second_moment(output))
 
 
-def _through(gradient: Gradient, windows: Sequence[Window]) -> Gradient:
+def through_taps(gradient: Gradient, windows: Sequence[Window]) -> Gradient:
     """Gradients of two inputs are alike in the taps that both have.
 
     With strides only every so many inputs have a tap in common, and adjacent ones have none.
@@ -155,7 +159,11 @@ def with_activation(visit: Visit, linear: Outcome) -> Outcome:
     role = visit.role
     if not isinstance(role, Weights) or role.activation is None:
         return linear
-    after = after_activation(linear.outputs[0], role.activation)
+    if acts_on_rows(role.activation) and not visit.at_output:
+        moved = dataclasses.replace(visit, inputs=linear.outputs)
+        after = unknown(moved, f"its activation {role.activation.name} is not modelled")
+    else:
+        after = after_activation(linear.outputs[0], role.activation)
 
     def pullback(gradients: Gradients) -> Gradients:
         return linear.pullback(after.pullback(gradients))
@@ -209,8 +217,8 @@ def _shared(
         back = summed_back(taps, merged, gradient.parts[0])
         back = back * (weighing.variance * channels / groups)
         count = len(signal.parts)
-        passed = _through(gradient, taps).with_parts((back,) * count)
-        return only_first(passed, len(visit.inputs))
+        passed = through_taps(gradient, taps).with_parts((back,) * count)
+        return only_first(fitting(passed, signal, visit.inputs[0]), len(visit.inputs))
 
     return with_activation(visit, Outcome((output,), pullback))
 
@@ -261,7 +269,8 @@ def _each_channel(visit: Visit, multiplier: int) -> tuple[Outcome, Signal]:
             summed_back(taps, m, g) * (weighing.variance * multiplier)
             for (_, m), g in zip(signal.parts, gradient.parts, strict=True)
         )
-        return only_first(_through(gradient, taps).with_parts(back), len(visit.inputs))
+        passed = through_taps(gradient, taps).with_parts(back)
+        return only_first(fitting(passed, signal, visit.inputs[0]), len(visit.inputs))
 
     return Outcome((output,), pullback), signal
 
@@ -305,6 +314,58 @@ def _embedding(visit: Visit) -> Outcome:
         return [None] * len(visit.inputs)
 
     return Outcome((output,), pullback)
+
+
+def labels_of(equation: str, rank: int) -> tuple[list[str], list[str], list[str]]:
+    """The labels of data, kernel and output in an equation; an ellipsis spelled out."""
+    operands, output = equation.replace(" ", "").split("->")
+    data, kernel = operands.split(",")
+    hidden = [f"#{n}" for n in range(rank - len(data.replace("...", "")))]
+
+    def spelled(labels: str) -> list[str]:
+        before, dots, after = labels.partition("...")
+        return [*before, *(hidden if dots else []), *after]
+
+    return spelled(data), spelled(kernel), spelled(output)
+
+
+@follows_channel_axes
+@signal_rule(keras.layers.EinsumDense)
+def _einsum_dense(visit: Visit) -> Outcome:
+    """Sums over the contracted dimensions; those of the kernel alone hold the new channels."""
+    role, shape = visit.role, visit.call.input_shapes[0]
+    if not isinstance(role, Weights):
+        raise TypeError("a rule of weight layers met another role")
+    data, kernel, output = labels_of(visit.operation.equation, len(shape))
+    summed = [a for a, label in enumerate(data) if label in kernel and label not in output]
+    shared = [label for label in data if label in kernel and label in output]
+    lost = [label for label in data if label not in kernel and label not in output]
+    if 0 in summed or not summed or lost or output[0] != data[0]:
+        return unknown(visit, "it sums over the batch or over what its kernel lacks")
+    signal = with_channel_axes(visit.inputs[0], shape, summed + [data.index(s) for s in shared])
+    channels = [a for a, label in enumerate(output) if label in kernel]
+    order = [label for label in data if label not in kernel][1:]
+    places = [label for label in output if label not in kernel][1:]
+    count = math.prod(visit.output_shape[a] or 1 for a in channels)
+    merged = reordered(signal.merged, [order.index(label) for label in places])
+    fan_in = math.prod(shape[a] or 1 for a in summed)
+    unit = merged.weighted(in_place(merged.axes), fan_in)
+    weighing = Weighing(visit, role.kernels[0], [(count, unit)])
+    bias = moments_of_variable(visit.operation, "bias")
+    after = signal_at(weighing.output(bias, -1).parts, channels, len(output))
+    fan_out = count / math.prod(shape[data.index(s)] or 1 for s in shared)
+
+    def pullback(gradients: Gradients) -> Gradients:
+        gradient = gradients[0]
+        weighing.came_back(gradient, after)
+        if gradient is None:
+            return only_first(None, len(visit.inputs))
+        back = gradient.parts[0] * (weighing.variance * fan_out)
+        back = back.transpose([places.index(label) for label in order])
+        passed = gradient.with_parts((back,) * len(signal.parts))
+        return only_first(fitting(passed, signal, visit.inputs[0]), len(visit.inputs))
+
+    return with_activation(visit, Outcome((after,), pullback))
 
 
 def general_kernels(visit: Visit) -> Outcome:

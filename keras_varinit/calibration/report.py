@@ -42,7 +42,8 @@ class CalibrationRow:
 class CalibrationReport:
     """The rows in the order in which the model computes: iterable, readable in print.
 
-    `report[key]` is the first row of that kernel's path or that layer. `walks` counts how many
+    `report[key]` is the first row of that kernel's path or that layer, and `key in report` says
+    whether there is one. `walks` counts how many
     times the model was run over all the data, `examples` how many there are.
     """
 
@@ -58,6 +59,10 @@ class CalibrationReport:
 
     def __len__(self) -> int:
         return len(self.rows)
+
+    def __contains__(self, item: object) -> bool:
+        """Whether it has that row, or a row of that path or layer."""
+        return any(item in (row.path, row.layer, row) for row in self.rows)
 
     def __getitem__(self, key: str) -> CalibrationRow:
         for row in self.rows:

@@ -89,7 +89,8 @@ def point_of(
         if splits:
             function = activation_of(operation.activation)
         # Inside a recurrent layer or behind an activation of unknown place no prediction applies.
-        comparable = splits or role.activation is None
+        inside = any(kernel.reads_own_output for kernel in role.kernels)
+        comparable = splits or (role.activation is None and not inside)
         kernel = max(role.kernels, key=lambda k: k.level).variable if comparable else None
         return Point(name, operation, "weights", splits, function, kernel, axis, role)
     splits = _splits(operation)

@@ -86,7 +86,8 @@ class SignalRow:
 class SignalReport:
     """The rows in the order in which the model computes: iterable, readable in print.
 
-    `report[key]` is the row of that name, or of that kernel's path. `examples` counts what was
+    `report[key]` is the row of that name, or of that kernel's path, and `key in report` says
+    whether there is one. `examples` counts what was
     measured; `gradients` says of what gradients are: "loss", or "noise" for unit white noise at the
     outputs, or None.
     """
@@ -102,6 +103,10 @@ class SignalReport:
 
     def __len__(self) -> int:
         return len(self.rows)
+
+    def __contains__(self, item: object) -> bool:
+        """Whether it has that row, or a row of that name or path."""
+        return any(item is row or item in (row.name, row.path) for row in self.rows)
 
     def __getitem__(self, key: str) -> SignalRow:
         for row in self.rows:

@@ -265,7 +265,8 @@ def _merged(node: Node, given: list[Any], states: dict[int, list[Any]]) -> list[
         merged = [forward * backward]
     else:
         merged = [forward, backward]
-    merged = [with_mask_of(tensor, forward) for tensor in merged]
+    if wrapper.supports_masking:  # not from Keras 3.16 on
+        merged = [with_mask_of(tensor, forward) for tensor in merged]
     if wrapper.return_state:
         merged += [state for tensor in node.inputs for state in states[tensor]]
     return merged

@@ -15,7 +15,9 @@ import keras
 import numpy as np
 import numpy.typing as npt
 
+from keras_varinit import graph
 from keras_varinit.context import LayerContext
+from keras_varinit.seeds import checked_seed
 
 Float32Array = npt.NDArray[np.float32]
 Family = Literal["normal", "truncated_normal", "uniform", "other"]
@@ -48,7 +50,7 @@ class ContextualInitializer(keras.initializers.Initializer):
         seed: int | None = None,
         context: LayerContext | Mapping[str, Any] | None = None,
     ) -> None:
-        self.seed = self._checked_seed(seed)
+        self.seed = checked_seed(self._name, seed)
         self._entropy = random.randint(1, 10**9) if self.seed is None else self.seed
         self._context = self._checked_context(context)
         self._digests: dict[tuple[int, ...], bytes] = {}
@@ -153,18 +155,6 @@ class ContextualInitializer(keras.initializers.Initializer):
             f"{self._name}: `{argument}` must be {wanted}. Received: {argument}={value!r}."
         )
 
-    def _checked_seed(self, seed: Any) -> int | None:
-        if seed is None:
-            return None
-        if isinstance(seed, bool) or not isinstance(seed, numbers.Integral):
-            raise self._error(
-                "seed",
-                seed,
-                "an integer or None (calls are pure, so a SeedGenerator cannot be used)",
-                TypeError,
-            )
-        return int(seed)
-
     def _checked_context(self, context: Any) -> LayerContext | None:
         if context is None or isinstance(context, LayerContext):
             return context
@@ -221,8 +211,8 @@ def register(*names: str) -> Any:
 
     def decorate(cls: type) -> type:
         keras.saving.register_keras_serializable(package=PACKAGE)(cls)
-        for name in (cls.__name__, *names):
-            keras.saving.get_custom_objects()[name] = cls
+        for name in (cls.__name__, f"{PACKAGE}>{cls.__name__}", *names):
+            graph.name_initializer(name, cls)
             registered_names[name] = cls
         return cls
 

@@ -10,6 +10,7 @@ reaches a given V is exp(exp((Σ ln ln(l + offset) - ln V)/L)). The paper's rule
 the layers below one, is base = L/3 + offset.
 """
 
+import functools
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
@@ -105,8 +106,7 @@ class DepthScaled(ContextualInitializer):
     def scale(self, depth: int, total_depth: int) -> float:
         """Returns k, the factor on the base initializer's variance, for one depth of a network."""
         if self.schedule == "constant":
-            logs = [self._log_scale(l, total_depth) for l in range(1, total_depth + 1)]  # noqa: E741
-            return math.exp(math.fsum(logs) / total_depth)
+            return math.exp(self._mean_log_scale(total_depth))
         if self.schedule == "decreasing":
             depth = total_depth + 1 - depth
         return math.exp(self._log_scale(depth, total_depth))
@@ -137,6 +137,17 @@ class DepthScaled(ContextualInitializer):
         """Ln k_depth of the increasing schedule."""
         return self._log_log(depth) - self._log_log_base(total_depth)
 
+    def _mean_log_scale(self, total_depth: int) -> float:
+        """Ln V^(1/L), the same whatever the schedule; a V that is asked for needs no sum."""
+        if self.network_variance is not None:
+            return math.log(self.network_variance) / total_depth
+        return self._mean_log_log(total_depth) - self._log_log_base(total_depth)
+
+    def _mean_log_log(self, total_depth: int) -> float:
+        """(Σ ln ln(l + offset))/L."""
+        self._log_log(1)  # the smallest, so the one that may not exist
+        return _sum_log_log(total_depth, self.offset) / total_depth
+
     def _log_log(self, depth: int) -> float:
         """Ln ln(depth + offset)."""
         argument = depth + self.offset
@@ -151,8 +162,7 @@ class DepthScaled(ContextualInitializer):
     def _log_log_base(self, total_depth: int) -> float:
         """Ln ln(base), for the base in force in a network of that depth."""
         if self.network_variance is not None:
-            logs = math.fsum(self._log_log(l) for l in range(1, total_depth + 1))  # noqa: E741
-            return (logs - math.log(self.network_variance)) / total_depth
+            return self._mean_log_log(total_depth) - math.log(self.network_variance) / total_depth
         base = total_depth / 3 + self.offset if self.base is None else self.base
         if base <= 1:
             raise ValueError(
@@ -181,3 +191,10 @@ class DepthScaled(ContextualInitializer):
             base = base.with_context(context)
         factor = math.sqrt(self._scale_for(shape)) * self._law(shape).correction
         return base(shape, dtype="float32") * factor
+
+
+@functools.lru_cache(maxsize=64)
+def _sum_log_log(total_depth: int, offset: float) -> float:
+    """Σ ln ln(l + offset) over l = 1…L, which every layer of a network asks for."""
+    depths = range(1, total_depth + 1)
+    return math.fsum(math.log(math.log(depth + offset)) for depth in depths)

@@ -1,6 +1,7 @@
 """The distribution that a base initializer draws from: its family and its standard deviation."""
 
 import dataclasses
+import difflib
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -13,7 +14,9 @@ from keras_varinit.initializers.base import (
     ContextualInitializer,
     Family,
     neutral_fans,
+    registered_names,
 )
+from keras_varinit.seeds import checked_seed, random_kept
 
 _VARIANCE_SCALING_FAMILIES: dict[str, Family] = {
     "uniform": "uniform",
@@ -41,7 +44,7 @@ def resolve_base(owner: str, initializer: Any, seed: int | None) -> keras.initia
     except (ValueError, TypeError) as error:
         raise ValueError(
             f"{owner}: `initializer` must name a Keras or keras_varinit initializer. "
-            f"Received: initializer={initializer!r}."
+            f"Received: initializer={initializer!r}.{did_you_mean(initializer)}"
         ) from error
     if not isinstance(base, keras.initializers.Initializer):
         raise TypeError(
@@ -57,22 +60,36 @@ def resolve_base(owner: str, initializer: Any, seed: int | None) -> keras.initia
     return base if seed is None else reseeded(base, seed)
 
 
+def did_you_mean(name: Any) -> str:
+    """A hint at the initializers whose names are nearest to one that is not known, or nothing."""
+    of_keras = (n for n in dir(keras.initializers) if not n.startswith("_"))
+    of_ours = (n for n in registered_names if ">" not in n)
+    known = {*of_keras, *of_ours} - {"deserialize", "get", "serialize"}
+    near = difflib.get_close_matches(name, sorted(known), n=3) if isinstance(name, str) else []
+    return f" Did you mean {' or '.join(map(repr, near))}?" if near else ""
+
+
 def seed_of(owner: str, base: keras.initializers.Initializer) -> int | None:
     """The integer seed that a base was constructed with, None if it had none."""
     seed = base.get_config()["seed"]
-    if seed is None or (isinstance(seed, int) and not isinstance(seed, bool)):
-        return seed
-    raise ValueError(
-        f"{owner}: the seed of `initializer` must be an integer or None, since calls are pure. "
-        f"Received: seed={getattr(base, 'seed', seed)!r}."
-    )
+    try:
+        return checked_seed(owner, seed)
+    except TypeError:
+        raise ValueError(
+            f"{owner}: the seed of `initializer` must be an integer or None, since calls are pure. "
+            f"Received: seed={getattr(base, 'seed', seed)!r}."
+        ) from None
 
 
 def reseeded(
     base: keras.initializers.Initializer, seed: int | None
 ) -> keras.initializers.Initializer:
     """A copy of a base that draws from `seed`."""
-    return type(base).from_config({**base.get_config(), "seed": seed})
+    config = {**base.get_config(), "seed": seed}
+    if seed is None:
+        return type(base).from_config(config)
+    with random_kept(seed):  # a base within the base may be constructed without a seed
+        return type(base).from_config(config)
 
 
 def for_kernel(

@@ -1,0 +1,322 @@
+"""The engine's rules of recurrent layers: SimpleRNN, LSTM, GRU, their cells, and both directions.
+
+A kernel's output u is W x_t or U h_{t-1}, of all gates and over all steps, without the biases: no
+kernel makes a pre-activation alone. The law of the state is that of `recurrent_moments`.
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import keras
+import numpy as np
+
+from keras_varinit.analysis.activation_rules import activation_of
+from keras_varinit.analysis.axes import Array
+from keras_varinit.analysis.moment_maps import Moments, added, multiplied, uniform
+from keras_varinit.analysis.nonlinear import IDENTITY
+from keras_varinit.analysis.reader import call_argument
+from keras_varinit.analysis.recurrent_steps import (
+    Clock,
+    arriving_at,
+    clock_of,
+    correlation,
+    faded,
+    has_settled,
+    moments_of,
+    steps_of,
+)
+from keras_varinit.analysis.rules import Kernel, Weights
+from keras_varinit.analysis.signals import (
+    Gradient,
+    Gradients,
+    Outcome,
+    Signal,
+    Visit,
+    alike,
+    layout,
+    only_first,
+    signal_rule,
+)
+from keras_varinit.analysis.weight_signals import general_kernels, in_layout
+from keras_varinit.graph import own_variable
+from keras_varinit.moments import Activation
+from keras_varinit.recurrent_moments import (
+    Cell,
+    States,
+    Steps,
+    gru_recurrence,
+    lstm_recurrence,
+    simple_recurrence,
+)
+from keras_varinit.values import view
+
+# Class of cell, its number of gates, its law, and how many steps of it are followed one by one.
+_KINDS: tuple[tuple[type, int, Callable[[Steps, Cell], States], int], ...] = (
+    (keras.layers.SimpleRNNCell, 1, simple_recurrence, 128),
+    (keras.layers.LSTMCell, 4, lstm_recurrence, 64),
+    (keras.layers.GRUCell, 3, gru_recurrence, 64),
+)
+_OF_ROWS = ("softmax", "log_softmax", "sparsemax")
+
+
+class _NotModelledError(Exception):
+    """Why a recurrent layer is not followed."""
+
+
+@signal_rule(keras.layers.RNN)
+def _recurrent(visit: Visit) -> Outcome:
+    try:
+        cells = _cells(visit)
+        clock = _clock(visit, cells)
+        if not visit.inputs[0].merged.is_known():
+            return _without_state(visit)
+        return _Layer(visit, cells, clock).outcome()
+    except _NotModelledError as reason:
+        visit.note(f"{visit.operation.name}: {reason}, so what it puts out is not known")
+        return _without_state(visit)
+
+
+def _without_state(visit: Visit) -> Outcome:
+    """The first kernel reads the input, whatever the state does; nothing else is known."""
+    return general_kernels(dataclasses.replace(visit, note=lambda text: None))
+
+
+def _clock(visit: Visit, cells: Sequence[Any]) -> Clock:
+    axis = in_layout(visit, -1).axes[0]
+    if axis.size is None:
+        raise _NotModelledError("the number of its steps is not known")
+    limit = min(limit for *_, limit in map(_kind, cells))
+    return clock_of(axis, limit, backwards=bool(visit.operation.go_backwards))
+
+
+def _kind(cell: Any) -> tuple[type, int, Callable[[Steps, Cell], States], int]:
+    return next(kind for kind in _KINDS if isinstance(cell, kind[0]))
+
+
+def _cells(visit: Visit) -> list[Any]:
+    """The cells of a layer, all of them Keras's own, called on the sequence alone."""
+    layer, node = visit.operation, visit.call.node
+    if not isinstance(getattr(layer, "cell", None), keras.Layer):
+        raise _NotModelledError("its cell is not a layer")
+    cells = list(getattr(layer.cell, "cells", [layer.cell]))
+    for each in (layer, layer.cell, *cells):
+        if not type(each).call.__module__.startswith("keras."):
+            raise _NotModelledError(f"{type(each).__name__} has a `call` of its own")
+    if not all(any(isinstance(cell, kind[0]) for kind in _KINDS) for cell in cells):
+        raise _NotModelledError(f"the recursion of {type(cells[0]).__name__} is not modelled")
+    if call_argument(node, 2, "mask") is not None:
+        raise _NotModelledError("it skips the steps that its mask hides")
+    if call_argument(node, 1, "initial_state") is not None or len(visit.inputs) > 1:
+        raise _NotModelledError("it starts from a state that it is given")
+    if layer.stateful:
+        visit.note(f"{layer.name}: stateful, and counted from a state of zeros")
+    return cells
+
+
+@dataclasses.dataclass(frozen=True)
+class _Run:
+    """One cell at work: its kernels and their variances, what it reads, and its states."""
+
+    kernel: Kernel
+    recurrent: Kernel
+    variance: float
+    kept: float
+    gates: int
+    units: int
+    states: States
+
+    def reading(self, matrix: Array) -> Array:
+        """The gradient at the input, from Σ over gates of E δδ at the kernel."""
+        return matrix * (self.variance * self.units / self.kept)
+
+
+class _Layer:
+    """A recurrent layer on a sequence: its cells act in turn."""
+
+    def __init__(self, visit: Visit, cells: Sequence[Any], clock: Clock) -> None:
+        self.visit, self.clock = visit, clock
+        self.layer, self.signal = visit.operation, in_layout(visit, -1)
+        role = visit.role
+        if not isinstance(role, Weights):
+            raise TypeError("a rule of weight layers met another role")
+        steps, fan_in = steps_of(self.signal.merged, clock), self.signal.channels
+        self.runs: list[_Run] = []
+        for number, cell in enumerate(cells):
+            kernels = role.kernels[2 * number : 2 * number + 2]
+            self.runs.append(self._run(cell, kernels, steps, fan_in))
+            steps, fan_in = self.runs[-1].states.outputs, int(cell.units)
+
+    def _run(self, cell: Any, kernels: Sequence[Kernel], steps: Steps, fan_in: int) -> _Run:
+        visit, clock = self.visit, self.clock
+        kernel, recurrent = kernels
+        _, gates, law, _ = _kind(cell)
+        kept = 1 - float(cell.dropout)
+        gain = fan_in * clock.average(np.diagonal(steps.own)) / kept
+        variance = visit.variance_of(kernel.variable, gain)
+        visit.forward(kernel.variable, variance * gain)
+        # A gain for U would be that of a state which U itself makes.
+        scale = visit.variance_of(recurrent.variable, math.nan) * int(cell.units)
+        if not math.isfinite(variance + scale):
+            raise _NotModelledError("the variance of its kernels is not known")
+        inputs = steps.scaled(variance * fan_in / kept, variance * fan_in)
+        states = law(inputs, _numbers(cell, gates, scale))
+        visit.forward(recurrent.variable, clock.average(states.recurrent))
+        if not has_settled(np.diagonal(states.outputs.own), clock):
+            raise _NotModelledError(f"its state does not settle in {clock.middle} steps")
+        return _Run(kernel, recurrent, variance, kept, gates, int(cell.units), states)
+
+    def outcome(self) -> Outcome:
+        """The outputs, and how gradients come back."""
+        last = self.runs[-1].states
+        moments = [state for run in self.runs for state in run.states.last]
+        if self.layer.return_sequences:
+            _, channels = layout(self.visit.output_shape, -1)
+            output = Signal(((channels, moments_of(last.outputs, self.clock)),), -1)
+        else:
+            output = _state(self.visit.output_shape, last.last[0])
+        shapes = self.visit.call.output_shapes[1:]
+        states = [_state(s, m) for s, m in zip(shapes, moments, strict=False)]
+        return Outcome((output, *states), self._pullback)
+
+    def _pullback(self, gradients: Gradients) -> Gradients:
+        count = len(self.clock.shares)
+        arriving, last = np.zeros((count, count)), 0.0
+        first = gradients[0]
+        if first is not None and self.layer.return_sequences:
+            arriving = arriving_at(first, self.clock)
+        elif first is not None:
+            last = float(first.parts[0])
+        states = [0.0 if g is None else float(g.parts[0]) for g in gradients[1:]]
+        if first is None and not any(states):
+            return only_first(None, len(self.visit.inputs))
+        kept = [len(run.states.last) for run in self.runs]
+        states += [0.0] * (sum(kept) - len(states))
+        ends = np.cumsum([0, *kept])
+        for number in reversed(range(len(self.runs))):
+            carried = states[ends[number] : ends[number + 1]]
+            carried[0] += last
+            arriving, last = self._back(self.runs[number], arriving, carried), 0.0
+        return only_first(self._at_input(arriving), len(self.visit.inputs))
+
+    def _back(self, run: _Run, arriving: Array, carried: Sequence[float]) -> Array:
+        """Takes down the gradients at a cell's kernels; returns those at its input."""
+        visit, clock = self.visit, self.clock
+        returned = run.states.pullback(arriving, carried)
+        matrix, recurrent = returned.kernel, returned.recurrent
+        if clock.is_long:
+            factors = faded(np.diagonal(matrix), np.diagonal(arriving), clock)
+            matrix = matrix * np.sqrt(np.outer(factors, factors))
+            recurrent = recurrent * factors
+        visit.backward(run.kernel.variable, clock.average(np.diagonal(matrix)) / run.gates)
+        visit.backward(run.recurrent.variable, clock.average(recurrent))
+        return run.reading(matrix)
+
+    def _at_input(self, matrix: Array) -> Gradient:
+        seconds = np.diagonal(matrix)
+        part = self.clock.by_class(seconds, self.clock.reads)
+        adjacent = correlation(matrix, 1, 1)
+        far = correlation(matrix, 2, len(matrix) - 1) if len(matrix) > 2 else adjacent
+        local = (adjacent - far) / (1 - far) if far < 1 else 0.0
+        return Gradient((part,) * len(self.signal.parts), far, max(local, 0.0))
+
+
+def _state(shape: Any, moments: tuple[float, float, float]) -> Signal:
+    mean, second, pair = moments
+    axes, channels = layout(shape, -1)
+    return Signal(((channels, uniform(axes, mean, second, pair)),), -1)
+
+
+def _numbers(cell: Any, gates: int, scale: float) -> Cell:
+    biases = _biases(cell, gates)
+    return Cell(
+        scale,
+        _activation(cell.activation),
+        _activation(getattr(cell, "recurrent_activation", None)),
+        biases[0],
+        biases[1],
+        1 - float(cell.recurrent_dropout),
+        bool(getattr(cell, "reset_after", True)),
+    )
+
+
+def _activation(function: Any) -> Activation:
+    try:
+        activation = activation_of(function)
+    except ValueError as error:
+        raise _NotModelledError(str(error)) from error
+    if activation is not None and activation.name in _OF_ROWS:
+        raise _NotModelledError(f"its activation {activation.name} acts on rows")
+    if activation is None and isinstance(function, keras.Layer):
+        raise _NotModelledError(f"its activation {type(function).__name__} is not modelled")
+    return IDENTITY if activation is None else activation
+
+
+def _biases(cell: Any, gates: int) -> Array:
+    """(2, gates, units): what is added to W x, and to U h where that has biases of its own."""
+    variable, units = own_variable(cell, "bias"), int(cell.units)
+    biases = np.zeros((2, gates, units))
+    if variable is None:
+        return biases
+    if isinstance(cell.bias_initializer, keras.initializers.Zeros):
+        if getattr(cell, "unit_forget_bias", False):
+            biases[0, 1] = 1.0
+        return biases
+    values = np.asarray(view(variable), np.float64).reshape(-1, gates, units)
+    biases[: len(values)] = values
+    return biases
+
+
+@signal_rule(keras.layers.Bidirectional)
+def _bidirectional(visit: Visit) -> Outcome:
+    """Two layers of different weights on one sequence; the second one's output is turned round."""
+    wrapper, inputs = visit.operation, visit.inputs[:2]
+    if wrapper.return_state:
+        visit.note(f"{wrapper.name}: the states that it returns are not known")
+    turn = _turned if wrapper.return_sequences else lambda m: m
+    ahead, back = inputs[0], inputs[1].each(turn)
+    mode, unknown = (
+        wrapper.merge_mode,
+        [alike(s, -1, math.nan, math.nan, math.nan) for s in visit.call.output_shapes],
+    )
+    outputs = _merged(mode, ahead, back)
+    factors = _factors(mode, ahead, back)
+
+    def pullback(gradients: Gradients) -> Gradients:
+        results: list[Gradient | None] = []
+        for number in range(2):
+            gradient = gradients[number if mode is None else 0]
+            if gradient is not None:
+                parts = gradient.parts[-1:] if number and mode == "concat" else gradient.parts[:1]
+                part = parts[0] * factors[number]
+                turned = bool(number and wrapper.return_sequences)
+                gradient = gradient.with_parts((part[::-1] if turned else part,))
+            results.append(gradient)
+        return results
+
+    return Outcome((*outputs, *unknown[len(outputs) :]), pullback)
+
+
+def _merged(mode: str | None, ahead: Signal, back: Signal) -> list[Signal]:
+    if mode is None:
+        return [ahead, back]
+    if mode == "concat":
+        return [Signal(ahead.parts + back.parts, -1)]
+    merge = multiplied if mode == "mul" else added
+    share = 0.25 if mode == "ave" else 1.0
+    result = merge(ahead.merged.plain(), back.merged.plain()).scaled(share)
+    return [Signal(((ahead.channels, result),), -1)]
+
+
+def _factors(mode: str | None, ahead: Signal, back: Signal) -> tuple[Any, Any]:
+    """What a gradient's second moment is multiplied by on its way to each direction."""
+    if mode == "mul":
+        return back.merged.second, ahead.merged.second
+    return (0.25, 0.25) if mode == "ave" else (1.0, 1.0)
+
+
+def _turned(moments: Moments) -> Moments:
+    """The sequence from its end to its start."""
+    mean, far, excess = map(np.flip, (moments.mean, moments.far, moments.excess))
+    return Moments(moments.axes, mean, far, excess, moments.radius)
