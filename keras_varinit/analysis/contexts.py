@@ -50,6 +50,7 @@ from keras_varinit.fans import Fans
 from keras_varinit.graph import (
     check_built,
     functional_of,
+    is_raw_operation,
     layers_of,
     own_variables,
 )
@@ -184,6 +185,8 @@ class _Analyzer:
             and not has_rule(node.operation)
         ):
             return Transparent()  # a rule of the user's says what it does
+        if isinstance(role, Unknown) and is_raw_operation(node.operation):
+            return role  # it ends a stage; what becomes of the signal, the engine says
         if isinstance(role, Unknown):
             kind = type(node.operation).__name__
             self.notes.append(f"{node.operation.name} ({kind}): {role.reason}")

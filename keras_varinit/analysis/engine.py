@@ -13,6 +13,7 @@ import numpy as np
 
 from keras_varinit.analysis import (
     attention_signals,
+    entrywise_signals,
     identity_signals,
     merging_signals,
     patch_signals,
@@ -58,6 +59,7 @@ from keras_varinit.moments import Activation
 # Importing these registers the rules of Keras's own layers.
 _RULES = (
     attention_signals,
+    entrywise_signals,
     identity_signals,
     merging_signals,
     patch_signals,

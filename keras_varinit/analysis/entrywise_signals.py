@@ -1,0 +1,66 @@
+"""The engine's rules of raw operations on each entry that are no activations.
+
+`signal_rules` and `activation_rules` say which operations end or shape a stage; these do neither.
+"""
+
+import dataclasses
+
+import numpy as np
+
+from keras_varinit.analysis.activation_rules import snake_case
+from keras_varinit.analysis.constants import operands
+from keras_varinit.analysis.merging_signals import merged
+from keras_varinit.analysis.pointwise_signals import after_activation, is_integrable
+from keras_varinit.analysis.reader import evaluate
+from keras_varinit.analysis.signals import (
+    Gradients,
+    Outcome,
+    Visit,
+    follows_channel_axes,
+    signal_rule,
+    unknown,
+)
+from keras_varinit.moments import Activation
+
+_SMOOTH = (
+    *("Arccos", "Arccosh", "Arcsin", "Arctanh", "Cbrt", "Cosh", "Deg2rad", "Erfc", "Erfinv"),
+    *("Exp2", "I0", "Log", "Log10", "Log2", "NanToNum", "Rad2deg", "Reciprocal", "Rsqrt", "Sinc"),
+    *("Sqrt", "Tan"),
+)
+# Constant between their jumps, so that no gradient comes back.
+_STEPS = (
+    *("Ceil", "Floor", "Heaviside", "Isfinite", "Isinf", "Isnan", "Isneginf", "Isposinf"),
+    *("LogicalNot", "Round", "Sign", "Signbit", "Trunc"),
+)
+_COMPARISONS = ("Equal", "Greater", "GreaterEqual", "Less", "LessEqual", "NotEqual")
+_WITH_NUMBER = ("FloorDivide", "Fmod", "Mod")
+
+
+@follows_channel_axes
+@signal_rule(*_SMOOTH, *_STEPS, *_WITH_NUMBER, *_COMPARISONS)
+def _of_each_entry(visit: Visit) -> Outcome:
+    """f(z), f(z, c) or f(c, z) with a number c; a function of two signals as one of their root."""
+    name = type(visit.operation).__name__
+    if len(visit.inputs) == 2:
+        # A comparison of two functions of one signal is a function of that signal.
+        return without_gradient(merged(visit)) if name in _COMPARISONS else merged(visit)
+    numbers = [o for o in operands(visit) if isinstance(o, np.ndarray)]
+    if any(values.size != 1 for values in numbers):
+        return unknown(visit, "it takes numbers that differ between entries")
+    node = visit.call.node
+    function = Activation(snake_case(name), lambda s: evaluate(node, s), (id(node.arguments),))
+    outcome = after_activation(visit.inputs[0], function)
+    if name in (*_STEPS, *_COMPARISONS, "FloorDivide"):
+        return without_gradient(outcome)
+    if visit.inputs[0].is_known() and not is_integrable(visit.inputs[0], function):
+        return unknown(visit, "its second moment does not exist for a Gaussian signal")
+    return outcome
+
+
+def without_gradient(outcome: Outcome) -> Outcome:
+    """An outcome through which a gradient of 0 comes back."""
+
+    def pullback(gradients: Gradients) -> Gradients:
+        return [g and g.scaled(0.0) for g in outcome.pullback(gradients)]
+
+    return dataclasses.replace(outcome, pullback=pullback)
