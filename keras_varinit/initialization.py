@@ -17,7 +17,13 @@ from keras_varinit.changes import Change, commit, drawn_value
 from keras_varinit.context import LayerContext
 from keras_varinit.initializers import ContextualInitializer
 from keras_varinit.initializers.base import stream_seed
-from keras_varinit.initializers.laws import describe, did_you_mean, for_kernel, reseeded
+from keras_varinit.initializers.laws import (
+    as_drawn,
+    describe,
+    did_you_mean,
+    for_kernel,
+    reseeded,
+)
 from keras_varinit.prediction import with_signal_gains
 from keras_varinit.reports import DRAWN, Report, ReportRow
 from keras_varinit.seeds import checked_seed, random_kept
@@ -193,7 +199,7 @@ class _Plan:
         if scheme is None:
             return
         self.kernels += 1
-        initializer = self._for_kernel(scheme, context)
+        initializer = self._for_kernel(layer, scheme, context)
         shape = context.kernel_shape
         stddev = describe(initializer, shape, context if _is_ours(initializer) else None).stddev
         status = self._status(variable.trainable)
@@ -209,11 +215,11 @@ class _Plan:
         row = ReportRow(variable.path, layer.name, held, None, None, f"skipped: {reason}")
         self.rows.append(row)
 
-    def _for_kernel(self, scheme: Any, context: LayerContext) -> Any:
+    def _for_kernel(self, layer: Any, scheme: Any, context: LayerContext) -> Any:
         if _is_ours(scheme):
             own = scheme.seed if self.seed is None else self.seed
             return reseeded(scheme, own).with_context(context)
-        correction = describe(scheme, context.kernel_shape, context).correction
+        correction = describe(as_drawn(layer, scheme), context.kernel_shape, context).correction
         if not math.isclose(correction, 1, rel_tol=1e-9):
             note = (
                 f"{context.path}: Keras's {type(scheme).__name__} miscounts this kernel's fans; "
@@ -247,7 +253,7 @@ class _Plan:
                 if _fingerprint(change.value) not in others:
                     break
                 context = dataclasses.replace(context, stream=context.stream + "'")
-                initializer = self._for_kernel(scheme, context)
+                initializer = self._for_kernel(layer, scheme, context)
                 value = drawn_value(initializer, change.variable, context.path)
                 change = dataclasses.replace(change, value=value, initializer=initializer)
                 self.changes[number] = change

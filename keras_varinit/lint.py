@@ -11,7 +11,7 @@ import numpy as np
 from keras_varinit import graph
 from keras_varinit.analysis import Analysis, Reading, read
 from keras_varinit.initializers import ContextualInitializer
-from keras_varinit.initializers.laws import describe
+from keras_varinit.initializers.laws import as_drawn, describe
 from keras_varinit.values import to_numpy, view
 
 _DEAD, _EXPLODED = 1e-6, 1e6
@@ -111,7 +111,7 @@ def _wrong_fans(model: Any, analysis: Analysis) -> Iterator[Finding]:
             continue
         if isinstance(layer, keras.layers.Embedding):
             continue
-        drawn = describe(initializer, context.kernel_shape, None).stddev
+        drawn = describe(as_drawn(layer, initializer), context.kernel_shape, None).stddev
         right = describe(initializer, context.kernel_shape, context).stddev
         if drawn is None or right is None or math.isclose(drawn, right, rel_tol=1e-6):
             continue

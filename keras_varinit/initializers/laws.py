@@ -144,6 +144,27 @@ def describe(
     return Law("other", None)
 
 
+def as_drawn(layer: Any, initializer: Any) -> Any:
+    """The initializer that a layer draws its kernel with, which counts fans as Keras does there.
+
+    Where variance scaling takes a kernel's axes, `EinsumDense` draws with a copy that knows them.
+    """
+    if not isinstance(layer, keras.layers.EinsumDense):
+        return initializer
+    if not isinstance(initializer, keras.initializers.VarianceScaling):
+        return initializer
+    config = initializer.get_config()
+    if config.get("input_axes", ()) is not None and config.get("output_axes", ()) is not None:
+        return initializer
+    operands, output = layer.equation.replace(" ", "").split("->")
+    kernel = operands.split(",")[1]
+    axes: dict[bool, list[int]] = {True: [], False: []}
+    for axis, letter in enumerate(kernel):
+        axes[letter in output].append(axis)
+    config |= {"input_axes": axes[False], "output_axes": axes[True]}
+    return type(initializer).from_config(config)
+
+
 def _variance_scaling_law(base: Any, shape: Sequence[int], context: LayerContext | None) -> Law:
     counted = _fan(base.mode, *_fans_as_keras_counts(base, shape))
     fan = counted if context is None else _fan(base.mode, context.fan_in, context.fan_out)

@@ -37,7 +37,7 @@ class Case:
     inputs: Callable[..., Any] | None = None
     known: bool = True
     # Draws go on until each mean is certain to `precision`; a draw is a batch of `examples`.
-    precision: float = 0.012
+    precision: float = 0.01
     draws: int = 800
     examples: int = 8
 
@@ -67,7 +67,7 @@ def conv(filters=96, k=3, *, rank=2, **options):
 
 
 def vector(x):
-    """For (64,): a vector of 128 independent entries."""
+    """For (256,): a vector of 128 independent entries."""
     return dense(128)(x)
 
 
@@ -91,4 +91,4 @@ def volume(x):
     return conv(48, 2, rank=3)(L.ReLU()(conv(48, 2, rank=3)(x)))
 
 
-VECTOR, TOKENS, LINE, MAPS, VOLUME = (64,), (10, 32), (16, 32), (8, 8, 24), (4, 4, 4, 16)
+VECTOR, TOKENS, LINE, MAPS, VOLUME = (256,), (10, 32), (16, 32), (8, 8, 24), (4, 4, 4, 16)

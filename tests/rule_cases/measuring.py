@@ -10,6 +10,7 @@ from keras import ops
 import keras_varinit as kv
 from keras_varinit import graph
 from keras_varinit.analysis import read
+from keras_varinit.initializers.laws import as_drawn
 
 # Draws between two looks at the errors, and draws before the first: means of few draws are skewed.
 _BATCH, _MINIMUM = 32, 96
@@ -82,7 +83,7 @@ class Network:
         while len(rows) < self.case.draws:
             rows += [self.draw() for _ in range(_BATCH)]
             means = np.mean(rows, axis=0)
-            errors = np.std(rows, axis=0, ddof=1) / math.sqrt(len(rows)) / means
+            errors = np.std(rows, axis=0, ddof=1) / math.sqrt(len(rows)) / np.maximum(means, 1e-300)
             if len(rows) >= _MINIMUM and np.max(errors) <= self.case.precision:
                 break
         pairs = zip(means.tolist(), errors.tolist(), strict=True)
@@ -92,19 +93,24 @@ class Network:
 def _kernels(model, analysis):
     """Each kernel with a function that draws it from the law of its initializer.
 
-    What Keras drew when it built the layer has that law's variance too.
+    What Keras drew when it built the layer has that law's variance too. Without an initializer that
+    the layer keeps, it is what tells the variance.
     """
     initializers = {
-        key: getattr(layer, attribute)
+        key: as_drawn(layer, getattr(layer, attribute))
         for layer in [model, *graph.layers_of(model)]
         for key, attribute in graph.initializers_of(layer)
     }
     for variable in model.trainable_variables:
         if analysis.context_of(variable) is None:
             continue
-        draw, variance = _law(initializers[id(variable)], tuple(variable.shape))
+        shape = tuple(variable.shape)
         built = np.mean(np.square(ops.convert_to_numpy(variable), dtype=np.float64))
-        error = math.sqrt(2 / math.prod(variable.shape))
+        initializer = initializers.get(
+            id(variable), keras.initializers.RandomNormal(0.0, built**0.5)
+        )
+        draw, variance = _law(initializer, shape)
+        error = math.sqrt(2 / math.prod(shape))
         assert abs(built / variance - 1) < 5 * error, (variable.path, built, variance)
         yield variable, draw
 
@@ -121,15 +127,12 @@ def _law(initializer, shape):
 
 
 def _fan(initializer, shape):
-    """As Keras counts it: axes but the last two are places of a window."""
-    inputs, outputs = getattr(initializer, "input_axes", None), None
+    """As Keras counts it where the initializer does not know the axes."""
+    places = math.prod(shape[:-2])
+    fan_in, fan_out = places * shape[-2], places * shape[-1]
+    inputs, outputs = (getattr(initializer, f"{n}_axes", None) for n in ("input", "output"))
     if inputs is not None:
-        outputs = initializer.output_axes
-        fan_in = math.prod(shape[axis] for axis in inputs)
-        fan_out = math.prod(shape[axis] for axis in outputs)
-    else:
-        places = math.prod(shape[:-2])
-        fan_in, fan_out = places * shape[-2], places * shape[-1]
+        fan_in, fan_out = (math.prod(shape[a] for a in axes) for axes in (inputs, outputs))
     return {"fan_in": fan_in, "fan_out": fan_out, "fan_avg": (fan_in + fan_out) / 2}[
         initializer.mode
     ]

@@ -1,0 +1,104 @@
+"""Normalization, and layers of noise, which act as in training."""
+
+import keras
+from keras import ops
+
+from tests.rule_cases.case import (
+    FINITE,
+    LINE,
+    MAPS,
+    VECTOR,
+    VOLUME,
+    Allowance,
+    Case,
+    conv,
+    dense,
+    line,
+    maps,
+    vector,
+    volume,
+)
+
+L = keras.layers
+
+# Behind a ReLU channels of low mean have small variances, and so large gradients.
+STATISTICS = Allowance(0.06, 0.10, "statistics of a few examples count as those of the law")
+AFTER_RELU = Allowance(0.08, 0.25, "channels of small variance get large gradients")
+
+
+def between_maps(kind, layer, note="maps", allowance=STATISTICS):
+    def back(u):
+        return conv(64)(ops.relu(layer(u)))
+
+    return Case(kind, maps, back, MAPS, allowance, note, examples=4)
+
+
+def after_relu(kind, layer, note="after ReLU"):
+    return Case(
+        kind, maps, lambda u: conv(64)(layer(ops.relu(u))), MAPS, AFTER_RELU, note, examples=4
+    )
+
+
+def of_vectors(kind, layer, note="", allowance=FINITE):
+    return Case(kind, vector, lambda u: dense()(layer(ops.relu(u))), VECTOR, allowance, note)
+
+
+NORMALIZATIONS = (
+    between_maps(L.BatchNormalization, lambda x: L.BatchNormalization()(x)),
+    between_maps(
+        L.BatchNormalization,
+        lambda x: L.BatchNormalization(
+            gamma_initializer=keras.initializers.Constant(0.5), beta_initializer="ones"
+        )(x),
+        "scaled and shifted",
+    ),
+    after_relu(L.BatchNormalization, lambda x: L.BatchNormalization()(x)),
+    between_maps(L.GroupNormalization, lambda x: L.GroupNormalization(8)(x)),
+    after_relu(L.GroupNormalization, lambda x: L.GroupNormalization(8)(x)),
+    between_maps(L.LayerNormalization, lambda x: L.LayerNormalization()(x)),
+    after_relu(L.LayerNormalization, lambda x: L.LayerNormalization()(x)),
+    of_vectors(L.LayerNormalization, lambda x: L.LayerNormalization()(x)),
+    of_vectors(
+        L.LayerNormalization,
+        lambda x: L.LayerNormalization(
+            gamma_initializer=keras.initializers.Constant(0.5), beta_initializer="ones"
+        )(x),
+        "scaled and shifted",
+    ),
+    of_vectors(L.RMSNormalization, lambda x: L.RMSNormalization()(x)),
+    of_vectors(L.UnitNormalization, lambda x: L.UnitNormalization()(x)),
+    of_vectors(L.UnitNormalization, lambda x: L.UnitNormalization(axis=-1)(x), "axis"),
+    between_maps(L.UnitNormalization, lambda x: L.UnitNormalization(axis=-1)(x)),
+    of_vectors("LayerNorm", lambda x: ops.layer_normalization(x, axis=-1)),
+    of_vectors("RMSNorm", lambda x: ops.rms_normalization(x, axis=-1)),
+    of_vectors("Normalize", lambda x: ops.normalize(x)),
+    of_vectors("Normalize", lambda x: ops.normalize(x, order=1), "order 1"),
+    between_maps("Normalize", lambda x: ops.normalize(x, axis=-1), "maps"),
+    between_maps("LayerNorm", lambda x: ops.layer_normalization(x, axis=-1), "maps"),
+    between_maps("RMSNorm", lambda x: ops.rms_normalization(x, axis=-1), "maps"),
+)
+
+
+def noisy(kind, layer, front=maps, shape=MAPS, rank=2, note=""):
+    def back(u):
+        return conv(64, rank=rank)(layer(ops.relu(u)))
+
+    return Case(kind, front, back, shape, FINITE, note, examples=4)
+
+
+NOISE = (
+    noisy(L.Dropout, lambda x: L.Dropout(0.3)(x)),
+    noisy(L.Dropout, lambda x: L.AveragePooling2D(2)(L.Dropout(0.5)(x)), note="pooled"),
+    noisy(L.GaussianDropout, lambda x: L.GaussianDropout(0.4)(x)),
+    noisy(L.GaussianNoise, lambda x: L.GaussianNoise(0.7)(x)),
+    noisy(L.SpatialDropout1D, lambda x: L.SpatialDropout1D(0.25)(x), line, LINE, 1),
+    noisy(L.SpatialDropout2D, lambda x: L.SpatialDropout2D(0.25)(x)),
+    noisy(
+        L.SpatialDropout2D,
+        lambda x: L.AveragePooling2D(2)(L.SpatialDropout2D(0.5)(x)),
+        note="pooled",
+    ),
+    noisy(L.SpatialDropout3D, lambda x: L.SpatialDropout3D(0.25)(x), volume, VOLUME, 3),
+)
+
+CASES = (*NORMALIZATIONS, *NOISE)
