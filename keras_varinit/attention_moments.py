@@ -304,6 +304,7 @@ class Attending:
         spread = self.value_size * g * (self.own_value + noise)
         to_query = (slopes + (1 - squares) ** 2 / self.width) * spread * self.logits.to_query
         spread = slopes * spread
+        spread_on_logits = spread
         kept_together = coherence * float(np.mean(boost / (n * squares)))
         spread = spread * self.logits.to_key
         to_key = pattern.over_rows(spread / n)
@@ -312,6 +313,7 @@ class Attending:
         together = pattern.over_rows(joint) ** 2 - pattern.over_rows(joint**2)
         to_key = to_key + coherence * np.maximum(together, 0.0)
         return {
+            "logits": (self._by_query(spread_on_logits / keys), kept_together),
             "query": (self._by_query(to_query), min(kept_together, 1.0)),
             "key": (self._by_key(to_key, self.key), 0.0),
             "value": (self._by_key(to_value, self.value), _ratio(met, float(np.mean(to_value)))),

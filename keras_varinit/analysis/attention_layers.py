@@ -57,15 +57,17 @@ class _Layer:
     ) -> None:
         self.visit, self.numbers = visit, {"query": query, "key": key, "value": value}
         self.signals = {name: visit.inputs[n] for name, n in self.numbers.items()}
-        if any(s.channel_axis % 3 != 2 for s in self.signals.values()):
+        ranks = [len(visit.call.input_shapes[n]) for n in self.numbers.values()]
+        places = [s.channel_axis % r + 1 for s, r in zip(self.signals.values(), ranks, strict=True)]
+        if places != ranks:
             raise UnknownError("its channels are not in the last dimension")
-        parts = [s.merged for s in self.signals.values()]
+        parts = {name: s.merged for name, s in self.signals.items()}
         masks = arguments.get("mask") or [None, None]
         self.pattern = sight(
             visit,
             {"value_mask": masks[1]},
-            size_of(parts[0].axes),
-            size_of(parts[1].axes),
+            size_of(parts["query"].axes),
+            size_of(parts["key"].axes),
             causal=bool(arguments.get("use_causal_mask", False)),
         )
         tensors = [visit.call.node.inputs[n] for n in self.numbers.values()]
@@ -74,13 +76,20 @@ class _Layer:
         channels = self.signals["value"].channels
         self.attention: Attention | None = None
         if self.on_itself and self._is_by_products():
-            self._check_self(parts[0])
+            self._check_self(parts["query"])
             return
         kept = 1 - float(visit.operation.dropout)
         # Keys that are the values themselves pull the output towards the query.
         width = channels if tensors[1] == tensors[2] else math.inf
         self.attention = Attention(
-            *parts, self.pattern, logits, channels, kept=kept, width=width
+            parts["query"],
+            parts["key"],
+            parts["value"],
+            self.pattern,
+            logits,
+            channels,
+            kept=kept,
+            width=width,
         )
 
     def _is_by_products(self) -> bool:
@@ -99,8 +108,9 @@ class _Layer:
         return _of_sums(float(np.mean(outer**2)), float(np.mean(scale)), size)
 
     def _check_self(self, moments: Moments) -> None:
-        """A token's product with itself is d·E x², far ahead of those with others, if d is large."""
-        scale, size = float(np.mean(_values(self.visit.operation, "scale"))), self.signals["query"].channels
+        """Products with itself, d·E x², must be far ahead of those with others."""
+        scale = float(np.mean(_values(self.visit.operation, "scale")))
+        size = self.signals["query"].channels
         own = max(moments.second_moment - moments.pair_moment, 0.0)
         spread = abs(scale) * math.sqrt(size * moments.second_moment * own)
         others = spread * math.sqrt(2 * math.log(max(self.pattern.keys, 2)))
@@ -133,8 +143,8 @@ class _Layer:
             results[self.numbers["value"]] = gradient
             return results
         found = self.attention.backward(gradient.parts[0], gradient.coherence)
-        for name, (second, coherence) in found.items():
-            number = self.numbers[name]
+        for name, number in self.numbers.items():
+            second, coherence = found[name]
             parts = (second,) * len(self.signals[name].parts)
             results[number] = total(results[number], Gradient(parts, coherence))
         return results

@@ -7,6 +7,7 @@ from typing import Any
 import keras
 import numpy as np
 
+from keras_varinit.analysis.attention_layers import total
 from keras_varinit.analysis.attention_masks import UnknownError, sight
 from keras_varinit.analysis.attention_tokens import Attention, of_products, size_of
 from keras_varinit.analysis.axes import Array
@@ -205,7 +206,7 @@ class _Layer:
             part = self.projected[name]
             back = part.back(second, coherence)
             if part.number is not None:
-                results[part.number] = _sum(results[part.number], back)
+                results[part.number] = total(results[part.number], back)
         return results
 
     def _parts_back(self, gradients: Gradients) -> dict[str, tuple[Array, float]]:
@@ -228,17 +229,8 @@ class _Layer:
             g = g * open_.second
             coherence *= min(open_.pair_moment / open_.second_moment, 1.0)
         found |= self.core.backward(g, coherence)
+        del found["logits"]
         for name in ("key", "value"):
             # Heads of one group have kernels of their own behind them.
             found[name] = (found[name][0] * self.repeats, found[name][1])
         return found
-
-
-def _sum(first: Gradient | None, second: Gradient) -> Gradient:
-    """Gradients that came through different kernels."""
-    if first is None:
-        return second
-    parts = tuple(a + b for a, b in zip(first.parts, second.parts, strict=True))
-    one, two = (float(np.mean(each.parts[0])) for each in (first, second))
-    coherence = (one * first.coherence + two * second.coherence) / (one + two) if one + two else 0.0
-    return Gradient(parts, coherence)
