@@ -106,10 +106,9 @@ class Product:
 
     def __init__(self, visit: Visit, left: Labels, right: Labels, output: Labels) -> None:
         self.visit, self.labels, self.output = visit, (left, right), output
-        shapes = visit.call.input_shapes
         self.sizes: dict[str, int | None] = {"one": 1}
-        for labels, shape in zip(self.labels, shapes, strict=True):
-            for label, size in zip(labels, shape, strict=True):
+        for number, labels in enumerate(self.labels):
+            for label, size in zip(labels, self._shape(number), strict=True):
                 if self.sizes.setdefault(label, size) != size:
                     raise UnmodelledError("it repeats one of its operands")
         batch = output[0]
@@ -121,6 +120,13 @@ class Product:
         self.only = tuple(
             [x for x in mine if x not in other] for mine, other in ((left, right), (right, left))
         )
+
+    def _shape(self, number: int) -> list[int | None]:
+        """An operand's shape. Keras forgets lengths that its signal may know."""
+        signal, shape = self.visit.inputs[number], list(self.visit.call.input_shapes[number])
+        for place, axis in zip(position_axes(signal, len(shape)), signal.axes, strict=True):
+            shape[place] = axis.size if shape[place] is None else shape[place]
+        return shape
 
     def outcome(self) -> Outcome:
         """Of weights and values, or of queries and keys."""

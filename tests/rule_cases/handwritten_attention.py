@@ -15,7 +15,7 @@ SLOPES = Allowance(0.03, 0.06, "E (Σ A²)² varies from draw to draw at finite 
 def heads(x, **options):
     """(batch, positions, heads, size) by one kernel."""
     options = {"kernel_initializer": normal(), **options}
-    return L.EinsumDense("abc,cde->abde", (None, HEADS, SIZE), **options)(x)
+    return L.EinsumDense("abc,cde->abde", (x.shape[1], HEADS, SIZE), **options)(x)
 
 
 def split(x, count=HEADS):
@@ -47,7 +47,7 @@ def by_einsum(u, hide=None):
     logits = ops.einsum("bquh,bkuh->buqk", q * SIZE**-0.5, k)
     logits = hide(logits) if hide else logits
     mixed = ops.einsum("buqk,bkuh->bquh", L.Softmax()(logits), v)
-    return L.EinsumDense("abcd,cde->abe", (None, 96), kernel_initializer=normal(64))(mixed)
+    return after_heads(mixed)
 
 
 def one_head(u):
@@ -65,7 +65,7 @@ def fused(u, **options):
 
 
 def after_heads(mixed):
-    return L.EinsumDense("abcd,cde->abe", (None, 96), kernel_initializer=normal(64))(mixed)
+    return L.EinsumDense("abcd,cde->abe", (10, 96), kernel_initializer=normal(64))(mixed)
 
 
 CASES = (
