@@ -43,7 +43,7 @@ ROOMS = {
     "builtin": {"keras", "graph", "seeds", "initializers"},
     "lint": {"keras", "values", "numpy", "graph", "analysis", "initializers"},
     "callbacks": {"keras", "values", "graph", "injection", "reports"},
-    "live": {"keras", "graph", "torch"},
+    "live": {"keras", "graph", "values", "torch"},
     "diagnostics": {
         *("keras", "numpy", "graph", "live", "moments", "analysis", "prediction", "plotting"),
         *("tensorflow", "jax", "torch"),

@@ -117,7 +117,6 @@ def _softmax(call: Call) -> Role:
 
 _ELEMENTWISE_OPERATIONS = (
     "Absolute",
-    "Abs",
     "Fabs",
     "Arctan",
     "Arcsinh",
@@ -137,7 +136,6 @@ _ELEMENTWISE_OPERATIONS = (
     "Log1p",
     "LogSigmoid",
     "Negative",
-    "ReLU",
     "Relu",
     "Relu6",
     "Selu",
@@ -156,7 +154,6 @@ _ELEMENTWISE_OPERATIONS = (
     "Tanh",
     "TanhShrink",
     "Threshold",
-    "Mish",
 )
 
 

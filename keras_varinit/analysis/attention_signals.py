@@ -12,7 +12,8 @@ from keras_varinit.analysis.attention_masks import UnknownError, sight
 from keras_varinit.analysis.attention_tokens import Attention, of_products, size_of
 from keras_varinit.analysis.axes import Array
 from keras_varinit.analysis.call_arguments import Input, named_arguments
-from keras_varinit.analysis.moment_maps import multiplied, uniform
+from keras_varinit.analysis.moment_algebra import multiplied
+from keras_varinit.analysis.moment_maps import uniform
 from keras_varinit.analysis.pointwise_signals import after_activation, moments_of_variable
 from keras_varinit.analysis.rules import Kernel, Weights, layer_classes
 from keras_varinit.analysis.signals import (

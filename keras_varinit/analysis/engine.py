@@ -14,6 +14,8 @@ import numpy as np
 from keras_varinit.analysis import (
     attention_layers,
     attention_signals,
+    concatenating_signals,
+    contraction_signals,
     entrywise_signals,
     fused_attention,
     identity_signals,
@@ -35,6 +37,7 @@ from keras_varinit.analysis import (
 from keras_varinit.analysis.axes import Array
 from keras_varinit.analysis.constants import constant_signal
 from keras_varinit.analysis.layouts import fitting, flat_channels
+from keras_varinit.analysis.lineage import Family
 from keras_varinit.analysis.masks import Masks
 from keras_varinit.analysis.reader import Graph, Node, computed
 from keras_varinit.analysis.row_signals import outcome_of_rows
@@ -65,6 +68,8 @@ from keras_varinit.moments import Activation
 _RULES = (
     attention_layers,
     attention_signals,
+    concatenating_signals,
+    contraction_signals,
     entrywise_signals,
     fused_attention,
     identity_signals,
@@ -148,6 +153,7 @@ class _Engine:
         self.notes: list[str] = []
         self.values: dict[int, Array] = {}  # of tensors that are known numbers
         self.known_masks = Masks(graph)
+        self.family = Family()
 
     def forward(self, mean: float, variance: float) -> None:
         for tensor in self.graph.inputs:
@@ -155,6 +161,7 @@ class _Engine:
             channels_first = keras.config.image_data_format() == "channels_first"
             axis = 1 if channels_first and len(shape) > 3 else -1
             self.signals[tensor] = alike(shape, axis, mean, variance + mean**2, mean**2)
+            self.family.born(tensor, ("input", shape), self.signals[tensor], of_inputs=True)
         for tensor, value in self.graph.constants.items():
             self._is_constant(tensor, keras.ops.convert_to_numpy(value))
         outputs = set(self.graph.outputs)
@@ -171,6 +178,7 @@ class _Engine:
             self.outcomes.append(outcome)
             for tensor, signal in zip(node.outputs, outcome.outputs, strict=True):
                 self.signals[tensor] = signal
+            self.family.follow(node, role, self.signals, self.graph.shapes)
 
     def _is_constant(self, tensor: int, values: Any) -> None:
         self.values[tensor] = np.asarray(values, np.float64)
@@ -180,6 +188,7 @@ class _Engine:
         else:
             like = alike(shape, -1, 0.0, 0.0, 0.0)
             self.signals[tensor] = constant_signal(self.values[tensor], shape, like)
+        self.family.born(tensor, ("constant", tensor), self.signals[tensor], of_inputs=False)
 
     def _folded(self, node: Node) -> list[Any] | None:
         """What an operation makes of known numbers alone."""
@@ -221,6 +230,9 @@ class _Engine:
             tuple(self.values.get(t) for t in node.inputs),
             at_output,
             self.known_masks,
+            tuple(self.family.lineages[t] for t in node.inputs),
+            tuple(self.family.reach[t] for t in node.inputs),
+            self.family.reach_of,
         )
         return self._outcome(visit)
 
@@ -235,7 +247,7 @@ class _Engine:
         if not visit.inputs and not isinstance(role, Weights):
             return unknown(visit, "it has no input")
         if function is None:
-            function = _rule_of_role(role)
+            function = _rule_of_role(role, raw=is_raw_operation(visit.operation))
         if function is None:
             return unknown(visit, role.reason if isinstance(role, Unknown) else "no rule")
         if not takes_channel_axes(function) and any(s.other_axes for s in visit.inputs):
@@ -284,16 +296,16 @@ def _fitted(gradient: Gradient, signal: Signal) -> Gradient:
     return gradient.with_parts(tuple(np.full(shape, mean) for shape in shapes))
 
 
-def _rule_of_role(role: Role) -> SignalRule | None:
+def _rule_of_role(role: Role, *, raw: bool) -> SignalRule | None:
     """The rule of what several operations have in common; None where a role says too little."""
     if isinstance(role, Weights):
-        return weight_signals.general_kernels
+        return contraction_signals.raw_kernels if raw else weight_signals.general_kernels
     if isinstance(role, Elementwise):
         return pointwise_signals.elementwise
     if isinstance(role, Merge):
         return merging_signals.merged
     if isinstance(role, Concatenation):
-        return merging_signals.concatenated
+        return concatenating_signals.concatenated
     return None
 
 
@@ -330,12 +342,16 @@ def _with_scaling(visit: Visit, output: Signal) -> Outcome:
 
 
 def _total(first: Gradient | None, second: Gradient) -> Gradient:
-    """Gradients of two uses of a tensor: independent, since different weights made them."""
+    """Gradients of two uses of a tensor: independent but for paths that parted further on."""
     if first is None:
         return second
-    parts = tuple(a + b for a, b in zip(first.parts, second.parts, strict=True))
-    one, two = (float(np.mean([np.mean(g) for g in each.parts])) for each in (first, second))
+    one, two = first.power, second.power
     weight = one + two
+    together = max(1 + 2 * first.in_phase(second) / weight, 0.0) if weight else 1.0
+    parts = tuple((a + b) * together for a, b in zip(first.parts, second.parts, strict=True))
     coherence = (one * first.coherence + two * second.coherence) / weight if weight else 0.0
     local = (one * first.local + two * second.local) / weight if weight else 0.0
-    return Gradient(parts, coherence, local)
+    phases = dict(first.phases)
+    for number, amplitude in second.phases:
+        phases[number] = phases.get(number, 0.0) + amplitude
+    return Gradient(parts, coherence, local, phases=tuple(phases.items()))

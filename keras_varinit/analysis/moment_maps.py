@@ -15,6 +15,7 @@ import dataclasses
 import functools
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -26,12 +27,21 @@ Axes = tuple[Axis, ...]
 
 
 @dataclasses.dataclass(frozen=True)
+class Term:
+    """A number times functions of signals, entry by entry."""
+
+    coefficient: float
+    factors: "tuple[tuple[Moments, Activation], ...]"
+
+
+@dataclasses.dataclass(frozen=True)
 class Moments:
     """The moments of one group of channels.
 
     Where `pre` is given the signal is `function` of it entry by entry, and `pre` is Gaussian but
     for its `third` central moment, that of a typical entry. Where `border` is given the signal has
-    a number around another signal, whose law is that of its entries.
+    a number around another signal, whose law is that of its entries. `terms` are what the signal is
+    a sum of, where it is one.
     """
 
     axes: Axes
@@ -43,6 +53,7 @@ class Moments:
     function: Activation | None = None
     third: float = 0.0
     border: "Border | None" = None
+    terms: tuple[Term, ...] = ()
 
     @functools.cached_property
     def second(self) -> Array:
@@ -128,6 +139,11 @@ class Moments:
             found.append(self.average(covariance[place]) / total if total > 0 else 0.0)
         return min(float(np.mean(found)), 1.0)
 
+    @functools.cached_property
+    def elsewhere(self) -> "dict[Any, Moments]":
+        """What was made of it to join others, so that two uses of one signal stay one."""
+        return {}
+
     @property
     def _offset_zero(self) -> tuple[int | slice, ...]:
         return tuple(i for r in self.radius for i in (r, slice(None)))
@@ -146,7 +162,7 @@ class Moments:
         border = self.border
         if border is not None:
             border = dataclasses.replace(border, source=border.source.copied())
-        return dataclasses.replace(self, pre=pre, border=border)
+        return dataclasses.replace(self, pre=pre, border=border, terms=())
 
     def plain(self) -> "Moments":
         """The same moments without the law behind them."""
@@ -169,13 +185,13 @@ class Moments:
         far = self.far + second
         if mean:
             far = far + mean * (rows(self.mean) + columns(self.mean))
-        return dataclasses.replace(self.plain(), mean=self.mean + mean, far=far)
+        return dataclasses.replace(self.plain(), mean=self.mean + mean, far=far, terms=())
 
     def with_second(self, second: Array) -> "Moments":
         """With another E z_p²; pairs keep theirs."""
         excess = np.array(self.excess)  # a product of arrays without axes is a number
         excess[self._offset_zero] = second - diagonal(self.far)
-        return dataclasses.replace(self.plain(), excess=excess)
+        return dataclasses.replace(self.plain(), excess=excess, terms=())
 
     def mapped(self, windows: Sequence[AnyWindow]) -> "Moments":
         """After a linear operation with a window along each axis."""
@@ -355,40 +371,6 @@ def widen(moments: Moments, radius: tuple[int, ...]) -> Moments:
         for pad in ((new - old, new - old), (0, 0))
     ]
     return dataclasses.replace(moments, excess=np.pad(moments.excess, pads), radius=radius)
-
-
-def added(first: Moments, second: Moments, sign: float = 1.0) -> Moments:
-    """The sum of two signals made by different weights: they meet in their means alone."""
-    radius = tuple(max(r) for r in zip(first.radius, second.radius, strict=True))
-    first, second = widen(first, radius), widen(second, radius)
-    cross = rows(first.mean) * columns(second.mean) + columns(first.mean) * rows(second.mean)
-    far = first.far + second.far + sign * cross
-    mean = first.mean + sign * second.mean
-    third = first.third + sign * second.third
-    return Moments(first.axes, mean, far, first.excess + second.excess, radius, third=third)
-
-
-def multiplied(first: Moments, second: Moments) -> Moments:
-    """The product of two signals made by different weights."""
-    radius = tuple(max(r) for r in zip(first.radius, second.radius, strict=True))
-    first, second = widen(first, radius), widen(second, radius)
-    near_first, near_second = near_pairs(first)[0], near_pairs(second)[0]
-    near = (near_first + first.excess) * (near_second + second.excess)
-    return Moments(
-        first.axes,
-        first.mean * second.mean,
-        first.far * second.far,
-        near - near_first * near_second,
-        radius,
-    )
-
-
-def broadcast(moments: Moments, axes: Axes) -> Moments:
-    """A signal with axes of size 1, or without axes, at all positions of others."""
-    if moments.axes == axes:
-        return moments
-    mean, far = moments.average(moments.mean), moments.pair_moment
-    return uniform(axes, mean, moments.second_moment, far)
 
 
 def axis_maps(moments: Moments, windows: Sequence[AnyWindow]) -> list[AxisMap]:

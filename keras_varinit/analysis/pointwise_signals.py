@@ -2,13 +2,14 @@
 
 import dataclasses
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import keras
 import numpy as np
 
 from keras_varinit.analysis.moment_maps import Moments, outer, uniform
 from keras_varinit.analysis.nonlinear import activated, composed, law_of
+from keras_varinit.analysis.reader import call_argument
 from keras_varinit.analysis.rules import Elementwise, layer_classes
 from keras_varinit.analysis.signals import (
     Gradients,
@@ -34,15 +35,17 @@ def after_activation(signal: Signal, activation: Activation) -> Outcome:
         gradient = gradients[0]
         if gradient is None:
             return (None,)
-        factors, far, adjacent = [], 0.0, 0.0
+        factors, far, adjacent, slope = [], 0.0, 0.0, 0.0
         for _, moments in signal.parts:
-            factor, kept, kept_adjacent = _passed_back(moments, activation)
-            factors.append(factor)
-            far += kept / len(signal.parts)
-            adjacent += kept_adjacent / len(signal.parts)
+            passed = _passed_back(moments, activation)
+            factors.append(passed.squared_slope)
+            far += passed.far / len(signal.parts)
+            adjacent += passed.adjacent / len(signal.parts)
+            slope += passed.slope / len(signal.parts)
         parts = tuple(g * f for g, f in zip(gradient.parts, factors, strict=True))
-        passed = gradient.less_coherent(far, adjacent).with_parts(parts)
-        return (dataclasses.replace(passed, through=activation),)
+        back = gradient.less_coherent(far, adjacent).with_parts(parts)
+        phases = gradient.times_phases(slope)
+        return (dataclasses.replace(back, through=activation, phases=phases),)
 
     return Outcome((output,), pullback)
 
@@ -70,8 +73,20 @@ def elementwise(visit: Visit) -> Outcome:
     return outcome
 
 
+@follows_channel_axes
+@signal_rule(keras.layers.Activation)
+def _activation(visit: Visit) -> Outcome:
+    """Its function; a layer of `activation="linear"` has none."""
+    if isinstance(visit.role, Elementwise):
+        return elementwise(visit)
+    return Outcome(visit.inputs, lambda gradients: gradients)
+
+
 def is_integrable(signal: Signal, activation: Activation) -> bool:
-    """Whether E f² exists: near a singularity the integral depends on where the nodes lie."""
+    """Whether E f² exists: near a singularity the integral depends on where the nodes lie.
+
+    At a jump it does too, by 1 % at most.
+    """
     for _, moments in signal.parts:
         root, function = moments.pre or moments, moments.function
         whole = activation if function is None else composed(function, activation)
@@ -84,13 +99,21 @@ def is_integrable(signal: Signal, activation: Activation) -> bool:
             found.append(float(np.sum(weights * values**2) / np.sum(weights)))
         if not all(math.isfinite(f) for f in found):
             return False
-        if abs(found[0] - found[1]) > 1e-3 * abs(found[0]):
+        if abs(found[0] - found[1]) > 0.03 * abs(found[0]):
             return False
     return True
 
 
-def _passed_back(moments: Moments, activation: Activation) -> tuple[float, float, float]:
-    """E f'² at an entry, and the share of coherence left between far and adjacent entries."""
+class _Passed(NamedTuple):
+    """E f'² and E f', and the share of coherence left between far and adjacent entries."""
+
+    squared_slope: float
+    slope: float
+    far: float = 1.0
+    adjacent: float = 1.0
+
+
+def _passed_back(moments: Moments, activation: Activation) -> _Passed:
     if moments.border is not None:
         return _passed_back(moments.border.source, activation)
     if moments.pre is not None and moments.function is not None:
@@ -98,14 +121,15 @@ def _passed_back(moments: Moments, activation: Activation) -> tuple[float, float
         whole = law_of(moments.pre, composed(moments.function, activation))
         inner = law_of(moments.pre, moments.function)
         share = whole.squared_slope / inner.squared_slope if inner.squared_slope > 0 else 0.0
-        return share, 1.0, 1.0
+        return _Passed(share, whole.slope / inner.slope if abs(inner.slope) > 1e-9 else 0.0)
     if not math.isfinite(moments.second_moment):
-        return math.nan, 1.0, 1.0
+        return _Passed(math.nan, math.nan)
     law = law_of(moments, activation)
     if law.squared_slope <= 0:
-        return 0.0, 0.0, 0.0
-    return (
+        return _Passed(0.0, 0.0, 0.0, 0.0)
+    return _Passed(
         law.squared_slope,
+        law.slope,
         law.slope_product(moments.correlation) / law.squared_slope,
         law.slope_product(moments.adjacent_correlation) / law.squared_slope,
     )
@@ -171,6 +195,9 @@ def _scales(layer: Any) -> tuple[float, tuple[float, float]]:
 def _batch_normalization(visit: Visit) -> Outcome:
     """In training: mean and variance of a channel are those over examples and positions."""
     layer, signal = visit.operation, visit.inputs[0]
+    rank = len(visit.call.input_shapes[0])
+    if layer.axis % rank != signal.channel_axis % rank:
+        return unknown(visit, "it normalizes along positions, not channels")
     gamma, beta = _scales(layer)
     factors: dict[int, float] = {}
 
@@ -204,6 +231,35 @@ def _per_part(signal: Signal, factors: dict[int, Any], count: int) -> Any:
     return pullback
 
 
+def _given_scales(visit: Visit) -> tuple[float, tuple[float, float]]:
+    """The same of a raw operation, which takes γ and β as arguments; NaN where they are signals."""
+    if len(visit.inputs) > 1:
+        return math.nan, (0.0, 0.0)
+    node = visit.call.node
+    gamma = call_argument(node, 1, "scale", call_argument(node, 1, "gamma"))
+    beta = call_argument(node, 2, "beta")
+    scale = 1.0 if gamma is None else float(np.mean(np.square(_numbers(gamma))))
+    if beta is None:
+        return scale, (0.0, 0.0)
+    return scale, (float(np.mean(_numbers(beta))), float(np.mean(np.square(_numbers(beta)))))
+
+
+def _numbers(value: Any) -> Any:
+    return np.asarray(view(value), np.float64)
+
+
+def normalized_axes(visit: Visit) -> str | None:
+    """Whether a normalization is over "channels" or a whole "example"; None for anything else."""
+    operation, rank = visit.operation, len(visit.call.input_shapes[0])
+    if getattr(operation, "order", 2) not in (2, None):
+        return None
+    axis = getattr(operation, "axis", -1)
+    axes = {int(a) % rank for a in ([axis] if isinstance(axis, int) else axis or [-1])}
+    if "Group" in type(operation).__name__ or axes == {visit.inputs[0].channel_axis % rank}:
+        return "channels"
+    return "example" if axes == set(range(1, rank)) else None
+
+
 @signal_rule(
     *layer_classes(
         "LayerNormalization", "RMSNormalization", "GroupNormalization", "UnitNormalization"
@@ -218,13 +274,19 @@ def position_normalization(visit: Visit) -> Outcome:
     Rows of unit length have entries of mean square 1/channels.
     """
     layer, signal = visit.operation, visit.inputs[0]
-    gamma, beta = _scales(layer) if isinstance(layer, keras.Layer) else (1.0, (0.0, 0.0))
+    gamma, beta = _scales(layer) if isinstance(layer, keras.Layer) else _given_scales(visit)
     epsilon = float(getattr(layer, "epsilon", 1e-6) or 1e-6)
     to_unit_length = type(layer).__name__ in ("UnitNormalization", "Normalize")
+    over = normalized_axes(visit)
+    if over is None:
+        return unknown(visit, "it normalizes other dimensions than channels, or all of an example")
     keeps_mean = to_unit_length or "RMS" in type(layer).__name__
     if to_unit_length:
-        gamma = 1 / signal.channels
-    over_positions = "Group" in type(layer).__name__
+        entries = signal.channels * (
+            math.prod(a.size or 1 for a in signal.axes) if over == "example" else 1
+        )
+        gamma = 1 / entries
+    over_positions = "Group" in type(layer).__name__ or over == "example"
     total = signal.merged
     mean = np.zeros_like(total.mean) if keeps_mean else total.mean
     variance = np.asarray(total.second - mean**2)

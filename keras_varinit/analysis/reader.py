@@ -5,6 +5,7 @@ called on symbolic tensors to see what they do. `x + y` and `ops.relu(x)` are no
 """
 
 import dataclasses
+import functools
 import inspect
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -14,18 +15,24 @@ import numpy as np
 import numpy.typing as npt
 
 from keras_varinit.graph import (
-    Recorded,
     Shape,
     build_shapes,
     check_built,
     functional_of,
+    is_keras_class,
     is_raw_operation,
     is_symbolic,
-    keeping_names,
-    recorded_call,
-    recorded_model,
     shape_of,
     symbolic,
+)
+from keras_varinit.recording import (
+    Recorded,
+    common_shape,
+    reading,
+    recorded_call,
+    recorded_model,
+    trusting_calls,
+    with_sizes,
 )
 
 
@@ -48,7 +55,12 @@ class Node:
 class Graph:
     """Nodes in topological order; `shapes`, `producers` and `consumers` are indexed by tensor.
 
-    `constants` holds the numbers that some tensors are, by tensor.
+    `constants` holds the numbers that some tensors are, by tensor. `closed` holds, by the index of
+    a node, why its layer could not be opened.
+
+    A model whose layers need to know a length may be read with an example of it. In `shapes` such
+    an axis is unknown (None) all the same; only what nodes keep as `arguments`, and the numbers in
+    `constants`, are those of the example.
     """
 
     nodes: list[Node] = dataclasses.field(default_factory=list)
@@ -58,7 +70,22 @@ class Graph:
     inputs: tuple[int, ...] = ()
     outputs: tuple[int, ...] = ()
     constants: dict[int, Any] = dataclasses.field(default_factory=dict)
-    notes: list[str] = dataclasses.field(default_factory=list)
+    closed: dict[int, str] = dataclasses.field(default_factory=dict)
+
+    @property
+    def notes(self) -> list[str]:
+        """Which layers could not be opened, in words."""
+        names = {index: self.nodes[index].operation for index in self.closed}
+        return [
+            f"{names[index].name} ({type(names[index]).__name__}) could not be opened: {reason}"
+            for index, reason in self.closed.items()
+        ]
+
+    @property
+    def hidden(self) -> tuple[int, int]:
+        """Number of weights in layers that could not be opened, and of these layers."""
+        layers = {id(self.nodes[index].operation): self.nodes[index] for index in self.closed}
+        return sum(len(node.operation.weights) for node in layers.values()), len(layers)
 
     def new_tensor(self, shape: Shape) -> int:
         """Adds a tensor without a producer."""
@@ -86,8 +113,21 @@ class Graph:
         return outputs
 
 
+class NotFollowedError(ValueError):
+    """A model's own `call` cannot be followed on symbolic tensors."""
+
+
+# Two examples of an unknown length; what differs between them is unknown. Short ones first: a
+# table of positions has an end. Longer ones are for what strides and unpadded windows shorten.
+_Sizes = tuple[int | None, int | None]
+_LENGTHS = ((8, 12), (64, 80), (512, 640), (4096, 4608))
+
+
 def build_graph(model: Any, is_known: Callable[[Any], bool], *, training: bool = False) -> Graph:
     """Reads the graph of a built model.
+
+    Where a layer cannot be opened and lengths are unknown, the whole model is read again with
+    examples in their place, so that lengths that belong together are the same everywhere.
 
     Args:
         model: A built `keras.Model`.
@@ -96,32 +136,130 @@ def build_graph(model: Any, is_known: Callable[[Any], bool], *, training: bool =
 
     Raises:
         TypeError: not a Keras model.
-        ValueError: the model is not built, or its `call` cannot be followed.
+        ValueError: the model is not built.
+        NotFollowedError: its `call` cannot be followed.
     """
+    check_built(model)
+    best = _Best()
+    with reading():
+        best.consider(lambda: _read(model, is_known, training))
+        if best.graph is not None and not best.graph.closed:
+            return best.graph
+        sizes: tuple[int, int] | None = None
+        for sizes in _LENGTHS if _has_unknown_size(model) else ():
+            at_lengths = functools.partial(_read_without_lengths, model, is_known, training, sizes)
+            if best.consider(at_lengths):
+                break
+        if best.graph is None or any(best.graph.hidden):
+            with trusting_calls():
+                if sizes is None:
+                    best.consider(lambda: _read(model, is_known, training, (None, None)))
+                else:
+                    best.consider(lambda: _read_without_lengths(model, is_known, training, sizes))
+    return best.result()
+
+
+class _Best:
+    """The graph, of several attempts, in which the fewest weights are hidden."""
+
+    def __init__(self) -> None:
+        self.graph: Graph | None = None
+        self.failure: Exception | None = None
+
+    def consider(self, attempt: Callable[[], Graph]) -> bool:
+        """Returns whether an attempt is at least as good as those before.
+
+        Of two that are as good, the later one tells the reasons that are left.
+        """
+        try:
+            graph = attempt()
+        except Exception as error:  # an example may be too short, or a table not long enough
+            if self.failure is None or isinstance(error, NotFollowedError):
+                self.failure = error
+            return False
+        if self.graph is not None and graph.hidden > self.graph.hidden:
+            return False
+        self.graph = graph
+        return True
+
+    def result(self) -> Graph:
+        if self.graph is None:
+            raise self.failure or AssertionError
+        return self.graph
+
+
+def _read(
+    model: Any, is_known: Callable[[Any], bool], training: bool, sizes: _Sizes | None = None
+) -> Graph:
+    """The graph of a model, with `sizes` (batch, length) in place of unknown axes."""
     reader = _Reader(Graph(), is_known, training)
-    functional = functional_of(check_built(model))
-    with keeping_names():
-        if functional is not None:
-            recorded = recorded_model(functional)
-        else:
-            recorded = _recorded_root(model, training)
-        reader.graph.inputs = tuple(reader.graph.new_tensor(shape_of(t)) for t in recorded.inputs)
-        reader.graph.outputs = reader.inline(recorded, reader.graph.inputs)
-    return reader.graph
+    functional = functional_of(model)
+    if functional is None:
+        recorded = _recorded_root(model, training, sizes)
+    elif sizes is None:
+        recorded = recorded_model(functional)
+    else:
+        recorded = recorded_call(functional, [with_sizes(functional.input, *sizes)], {})
+    graph = reader.graph
+    graph.inputs = tuple(graph.new_tensor(recorded.shape_of(t)) for t in recorded.inputs)
+    graph.outputs = reader.inline(recorded, graph.inputs)
+    return graph
 
 
-def _recorded_root(model: Any, training: bool) -> Recorded:
+def _read_without_lengths(
+    model: Any, is_known: Callable[[Any], bool], training: bool, lengths: tuple[int, int]
+) -> Graph:
+    """The graph at the first of two examples of the unknown sizes, which stay unknown.
+
+    Raises:
+        ValueError: what the model does depends on them.
+    """
+    one, two = (
+        _read(model, is_known, training, sizes) for sizes in zip((2, 3), lengths, strict=True)
+    )
+    kinds = [
+        [(type(n.operation), n.inputs, n.outputs) for n in graph.nodes] for graph in (one, two)
+    ]
+    if kinds[0] != kinds[1] or len(one.shapes) != len(two.shapes):
+        raise ValueError("what the model does depends on a length that is not known")
+    one.shapes = [common_shape(a, b) for a, b in zip(one.shapes, two.shapes, strict=True)]
+    return one
+
+
+def _has_unknown_size(model: Any) -> bool:
+    functional = functional_of(model)
+    if functional is not None:
+        shapes = [shape_of(tensor) for tensor in functional.inputs]
+    else:
+        flat = keras.tree.flatten(list(build_shapes(model).values()))
+        shapes = [(None, *flat)]
+    return any(None in shape for shape in shapes)
+
+
+def _recorded_root(model: Any, training: bool, sizes: _Sizes | None) -> Recorded:
     try:
         args, kwargs = _arguments_of_build(model, training=training)
+        if sizes is not None:
+            args, kwargs = with_sizes((args, kwargs), *sizes)
         return recorded_call(model, args, kwargs)
     except Exception as error:
-        raise ValueError(
+        raise NotFollowedError(
             f"Model {model.name!r} of class {type(model).__name__} defines its own `call`, which "
             f"cannot be followed on symbolic tensors ({type(error).__name__}: {error}). Pass a "
             "Functional model of the same layers instead, keras.Model(inputs, outputs). If only "
             "the shapes of its arguments are not known, keras.Model(inputs, model(inputs)) is one, "
             "with a keras.Input for each argument."
         ) from error
+
+
+def is_opened(operation: Any, rules: Callable[[type], bool]) -> bool:
+    """Whether a layer's `call` was written anew below the class that has a rule."""
+    for cls in type(operation).__mro__:
+        if rules(cls):
+            return False
+        if "call" in vars(cls) and not is_keras_class(cls):
+            return True
+    return True
 
 
 def _arguments_of_build(model: Any, *, training: bool) -> tuple[list[Any], dict[str, Any]]:
@@ -163,11 +301,11 @@ class _Reader:
         """Adds nodes, the inputs bound to tensors of the graph; returns the outputs."""
         numbers = {id(t): n for t, n in zip(recorded.inputs, outer, strict=True)}
         for tensor, value in zip(recorded.constants, recorded.values, strict=True):
-            numbers[id(tensor)] = self.graph.new_tensor(shape_of(tensor))
+            numbers[id(tensor)] = self.graph.new_tensor(recorded.shape_of(tensor))
             self.graph.constants[numbers[id(tensor)]] = value
         for node in recorded.nodes:
             inputs = [numbers[id(t)] for t in node.input_tensors]
-            shapes = [shape_of(t) for t in node.output_tensors]
+            shapes = [recorded.shape_of(t) for t in node.output_tensors]
             outputs = self._call(node.operation, inputs, shapes, node.arguments)
             for tensor, number in zip(node.output_tensors, outputs, strict=True):
                 numbers[id(tensor)] = number
@@ -180,18 +318,26 @@ class _Reader:
             return self._time_distributed(operation, inputs, shapes)
         if isinstance(operation, keras.layers.Bidirectional):
             return self._bidirectional(operation, inputs, shapes, arguments)
-        recorded = self._inside(operation, inputs, arguments)
-        if recorded is not None and len(recorded.outputs) == len(shapes):
-            return self.inline(recorded, inputs)
-        return self.graph.new_node(operation, inputs, shapes, arguments)
-
-    def _inside(self, operation: Any, inputs: list[int], arguments: Any) -> Recorded | None:
-        """What an operation is made of, or None where it is a node by itself."""
         if is_raw_operation(operation):
-            return None
+            return self.graph.new_node(operation, inputs, shapes, arguments)
+        if functional_of(operation) is None and self.is_known(operation):
+            return self.graph.new_node(operation, inputs, shapes, arguments)
+        try:
+            recorded = self._inside(operation, inputs, arguments)
+            if len(recorded.outputs) != len(shapes):
+                raise ValueError(
+                    f"its `call` returns {len(recorded.outputs)} tensors where Keras expects "
+                    f"{len(shapes)}"
+                )
+        except Exception as error:  # whatever a user's `call` raises
+            if operation.weights or not is_keras_class(type(operation)):
+                self.graph.closed[len(self.graph.nodes)] = _in_words(error)
+            return self.graph.new_node(operation, inputs, shapes, arguments)
+        return self.inline(recorded, inputs)
+
+    def _inside(self, operation: Any, inputs: list[int], arguments: Any) -> Recorded:
+        """What an operation is made of."""
         functional = functional_of(operation)
-        if functional is None and self.is_known(operation):
-            return None
         given = [self.graph.shapes[n] for n in inputs]
         if functional is not None and given == [shape_of(t) for t in functional.inputs]:
             return recorded_model(functional)
@@ -200,12 +346,10 @@ class _Reader:
             kwargs.setdefault("training", True)
         try:
             return recorded_call(operation, args, kwargs)
-        except Exception as error:  # whatever a user's `call` raises
-            self.graph.notes.append(
-                f"{operation.name} ({type(operation).__name__}) could not be opened: "
-                f"{type(error).__name__}: {error}"
-            )
-            return None if functional is None else recorded_model(functional)
+        except Exception:
+            if functional is None:
+                raise
+            return recorded_model(functional)
 
     def _time_distributed(
         self, wrapper: Any, inputs: list[int], shapes: list[Shape]
@@ -228,6 +372,16 @@ class _Reader:
             own = tuple(shape[0] if wrapper.return_state else shape)
             ends.append(self._call(layer, inputs, [own], arguments)[0])
         return self.graph.new_node(wrapper, ends, shapes, part="leave")
+
+
+def _in_words(error: Exception) -> str:
+    """An error in one line, without the arguments of calls that Keras lists below it."""
+    lines = [line.strip() for line in str(error).split("\n\n")[0].splitlines()]
+    text = " ".join(line for line in lines if line)
+    if text.startswith("Exception encountered when calling"):
+        rest = str(error).split("\n\n")
+        text = " ".join((rest[1] if len(rest) > 1 else text).split())
+    return f"{type(error).__name__}: {text[:300]}"
 
 
 @dataclasses.dataclass(frozen=True)

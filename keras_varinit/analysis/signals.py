@@ -9,6 +9,8 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
+import numpy as np
+
 from keras_varinit.analysis.axes import Array, axes_of
 from keras_varinit.analysis.masks import Masks
 from keras_varinit.analysis.moment_maps import Axes, Moments, combined, position_weights, uniform
@@ -75,13 +77,15 @@ class Gradient:
 
     `coherence` is the correlation of the gradients at two far positions of a channel, and `local`
     what adjacent positions have beyond it, as a share of what is missing to 1. `through` is the
-    activation that the gradient has just come back through.
+    activation that the gradient has just come back through. `phases` are what it owes to gradients
+    where paths part, as amplitudes along orthonormal ones: (number, amplitude).
     """
 
     parts: tuple[Array, ...]
     coherence: float = 0.0
     local: float = 0.0
     through: Activation | None = None
+    phases: tuple[tuple[int, float], ...] = ()
 
     def with_parts(self, parts: tuple[Array, ...]) -> "Gradient":
         """Other second moments, as coherent."""
@@ -112,6 +116,27 @@ class Gradient:
         """Second moments times `factor`."""
         return self.with_parts(tuple(g * factor for g in self.parts))
 
+    @property
+    def power(self) -> float:
+        """E (dL/dz)² over groups and classes alike."""
+        return float(np.mean([np.mean(g) for g in self.parts]))
+
+    def parting(self, number: int) -> "Gradient":
+        """Where paths part: what no earlier parting explains is a phase of its own."""
+        left = self.power - sum(amplitude**2 for _, amplitude in self.phases)
+        if not left > 1e-9 * self.power:
+            return self
+        return dataclasses.replace(self, phases=(*self.phases, (number, math.sqrt(left))))
+
+    def in_phase(self, other: "Gradient") -> float:
+        """E of the product of two gradients."""
+        amplitudes = dict(other.phases)
+        return sum(amplitude * amplitudes.get(number, 0.0) for number, amplitude in self.phases)
+
+    def times_phases(self, factor: float) -> tuple[tuple[int, float], ...]:
+        """The phases after a factor of that mean."""
+        return tuple((n, a * factor) for n, a in self.phases) if factor else ()
+
 
 Gradients = Sequence[Gradient | None]
 Pullback = Callable[[Gradients], Gradients]
@@ -126,13 +151,29 @@ class Outcome:
 
 
 @dataclasses.dataclass(frozen=True)
+class Lineage:
+    """How a tensor came about: equal `key`s by the same operations and weights.
+
+    `sources` are the model's inputs that it was made of, as the bits of an integer.
+    """
+
+    key: int
+    sources: int
+
+    def is_twin_of(self, other: "Lineage") -> bool:
+        """Whether the same operations made both, of different inputs."""
+        return self.key == other.key and not self.sources & other.sources
+
+
+@dataclasses.dataclass(frozen=True)
 class Visit:
     """One call as the engine's rules see it.
 
     `variance_of(kernel, gain)` is the variance of an entry of a kernel whose output has the second
     moment gain·variance; `forward` and `backward` record what a kernel's output carries. `values`
     holds the numbers that some inputs are, `at_output` whether all outputs are the model's.
-    `masks` knows the tensors that no weight has touched.
+    `masks` knows the tensors that no weight has touched. Inputs whose `reaches` share a bit depend
+    on each other; `reach_of` says it of other signals.
     """
 
     call: Call
@@ -145,6 +186,9 @@ class Visit:
     values: tuple[Array | None, ...] = ()
     at_output: bool = False
     masks: Masks | None = None
+    lineages: tuple[Lineage, ...] = ()
+    reaches: tuple[int, ...] = ()
+    reach_of: Callable[[Moments], int | None] = lambda _: None
 
     @property
     def operation(self) -> Any:

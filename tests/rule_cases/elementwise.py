@@ -5,6 +5,7 @@ which 256 entries make almost certain.
 """
 
 import keras
+import numpy as np
 from keras import ops
 
 from tests.rule_cases.case import MAPS, VECTOR, Allowance, Case, conv, dense, maps, vector
@@ -20,13 +21,13 @@ def small(x):
     return dense(kernel_initializer=keras.initializers.VarianceScaling(0.2))(x)
 
 
-def of_each_entry(kind, function, note="", front=vector):
-    return Case(kind, front, lambda u: dense()(function(u)), VECTOR, note=note)
+def of_each_entry(kind, function, note="", front=vector, known=True):
+    return Case(kind, front, lambda u: dense()(function(u)), VECTOR, note=note, known=known)
 
 
 OPERATIONS = (
     of_each_entry("Absolute", ops.absolute),
-    of_each_entry("Abs", abs),
+    of_each_entry("Absolute", abs, "operator"),
     of_each_entry("Fabs", ops.fabs),
     of_each_entry("Arctan", ops.arctan),
     of_each_entry("Arcsinh", ops.arcsinh),
@@ -67,6 +68,68 @@ OPERATIONS = (
     of_each_entry("Threshold", lambda u: ops.threshold(u, 0.3, -1.0)),
 )
 
+MORE_OPERATIONS = (
+    of_each_entry("Arccos", lambda u: ops.arccos(0.9 * ops.tanh(u))),
+    of_each_entry("Arccosh", lambda u: ops.arccosh(1.5 + ops.square(u))),
+    of_each_entry("Arcsin", lambda u: ops.arcsin(0.9 * ops.tanh(u))),
+    of_each_entry("Arctanh", lambda u: ops.arctanh(0.9 * ops.tanh(u))),
+    of_each_entry("Cbrt", lambda u: ops.cbrt(2.0 + ops.square(u))),
+    of_each_entry("Cosh", ops.cosh, front=small),
+    of_each_entry("Deg2rad", ops.deg2rad),
+    of_each_entry("Erfc", ops.erfc),
+    of_each_entry("Erfinv", lambda u: ops.erfinv(0.9 * ops.tanh(u))),
+    of_each_entry("Exp2", ops.exp2, front=small),
+    of_each_entry("I0", ops.i0, front=small),
+    of_each_entry("Log", lambda u: ops.log(2.0 + ops.square(u))),
+    of_each_entry("Log10", lambda u: ops.log10(2.0 + ops.square(u))),
+    of_each_entry("Log2", lambda u: ops.log2(2.0 + ops.square(u))),
+    of_each_entry("NanToNum", ops.nan_to_num),
+    of_each_entry("Rad2deg", ops.rad2deg),
+    of_each_entry("Reciprocal", lambda u: ops.reciprocal(2.0 + ops.square(u))),
+    of_each_entry("Rsqrt", lambda u: ops.rsqrt(2.0 + ops.square(u))),
+    of_each_entry("Sinc", ops.sinc),
+    of_each_entry("Sqrt", lambda u: ops.sqrt(2.0 + ops.square(u))),
+    of_each_entry("Tan", lambda u: ops.tan(0.9 * ops.tanh(u))),
+    of_each_entry("Log", ops.log, "not integrable", known=False),
+    of_each_entry("Reciprocal", ops.reciprocal, "not integrable", known=False),
+)
+
+
+def step(kind, function, note="", back=0.5):
+    """A function of steps beside the signal itself, since no gradient comes back through it."""
+    return of_each_entry(kind, lambda u: back * u + function(u), note)
+
+
+def compared(kind, function, note="as a mask"):
+    """A mask of the signal that it is made of."""
+    return of_each_entry(kind, lambda u: u * ops.cast(function(u), "float32"), note)
+
+
+STEPS = (
+    step("Ceil", ops.ceil),
+    step("Floor", ops.floor),
+    step("Round", ops.round),
+    step("Trunc", ops.trunc),
+    step("Sign", ops.sign, "beside the signal"),
+    step("FloorDivide", lambda u: ops.floor_divide(u, 0.7)),
+    step("Heaviside", lambda u: ops.heaviside(u, np.float32(0.5))),
+    of_each_entry("Mod", lambda u: ops.mod(u, 0.9)),
+    of_each_entry("Fmod", lambda u: ops.fmod(u, 0.9)),
+    compared("Equal", lambda u: ops.equal(u, 0.3)),
+    compared("NotEqual", lambda u: ops.not_equal(u, 0.3)),
+    compared("Greater", lambda u: u > 0.3),
+    compared("GreaterEqual", lambda u: u >= 0.3),
+    compared("Less", lambda u: u < 0.3),
+    compared("LessEqual", lambda u: u <= 0.3),
+    compared("LogicalNot", lambda u: ops.logical_not(u > 0.3)),
+    compared("Isfinite", ops.isfinite),
+    compared("Isinf", lambda u: ops.logical_not(ops.isinf(u))),
+    compared("Isnan", lambda u: ops.logical_not(ops.isnan(u))),
+    compared("Isneginf", lambda u: ops.logical_not(ops.isneginf(u))),
+    compared("Isposinf", lambda u: ops.logical_not(ops.isposinf(u))),
+    compared("Signbit", ops.signbit),
+)
+
 LAYERS = (
     of_each_entry(L.Activation, lambda u: L.Activation("tanh")(u)),
     of_each_entry(L.Activation, lambda u: L.Activation("mish")(u), "by a function"),
@@ -92,4 +155,4 @@ BETWEEN_CONVOLUTIONS = (
     between_convolutions(L.LeakyReLU, lambda u: L.LeakyReLU(negative_slope=0.4)(u)),
 )
 
-CASES = (*OPERATIONS, *LAYERS, *BETWEEN_CONVOLUTIONS)
+CASES = (*OPERATIONS, *MORE_OPERATIONS, *STEPS, *LAYERS, *BETWEEN_CONVOLUTIONS)
