@@ -72,6 +72,9 @@ class _Layer:
         )
         tensors = [visit.call.node.inputs[n] for n in self.numbers.values()]
         self.on_itself = tensors[0] == tensors[1]
+        reaches = [visit.reaches[n] for n in self.numbers.values()]
+        if reaches[0] & reaches[1] and not self.on_itself:
+            raise UnknownError("its queries and keys depend on each other")
         logits = self._logits(self.signals["query"].channels)
         channels = self.signals["value"].channels
         self.attention: Attention | None = None
@@ -80,7 +83,7 @@ class _Layer:
             return
         kept = 1 - float(visit.operation.dropout)
         # Keys that are the values themselves pull the output towards the query.
-        width = channels if tensors[1] == tensors[2] else math.inf
+        width = channels if reaches[1] & reaches[2] else math.inf
         self.attention = Attention(
             parts["query"],
             parts["key"],

@@ -31,9 +31,9 @@ def _dot_product_attention(visit: Visit) -> Outcome:
     if not all(isinstance(arguments.get(n), Input) for n in _NAMES):
         return unknown(visit, "it attends to constants")
     numbers = {n: arguments[n].number for n in _NAMES}
-    tensors = [visit.call.node.inputs[n] for n in numbers.values()]
-    if tensors[0] == tensors[1]:
-        return unknown(visit, "its queries are its keys, with no kernel between them")
+    reaches = [visit.reaches[n] for n in numbers.values()]
+    if reaches[0] & reaches[1]:
+        return unknown(visit, "its queries and keys depend on each other")
     if arguments.get("bias") is not None:
         return unknown(visit, "a bias of its logits is not modelled")
     given = {n: visit.inputs[number] for n, number in numbers.items()}
@@ -61,7 +61,9 @@ def _dot_product_attention(visit: Visit) -> Outcome:
         )
     except UnknownError as reason:
         return unknown(visit, str(reason))
-    attention = Attention(query, key, value, pattern, of_products(variance, size), value_size)
+    width = value_size if reaches[1] & reaches[2] else math.inf
+    products = of_products(variance, size)
+    attention = Attention(query, key, value, pattern, products, value_size, width=width)
     channels = (shapes["query"][-2] or 1) * value_size
     output = signal_at([(channels, attention.mixed)], _HEADS, 4)
 

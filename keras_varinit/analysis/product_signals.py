@@ -13,6 +13,8 @@ import numpy as np
 
 from keras_varinit.analysis.attention_tokens import Attention, of_products
 from keras_varinit.analysis.axes import Array, axes_of
+from keras_varinit.analysis.constants import operands
+from keras_varinit.analysis.contraction_signals import raw_kernels, with_matrix
 from keras_varinit.analysis.layouts import (
     channel_axes,
     position_axes,
@@ -33,7 +35,7 @@ from keras_varinit.analysis.signals import (
     signal_rule,
     unknown,
 )
-from keras_varinit.analysis.weight_signals import general_kernels, labels_of
+from keras_varinit.analysis.weight_signals import labels_of
 from keras_varinit.attention_patterns import everything
 
 Labels = Sequence[str]
@@ -42,10 +44,12 @@ Labels = Sequence[str]
 @follows_channel_axes
 @signal_rule("Matmul", "Einsum", keras.layers.Dot)
 def _product(visit: Visit) -> Outcome:
-    """A sum of products over some dimensions of two signals."""
+    """A sum of products over some dimensions of two signals, or with a kernel or known numbers."""
     if isinstance(visit.role, Weights):
-        return general_kernels(visit)
+        return raw_kernels(visit)
     if len(visit.inputs) != 2 or any(v is not None for v in visit.values):
+        if type(visit.operation).__name__ == "Matmul":
+            return _with_known(visit)
         return unknown(visit, "a product with known numbers is not modelled")
     labels = _labels(visit)
     if labels is None:
@@ -54,6 +58,16 @@ def _product(visit: Visit) -> Outcome:
         return Product(visit, *labels).outcome()
     except UnmodelledError as reason:
         return unknown(visit, str(reason))
+
+
+def _with_known(visit: Visit) -> Outcome:
+    """A matrix product with known numbers on one side."""
+    found = operands(visit)
+    for number, values in enumerate(found):
+        other = found[1 - number]
+        if isinstance(values, np.ndarray) and isinstance(other, int):
+            return with_matrix(visit, other, values, signal_first=number == 1)
+    return unknown(visit, "the value of an operand is not known")
 
 
 class UnmodelledError(Exception):
@@ -197,9 +211,11 @@ class _Logits:
         self.parts = tuple(product.arranged(n, channels[n], self.orders[n]) for n in (0, 1))
         self.size = product.count(product.summed)
         self.channels = [*heads, *self.extra[0], *self.extra[1]]
-        tensors = visit.call.node.inputs
-        if tensors[0] == tensors[1]:
-            raise UnmodelledError("it multiplies a signal by itself")
+        self.are_twins = False
+        if visit.reaches and visit.reaches[0] & visit.reaches[1]:
+            self.are_twins = visit.lineages[0].is_twin_of(visit.lineages[1])
+            if not self.are_twins or any(self.orders):
+                raise UnmodelledError("its operands depend on each other")
 
     def outcome(self) -> Outcome:
         """Logits that know their rows, where there are positions on both sides."""
@@ -209,14 +225,16 @@ class _Logits:
         if not has_channels:
             positions = positions[:-1]
         axes = axes_of(tuple(product.sizes[x] for x in positions))
-        means = [m.average(m.mean) for m in self.parts]
+        mean = math.prod(m.average(m.mean) for m in self.parts)
+        second = query.second_moment * key.second_moment
+        pair = query.pair_moment * key.pair_moment
+        if self.are_twins:
+            # Entries of two examples by one kernel: E uv = E u u', and E u²v² of a Gaussian pair.
+            mean = query.pair_moment
+            second, pair = second + 2 * mean**2, mean**2
+        common = self.size * (self.size - 1) * mean**2
         moments = uniform(
-            axes,
-            self.size * means[0] * means[1],
-            self.size * query.second_moment * key.second_moment
-            + self.size * (self.size - 1) * (means[0] * means[1]) ** 2,
-            self.size * query.pair_moment * key.pair_moment
-            + self.size * (self.size - 1) * (means[0] * means[1]) ** 2,
+            axes, self.size * mean, self.size * second + common, self.size * pair + common
         )
         output = product.signal(moments, positions)
         sizes = [product.sizes[x] for side in self.orders for x in side]
@@ -295,7 +313,13 @@ class Mixing:
             product.count(own),
             list(attended) if self.blocks else None,
             rows.kept,
+            product.count(own) if self._depends_on_weights() else math.inf,
         )
+
+    def _depends_on_weights(self) -> bool:
+        """Whether the values are the keys."""
+        reaches = self.product.visit.reaches
+        return bool(reaches and reaches[0] & reaches[1])
 
     def outcome(self) -> Outcome:
         """The mixed values; the gradient of the weights knows those of queries and keys."""
