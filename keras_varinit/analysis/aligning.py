@@ -41,7 +41,7 @@ class Aligned:
         coherence = gradient.coherence
         times = self.repeats
         grown = times * (1 + coherence * (times - 1)) if math.isfinite(times) and times > 1 else 1.0
-        if self.source.channels != self.signal.channels:
+        if self.source.channels != self.signal.channels and not self.rearranged:
             # The gradients of channels have independent signs.
             grown *= self.signal.channels / self.source.channels
         parts = _on_parts(gradient.parts, output, self.source)

@@ -35,6 +35,7 @@ from keras_varinit.analysis import (
     weight_signals,
 )
 from keras_varinit.analysis.axes import Array
+from keras_varinit.analysis.catalogue import reason_of
 from keras_varinit.analysis.constants import constant_signal
 from keras_varinit.analysis.layouts import fitting, flat_channels
 from keras_varinit.analysis.lineage import Family
@@ -61,7 +62,7 @@ from keras_varinit.analysis.signals import (
     takes_channel_axes,
     unknown,
 )
-from keras_varinit.graph import is_raw_operation
+from keras_varinit.graph import is_raw_operation, operation_name
 from keras_varinit.moments import Activation
 
 # Importing these registers the rules of Keras's own layers.
@@ -249,7 +250,7 @@ class _Engine:
         if function is None:
             function = _rule_of_role(role, raw=is_raw_operation(visit.operation))
         if function is None:
-            return unknown(visit, role.reason if isinstance(role, Unknown) else "no rule")
+            return unknown(visit, _reason(visit))
         if not takes_channel_axes(function) and any(s.other_axes for s in visit.inputs):
             return _flattened(visit, function)
         result = function(visit)
@@ -294,6 +295,12 @@ def _fitted(gradient: Gradient, signal: Signal) -> Gradient:
         return gradient
     mean = float(np.mean([np.mean(g) for g in gradient.parts]))
     return gradient.with_parts(tuple(np.full(shape, mean) for shape in shapes))
+
+
+def _reason(visit: Visit) -> str:
+    if is_raw_operation(visit.operation):
+        return reason_of(operation_name(visit.operation))
+    return visit.role.reason if isinstance(visit.role, Unknown) else "it is not modelled"
 
 
 def _rule_of_role(role: Role, *, raw: bool) -> SignalRule | None:

@@ -26,7 +26,7 @@ from keras_varinit.analysis.signals import (
 
 # Entries, shape and order are those of the input. `Masking` hides steps that are 0 throughout.
 IDENTITY_LAYERS = layer_classes("ActivityRegularization", "Identity", "InputLayer", "Masking")
-IDENTITY_OPERATIONS = ("Cast", "Copy", "SaturateCast")
+IDENTITY_OPERATIONS = ("Cast", "ConvertToTensor", "Copy", "SaturateCast")
 
 
 @follows_channel_axes

@@ -158,6 +158,11 @@ def role_of(call: Call) -> Role:
     return Unknown()
 
 
+def registered() -> frozenset[type | str]:
+    """The layer classes and names of operations that have a rule."""
+    return frozenset({*_BY_CLASS, *_BY_NAME})
+
+
 def has_rule(operation: Any) -> bool:
     """Whether there is a rule for an operation."""
     if is_raw_operation(operation):

@@ -53,7 +53,7 @@ def _global_average_pooling(call: Call) -> Role:
 
 def _data_format(call: Call) -> str:
     """Of a layer, or of an operation that may leave it to Keras's setting."""
-    return getattr(call.operation, "data_format", None) or keras.config.image_data_format()
+    return str(getattr(call.operation, "data_format", None) or keras.config.image_data_format())
 
 
 def _map_size(call: Call) -> int | None:

@@ -261,6 +261,11 @@ def follows_channel_axes(function: _Rule) -> _Rule:
     return function
 
 
+def registered() -> frozenset[type | str]:
+    """The layer classes and names of operations that have a rule."""
+    return frozenset(_RULES)
+
+
 def has_signal_rule(operation: Any) -> bool:
     """Whether there is a rule of the engine for an operation."""
     return signal_rule_of(operation) is not None
