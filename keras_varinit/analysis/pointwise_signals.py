@@ -135,39 +135,6 @@ def _passed_back(moments: Moments, activation: Activation) -> _Passed:
     )
 
 
-@signal_rule(*layer_classes("Dropout", "SpatialDropout1D", "SpatialDropout2D"))
-@signal_rule(*layer_classes("SpatialDropout3D"))
-def _dropout(visit: Visit) -> Outcome:
-    """In training: entries are 0 with probability p, the others divided by 1 - p."""
-    kept = 1 - float(getattr(visit.operation, "rate", 0.0))
-    signal = visit.inputs[0]
-    output = signal.each(lambda m: m.with_second(m.second / kept))
-    return Outcome((output,), _times(1 / kept, len(visit.inputs)))
-
-
-@signal_rule(*layer_classes("GaussianDropout"))
-def _gaussian_dropout(visit: Visit) -> Outcome:
-    rate = float(visit.operation.rate)
-    factor = 1 + rate / (1 - rate)
-    output = visit.inputs[0].each(lambda m: m.with_second(m.second * factor))
-    return Outcome((output,), _times(factor, len(visit.inputs)))
-
-
-@signal_rule(*layer_classes("GaussianNoise"))
-def _gaussian_noise(visit: Visit) -> Outcome:
-    variance = float(visit.operation.stddev) ** 2
-    output = visit.inputs[0].each(lambda m: m.with_second(m.second + variance))
-    return Outcome((output,), _times(1.0, len(visit.inputs)))
-
-
-def _times(factor: float, count: int) -> Any:
-    def pullback(gradients: Gradients) -> Gradients:
-        gradient = gradients[0]
-        return only_first(None if gradient is None else gradient.scaled(factor), count)
-
-    return pullback
-
-
 def moments_of_variable(layer: Any, name: str) -> tuple[float, float]:
     """Mean and mean square of a layer's bias, or of another variable of its own; 0 without one."""
     variable = own_variable(layer, name)
