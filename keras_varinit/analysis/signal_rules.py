@@ -142,6 +142,8 @@ def _raw_arithmetic(call: Call) -> Role:
     *layer_classes(
         "Add", "Subtract", "Multiply", "Average", "Maximum", "Minimum", "Dot", "Bidirectional"
     ),
+    *layer_classes("Attention", "AdditiveAttention"),
+    "DotProductAttention",
     "Where",
 )
 def _merge(call: Call) -> Role:
