@@ -5,7 +5,6 @@ First those that Hypothesis draws, whose failures shrink to the smallest model; 
 
 import dataclasses
 import json
-
 import re
 
 import keras
