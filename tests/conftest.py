@@ -43,6 +43,14 @@ def _fresh_keras():
     keras.config.set_image_data_format("channels_last")
 
 
+@pytest.fixture(autouse=True, scope="session")
+def _failing_rules_raise():
+    """Users see a note where a rule of the engine fails; tests see the error."""
+    from keras_varinit.analysis import engine
+
+    engine.RAISES = True
+
+
 @pytest.fixture(scope="session")
 def backend() -> str:
     return keras.backend.backend()

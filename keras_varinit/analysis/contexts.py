@@ -309,6 +309,11 @@ class _Analyzer:
                 tau = self.gains.second_moment(signals[node.inputs[0]])
             else:
                 tau = 1.0
+            gamma = self.gains.of(ahead.steps)[1]
+            if not (0 < tau < math.inf and 0 < gamma < math.inf):
+                # A step such as x**-0.5, which is no function of a Gaussian, or sign, without slope.
+                self.notes.append(f"{path}: a stage beside it has no gains, so they count as 1")
+                tau, gamma = (gain if 0 < gain < math.inf else 1.0 for gain in (tau, gamma))
             if kernel.fans.connections is None:
                 self.notes.append(
                     f"{path}: a spatial size is unknown, so the interior limit is used"
@@ -324,7 +329,7 @@ class _Analyzer:
                 pooling=ahead.pooling,
                 pool_size=ahead.pool_size,
                 forward_gain=tau,
-                backward_gain=self.gains.of(ahead.steps)[1],
+                backward_gain=gamma,
                 **{name: getattr(kernel.fans, name) for name in FAN_FIELDS},
             )
             found.append((context, kernel.variable))

@@ -58,7 +58,7 @@ def contracted(
     summed = [a for a, label in enumerate(data) if label in kernel and label not in output]
     shared = [label for label in data if label in kernel and label in output]
     lost = [label for label in data if label not in kernel and label not in output]
-    if 0 in summed or not summed or lost or output[0] != data[0]:
+    if 0 in summed or not summed or lost or output[0] != data[0] or data[0] in kernel:
         return unknown(visit, "it sums over the batch or over what its kernel lacks")
     signal = with_channel_axes(visit.inputs[0], shape, summed + [data.index(s) for s in shared])
     channels = [a for a, label in enumerate(output) if label in kernel]

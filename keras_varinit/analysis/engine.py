@@ -59,6 +59,7 @@ from keras_varinit.analysis.signals import (
     SignalRule,
     Visit,
     alike,
+    lost_gradient,
     signal_rule_of,
     takes_channel_axes,
     unknown,
@@ -91,6 +92,9 @@ _RULES = (
     softmax_signals,
     weight_signals,
 )
+
+# Tests set this: a rule that fails is a mistake of ours, from which a user's model is shielded.
+RAISES = False
 
 Variances = Callable[[Any, float], float]
 
@@ -186,7 +190,7 @@ class _Engine:
     def _is_constant(self, tensor: int, values: Any) -> None:
         self.values[tensor] = np.asarray(values, np.float64)
         shape = self.graph.shapes[tensor]
-        if len(shape) < 2:
+        if len(shape) < 2 or not self.values[tensor].size:
             self.signals[tensor] = alike(shape, -1, *_spread(self.values[tensor]))
         else:
             like = alike(shape, -1, 0.0, 0.0, 0.0)
@@ -210,7 +214,9 @@ class _Engine:
             given = [gradients.get(t) for t in node.outputs]
             if all(g is None for g in given):
                 continue
-            for tensor, gradient in zip(node.inputs, outcome.pullback(given), strict=False):
+            for tensor, gradient in zip(
+                node.inputs, self._back(node, outcome, given), strict=False
+            ):
                 if gradient is not None:
                     fitted = _fitted(gradient, self.signals[tensor])
                     gradients[tensor] = _total(gradients.get(tensor), fitted)
@@ -239,7 +245,30 @@ class _Engine:
         )
         return self._outcome(visit)
 
+    def _back(
+        self, node: Node, outcome: Outcome, given: Sequence[Gradient | None]
+    ) -> Sequence[Gradient | None]:
+        try:
+            return outcome.pullback(given)
+        except Exception as error:
+            if RAISES:
+                raise
+            self.notes.append(
+                f"{node.operation.name}: the rule of its gradient failed, "
+                f"{type(error).__name__}: {error}"
+            )
+            return [lost_gradient(self.signals[t]) for t in node.inputs]
+
     def _outcome(self, visit: Visit) -> Outcome:
+        """What a rule says; a rule that fails on what it did not expect makes nothing known."""
+        try:
+            return self._by_rule(visit)
+        except Exception as error:
+            if RAISES:
+                raise
+            return unknown(visit, f"its rule failed, {type(error).__name__}: {error}")
+
+    def _by_rule(self, visit: Visit) -> Outcome:
         """By the operation's own rule, else by its role; what has neither is not known."""
         known = outcome_of_rows(visit)
         if known is not None:

@@ -193,6 +193,8 @@ def _transposed(visit: Visit) -> Outcome:
 def _expanded(visit: Visit) -> Outcome:
     rank = len(visit.output_shape)
     added = {int(a) % rank for a in _as_list(visit.operation.axis)}
+    if 0 in added:
+        return unknown(visit, "it puts a dimension before the batch")
     return reordering(visit, expand(visit.inputs[0], rank, added))
 
 

@@ -103,6 +103,9 @@ class Selection:
 def selected(visit: Visit, boxes: Sequence[dict[int, Cut]], shape_as: Sequence[Any]) -> Outcome:
     """One output for each box; `shape_as` turns its signal into the output's own shape."""
     signal, shape = visit.inputs[0], visit.call.input_shapes[0]
+    channels = channel_axes(signal, len(shape))
+    if any(shape[a] is None for box in boxes for a in box if a in channels):
+        return unknown(visit, "it takes some of an unknown number of channels")
     cuts = [Selection(signal, shape, box) for box in boxes]
     outputs = tuple(finish(cut) for cut, finish in zip(cuts, shape_as, strict=True))
 
@@ -133,6 +136,8 @@ def _get_item(visit: Visit) -> Outcome:
     if read is None:
         return unknown(visit, "which entries it takes depends on data or is not a slice")
     cuts, removed, added = read
+    if 0 in added:
+        return unknown(visit, "it puts a dimension before the batch")
     if len(shape) - len(removed) + len(added) < 2:
         return unknown(visit, "it leaves no channels")
 

@@ -312,11 +312,13 @@ def unknown(visit: Visit, reason: str = "") -> Outcome:
         alike(s, visit.inputs[0].channel_axis if len(s) in ranks else -1, *[math.nan] * 3)
         for s in visit.call.output_shapes
     )
-    lost = [
-        Gradient(tuple(np.full(m.mean.shape, math.nan) for _, m in signal.parts))
-        for signal in visit.inputs
-    ]
+    lost = [lost_gradient(signal) for signal in visit.inputs]
     return Outcome(outputs, lambda _: lost)
+
+
+def lost_gradient(signal: Signal) -> Gradient:
+    """A gradient of which nothing is known."""
+    return Gradient(tuple(np.full(m.mean.shape, math.nan) for _, m in signal.parts))
 
 
 def only_first(gradient: Gradient | None, count: int) -> Gradients:
