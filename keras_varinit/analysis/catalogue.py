@@ -103,7 +103,6 @@ UNKNOWN_LAYERS: dict[str, tuple[str, ...]] = {
         *("GRUCell", "LSTMCell", "Lambda", "Layer", "Pipeline", "SimpleRNNCell"),
         *("SpectralNormalization", "StackedRNNCells", "Wrapper"),
     ),
-    "it is not modelled": ("AlphaDropout",),
 }
 
 

@@ -1,0 +1,149 @@
+"""Attention written by hand, of matmul, einsum, softmax and masks; softmax elsewhere."""
+
+import math
+
+import numpy as np
+from keras import ops
+
+from tests.rule_cases.attention import NARROW, TOKENS, normal
+from tests.rule_cases.case import Allowance, Case, L, dense, tokens, vector
+
+HEADS, SIZE = 4, 16
+SLOPES = Allowance(0.03, 0.06, "E (Σ A²)² varies from draw to draw at finite width")
+
+
+def heads(x, **options):
+    """(batch, positions, heads, size) by one kernel."""
+    options = {"kernel_initializer": normal(), **options}
+    return L.EinsumDense("abc,cde->abde", (x.shape[1], HEADS, SIZE), **options)(x)
+
+
+def split(x, count=HEADS):
+    """(batch, heads, positions, size) by a dense layer, a reshape and a transposition."""
+    length = x.shape[1]
+    x = ops.reshape(dense(count * SIZE, kernel_initializer=normal())(x), (-1, length, count, SIZE))
+    return ops.transpose(x, (0, 2, 1, 3))
+
+
+def merge(x):
+    """The heads side by side again."""
+    x = ops.transpose(x, (0, 2, 1, 3))
+    return ops.reshape(x, (-1, x.shape[1], HEADS * SIZE))
+
+
+def by_matmul(u, hide=None, softmax=ops.softmax, drop=None):
+    """Dense layers, transpositions and matmul, as in many tutorials."""
+    q, k, v = split(u), split(u), split(u)
+    logits = ops.matmul(q, ops.transpose(k, (0, 1, 3, 2))) / math.sqrt(SIZE)
+    logits = hide(logits) if hide else logits
+    weights = softmax(logits)
+    weights = drop(weights) if drop else weights
+    return dense()(merge(ops.matmul(weights, v)))
+
+
+def by_einsum(u, hide=None):
+    """EinsumDense heads and einsum, as in KerasHub."""
+    q, k, v = heads(u), heads(u), heads(u)
+    logits = ops.einsum("bquh,bkuh->buqk", q * SIZE**-0.5, k)
+    logits = hide(logits) if hide else logits
+    mixed = ops.einsum("buqk,bkuh->bquh", L.Softmax()(logits), v)
+    return after_heads(mixed)
+
+
+def one_head(u):
+    q, k = (dense(32, kernel_initializer=normal())(u) for _ in range(2))
+    logits = ops.matmul(q, ops.swapaxes(k, 1, 2)) * 32**-0.5
+    return dense()(ops.matmul(ops.softmax(logits, axis=-1), dense(96)(u)))
+
+
+def causal(length=10):
+    return np.tril(np.ones((length, length), bool))
+
+
+def fused(u, **options):
+    return ops.dot_product_attention(heads(u), heads(u), heads(u), **options)
+
+
+def after_heads(mixed):
+    return L.EinsumDense("abcd,cde->abe", (10, 96), kernel_initializer=normal(64))(mixed)
+
+
+CASES = (
+    Case(("Matmul", "Softmax"), tokens, by_matmul, TOKENS, NARROW, "by matmul"),
+    Case(("Einsum", L.Softmax), tokens, by_einsum, TOKENS, NARROW, "by einsum"),
+    Case(("Matmul", "Softmax"), tokens, one_head, TOKENS, NARROW, "one head"),
+    Case(
+        ("Matmul", "Softmax"),
+        tokens,
+        lambda u: by_matmul(u, lambda x: x + np.where(causal(), 0.0, -1e9).astype("float32")),
+        TOKENS,
+        NARROW,
+        "causal, added",
+    ),
+    Case(
+        ("Matmul", "Softmax"),
+        tokens,
+        lambda u: by_matmul(u, lambda x: ops.where(causal(), x, -1e9)),
+        TOKENS,
+        NARROW,
+        "causal, by where",
+    ),
+    Case(
+        ("Matmul", L.Softmax),
+        tokens,
+        lambda u: by_matmul(u, None, lambda x: L.Softmax()(x, mask=causal())),
+        TOKENS,
+        NARROW,
+        "causal, by the layer",
+    ),
+    Case(
+        ("Matmul", "Softmax"),
+        tokens,
+        lambda u: by_matmul(u, drop=L.Dropout(0.3)),
+        TOKENS,
+        NARROW,
+        "dropout",
+    ),
+    Case("DotProductAttention", tokens, lambda u: after_heads(fused(u)), TOKENS, NARROW, "plain"),
+    Case(
+        "DotProductAttention",
+        tokens,
+        lambda u: after_heads(fused(u, is_causal=True)),
+        TOKENS,
+        NARROW,
+        "causal",
+    ),
+    Case(
+        "DotProductAttention",
+        tokens,
+        lambda u: after_heads(fused(u, mask=causal()[None, None], scale=0.4)),
+        TOKENS,
+        NARROW,
+        "mask and scale",
+    ),
+    Case("Softmax", vector, lambda u: dense()(ops.softmax(u)), (256,), SLOPES, "features"),
+    Case(
+        L.Softmax,
+        tokens,
+        lambda u: dense()(L.Softmax()(dense(24)(u))),
+        TOKENS,
+        SLOPES,
+        "features at positions",
+    ),
+    Case(
+        L.Dense,
+        vector,
+        lambda u: dense()(dense(64, activation="softmax")(u)),
+        (256,),
+        SLOPES,
+        "softmax inside",
+    ),
+    Case(
+        L.Activation,
+        vector,
+        lambda u: dense()(L.Activation("softmax")(dense(64)(u))),
+        (256,),
+        SLOPES,
+        "softmax inside",
+    ),
+)
