@@ -309,6 +309,12 @@ class _Analyzer:
                 tau = self.gains.second_moment(signals[node.inputs[0]])
             else:
                 tau = 1.0
+            gamma = self.gains.of(ahead.steps)[1]
+            if not (math.isfinite(tau) and math.isfinite(gamma)):
+                self.notes.append(
+                    f"{path}: the gain of the functions around it is not finite, so they count as "
+                    "the identity"
+                )
             if kernel.fans.connections is None:
                 self.notes.append(
                     f"{path}: a spatial size is unknown, so the interior limit is used"
@@ -323,8 +329,8 @@ class _Analyzer:
                 activation=ahead.activation,
                 pooling=ahead.pooling,
                 pool_size=ahead.pool_size,
-                forward_gain=tau,
-                backward_gain=self.gains.of(ahead.steps)[1],
+                forward_gain=tau if math.isfinite(tau) else 1.0,
+                backward_gain=gamma if math.isfinite(gamma) else 1.0,
                 **{name: getattr(kernel.fans, name) for name in FAN_FIELDS},
             )
             found.append((context, kernel.variable))
