@@ -109,7 +109,7 @@ def test_against_draws(name, as_mask):
         found["pair"].append(np.einsum("npc,nqc->pq", o, o) / o[:, 0].size)
         for key in ("value", "query", "key"):
             found[key].append((result[key] ** 2).mean((0, 2)))
-        found["logits"].append((result["logits"] ** 2).mean((0, 2)) / scale)
+        found["logits"].append((result["logits"] ** 2).mean((0, 2)))
         sums = (result["value"].sum(1) ** 2).mean() - (result["value"] ** 2).sum(1).mean()
         found["met"].append(sums / (pattern.keys * (pattern.keys - 1)))
     query, key = tokens(of_queries), tokens(of_keys)

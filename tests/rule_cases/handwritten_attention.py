@@ -12,10 +12,10 @@ HEADS, SIZE = 4, 16
 SLOPES = Allowance(0.03, 0.06, "E (Σ A²)² varies from draw to draw at finite width")
 
 
-def heads(x, **options):
+def heads(x, count=HEADS, **options):
     """(batch, positions, heads, size) by one kernel."""
     options = {"kernel_initializer": normal(), **options}
-    return L.EinsumDense("abc,cde->abde", (x.shape[1], HEADS, SIZE), **options)(x)
+    return L.EinsumDense("abc,cde->abde", (x.shape[1], count, SIZE), **options)(x)
 
 
 def split(x, count=HEADS):
@@ -54,6 +54,34 @@ def one_head(u):
     q, k = (dense(32, kernel_initializer=normal())(u) for _ in range(2))
     logits = ops.matmul(q, ops.swapaxes(k, 1, 2)) * 32**-0.5
     return dense()(ops.matmul(ops.softmax(logits, axis=-1), dense(96)(u)))
+
+
+def rotated(x):
+    """Rotary positions: pairs of entries turned by an angle that grows with the position."""
+    length, size = x.shape[1], x.shape[-1]
+    angles = np.outer(np.arange(length), 10000.0 ** (-np.arange(size // 2) / (size // 2)))
+    cos, sin = (np.tile(f(angles), 2)[:, None].astype("float32") for f in (np.cos, np.sin))
+    first, second = ops.split(x, 2, axis=-1)
+    return x * cos + ops.concatenate([-second, first], axis=-1) * sin
+
+
+def like_llama(u, groups=2):
+    """Grouped keys and values, repeated for the heads of queries; rotary positions; causal."""
+    q, k, v = heads(u), heads(u, count=groups), heads(u, count=groups)
+    q, k = rotated(q), rotated(k)
+    k, v = (ops.repeat(x, HEADS // groups, axis=2) for x in (k, v))
+    logits = ops.einsum("bquh,bkuh->buqk", q, k) * SIZE**-0.5
+    weights = L.Softmax()(logits, mask=causal()[None, None])
+    return after_heads(ops.einsum("buqk,bkuh->bquh", weights, v))
+
+
+def grouped_by_einsum(u, groups=2):
+    """Heads of queries in groups, each of which reads one head of keys and values."""
+    q = ops.reshape(heads(u), (-1, 10, groups, HEADS // groups, SIZE))
+    k, v = heads(u, count=groups), heads(u, count=groups)
+    weights = ops.softmax(ops.einsum("bqvgh,bkvh->bvgqk", q, k) * SIZE**-0.5)
+    mixed = ops.einsum("bvgqk,bkvh->bqvgh", weights, v)
+    return after_heads(ops.reshape(mixed, (-1, 10, HEADS, SIZE)))
 
 
 def causal(length=10):
@@ -120,6 +148,24 @@ CASES = (
         TOKENS,
         NARROW,
         "mask and scale",
+    ),
+    Case(("Einsum", L.Softmax), tokens, like_llama, TOKENS, NARROW, "like Llama"),
+    Case(
+        ("Einsum", L.Softmax),
+        lambda x: dense(96)(L.ReLU()(tokens(x))),
+        like_llama,
+        TOKENS,
+        NARROW,
+        "like Llama, tokens alike",
+    ),
+    Case(("Einsum", "Softmax"), tokens, grouped_by_einsum, TOKENS, NARROW, "grouped"),
+    Case(
+        L.Dot,
+        vector,
+        lambda u, other: dense()(L.Dot(axes=-1)([dense(64)(u), dense(64)(other)])),
+        [(256,), (256,)],
+        Allowance(0.03, 0.05, "products have heavy tails"),
+        "two vectors",
     ),
     Case("Softmax", vector, lambda u: dense()(ops.softmax(u)), (256,), SLOPES, "features"),
     Case(
