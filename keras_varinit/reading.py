@@ -89,8 +89,6 @@ class _Reporting:
     def build(self, original: Callable[..., Any]) -> Callable[..., Any]:
         def build(layer: Any, *args: Any, **kwargs: Any) -> Any:
             if self.is_reading() and not layer.built:
-                if builds_itself(layer):
-                    raise _not_built(layer)
                 self.unbuilt.enter_context(staying_unbuilt([layer]))
             return original(layer, *args, **kwargs)
 

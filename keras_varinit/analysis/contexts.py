@@ -311,7 +311,7 @@ class _Analyzer:
                 tau = 1.0
             gamma = self.gains.of(ahead.steps)[1]
             if not (0 < tau < math.inf and 0 < gamma < math.inf):
-                # A step such as x**-0.5, which is no function of a Gaussian, or sign, without slope.
+                # Such as those of x**-0.5 and of sign, which has no slope.
                 self.notes.append(f"{path}: a stage beside it has no gains, so they count as 1")
                 tau, gamma = (gain if 0 < gain < math.inf else 1.0 for gain in (tau, gamma))
             if kernel.fans.connections is None:

@@ -25,7 +25,7 @@ class NotFollowedError(ValueError):
 # Two examples of an unknown length; what differs between them is unknown. Short ones first: a
 # table of positions has an end. Longer ones are for what strides and unpadded windows shorten.
 _Sizes = tuple[int | None, int | None]
-_LENGTHS = ((8, 12), (64, 80), (512, 640), (4096, 4608))
+_LENGTHS = ((8, 6), (64, 80), (512, 640), (4096, 4608))
 
 
 def build_graph(
