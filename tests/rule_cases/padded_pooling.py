@@ -119,7 +119,8 @@ def global_over(kind, function, note="", *, known=True):
 GLOBAL = (
     global_over(L.GlobalAveragePooling2D, lambda x: L.GlobalAveragePooling2D(keepdims=True)(x),
                 "axes kept"),
-    global_over(L.GlobalMaxPooling2D, lambda x: L.GlobalMaxPooling2D(keepdims=True)(x), "axes kept"),
+    global_over(L.GlobalMaxPooling2D, lambda x: L.GlobalMaxPooling2D(keepdims=True)(x),
+                "axes kept"),
     global_over("Mean", lambda x: ops.mean(x, axis=(1, 2), keepdims=True), "axes kept"),
     global_over(L.GlobalAveragePooling2D, lambda x: L.GlobalAveragePooling2D()(x), "unknown size",
                 known=False),
