@@ -67,7 +67,7 @@ def parameter(case):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("case", map(parameter, CASES))
+@pytest.mark.parametrize("case", [parameter(case) for case in CASES])
 def test_what_is_predicted_is_what_is_measured(case):
     network = Network(case)
     kinds = {kind_of(node.operation) for node in network.nodes}
