@@ -116,7 +116,6 @@ def _softmax(call: Call) -> Role:
 
 
 ELEMENTWISE_OPERATIONS = (
-    "Abs",
     "Absolute",
     "Fabs",
     "Arctan",

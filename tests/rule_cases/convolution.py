@@ -34,7 +34,23 @@ def depthwise(rank, *arguments, **options):
     return made(*arguments, depthwise_initializer="he_normal", **options)
 
 
+def recurrent(rank, shape):
+    """Convolutions over steps: a state of maps, which the engine does not follow."""
+    made = getattr(L, f"ConvLSTM{rank}D")
+
+    def back(u):
+        return conv(32, rank=rank)(made(24, 3, padding="same", **HE)(ops.relu(u)))
+
+    def front(x):
+        return L.Dense(32, **HE)(x)
+
+    return Case(made, front, back, shape, known=False)
+
+
+STATES = (recurrent(1, (3, 8, 16)), recurrent(2, (3, 5, 5, 16)), recurrent(3, (2, 3, 3, 3, 16)))
+
 CASES = (
+    *STATES,
     between(L.Conv1D, lambda x: conv(64, 4, rank=1)(x), "", (9, 32), 1),
     between(L.Conv1D, lambda x: conv(64, 3, rank=1, padding="causal")(x), "causal", (9, 32), 1),
     between(L.Conv2D, lambda x: conv(64)(x)),

@@ -8,15 +8,15 @@ from tests.rule_cases.case import FINITE, MAPS, VECTOR, Case, conv, dense, maps,
 L = keras.layers
 
 
-def joined(kind, function, *, note="two kernels", known=True, allowance=FINITE, branch=None):
+def joined(kind, function, *, note="two kernels", known=True, allowance=FINITE, wrong=""):
     """Two branches from u: one through a ReLU, the other through tanh, each with a kernel."""
 
     def back(u):
         one = dense(activation="relu")(ops.relu(u))
-        other = dense(activation=branch)(ops.tanh(u))
+        other = dense()(ops.tanh(u))
         return dense()(function(one, other))
 
-    return Case(kind, vector, back, VECTOR, allowance, note, known=known)
+    return Case(kind, vector, back, VECTOR, allowance, note, known=known, wrong=wrong)
 
 
 def of_one_signal(kind, function, *, note, known=True, allowance=FINITE):
@@ -47,8 +47,10 @@ SUMS = (
     joined(L.Maximum, lambda a, b: L.Maximum()([a, b])),
     joined(L.Minimum, lambda a, b: L.Minimum()([a, b])),
     joined(L.Dot, lambda a, b: L.Dot(1)([a, b]), known=False),
-    joined("Where", lambda a, b: ops.where(a > 0.5, a, b)),
-    joined("Where", lambda a, b: ops.where(b > 0.5, a, 0.0), note="and a number"),
+    joined(
+        "Where", lambda a, b: ops.where(a > 0.5, a, b), wrong="a mask made of an operand: gradient"
+    ),
+    joined("Where", lambda a, b: ops.where(b > 0.5, a, 0.0), note="and a number", known=False),
 )
 
 WITH_A_NUMBER = (

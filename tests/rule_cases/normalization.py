@@ -1,6 +1,7 @@
 """Normalization, and layers of noise, which act as in training."""
 
 import keras
+import numpy as np
 from keras import ops
 
 from tests.rule_cases.case import (
@@ -26,11 +27,11 @@ STATISTICS = Allowance(0.06, 0.10, "statistics of a few examples count as those 
 AFTER_RELU = Allowance(0.08, 0.25, "channels of small variance get large gradients")
 
 
-def between_maps(kind, layer, note="maps", allowance=STATISTICS):
+def between_maps(kind, layer, note="maps", allowance=STATISTICS, known=True):
     def back(u):
         return conv(64)(ops.relu(layer(u)))
 
-    return Case(kind, maps, back, MAPS, allowance, note, examples=4)
+    return Case(kind, maps, back, MAPS, allowance, note, examples=4, known=known)
 
 
 def after_relu(kind, layer, note="after ReLU"):
@@ -79,6 +80,17 @@ NORMALIZATIONS = (
 )
 
 
+MEANS, VARIANCES = np.linspace(-0.5, 1.0, 96), np.linspace(0.5, 2.0, 96)
+BY_NUMBERS = (
+    between_maps(
+        "BatchNorm",
+        lambda x: ops.batch_normalization(
+            x, MEANS.astype("float32"), VARIANCES.astype("float32"), axis=-1
+        ),
+        known=False,
+    ),
+)
+
 SOFTMAX = tuple(
     Case(
         kind,
@@ -106,6 +118,7 @@ def noisy(kind, layer, front=maps, shape=MAPS, rank=2, note=""):
 NOISE = (
     noisy(L.Dropout, lambda x: L.Dropout(0.3)(x)),
     noisy(L.Dropout, lambda x: L.AveragePooling2D(2)(L.Dropout(0.5)(x)), note="pooled"),
+    noisy(L.AlphaDropout, lambda x: L.AlphaDropout(0.3)(x)),
     noisy(L.GaussianDropout, lambda x: L.GaussianDropout(0.4)(x)),
     noisy(L.GaussianNoise, lambda x: L.GaussianNoise(0.7)(x)),
     noisy(L.SpatialDropout1D, lambda x: L.SpatialDropout1D(0.25)(x), line, LINE, 1),
@@ -118,4 +131,4 @@ NOISE = (
     noisy(L.SpatialDropout3D, lambda x: L.SpatialDropout3D(0.25)(x), volume, VOLUME, 3),
 )
 
-CASES = (*NORMALIZATIONS, *SOFTMAX, *NOISE)
+CASES = (*NORMALIZATIONS, *BY_NUMBERS, *SOFTMAX, *NOISE)

@@ -19,8 +19,8 @@ from tests.rule_cases.case import (
 L = keras.layers
 
 
-def of_vectors(kind, function, note=""):
-    return Case(kind, vector, lambda u: dense()(function(u)), VECTOR, FINITE, note)
+def of_vectors(kind, function, note="", **options):
+    return Case(kind, vector, lambda u: dense()(function(u)), VECTOR, FINITE, note, **options)
 
 
 def of_tokens(kind, function, note=""):
@@ -41,11 +41,17 @@ def gated(parts):
 
 def stopped(x):
     """Nothing comes back through one of two branches."""
-    return ops.relu(x) + ops.stop_gradient(ops.tanh(x))
+    return ops.relu(x) + ops.stop_gradient(dense()(ops.tanh(x)))
+
+
+def straight_through(x):
+    """Values of tanh with the slopes of the identity."""
+    return x + ops.stop_gradient(ops.tanh(x) - x)
 
 
 CASES = (
     of_vectors("StopGradient", stopped),
+    of_vectors("StopGradient", straight_through, "straight through", known=False),
     of_maps("Fliplr", ops.fliplr),
     of_maps("Flipud", ops.flipud),
     of_tokens("GetItem", lambda x: x[:, 0], "first token"),
