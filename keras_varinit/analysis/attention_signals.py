@@ -37,7 +37,9 @@ _COMPUTING = {"call", "_compute_attention", "_compute_attention_mask", "_masked_
 
 
 def is_customized(layer: Any) -> bool:
-    """Whether a class of its own computes attention, on a base of Keras's."""
+    """Whether it is an attention layer whose own class computes attention, on a base of Keras's."""
+    if not isinstance(layer, layer_classes("MultiHeadAttention", "GroupQueryAttention")):
+        return False
     for cls in type(layer).__mro__:
         if cls.__module__.startswith("keras."):
             return False

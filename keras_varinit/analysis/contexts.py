@@ -25,6 +25,7 @@ from typing import Any
 import keras
 
 from keras_varinit.analysis import activation_rules, signal_rules, weight_rules
+from keras_varinit.analysis.attention_signals import is_customized
 from keras_varinit.analysis.names import variable_names
 from keras_varinit.analysis.reader import Graph, Node, build_graph, takes_training
 from keras_varinit.analysis.result import Analysis, Reading
@@ -95,8 +96,11 @@ def read(model: Any) -> tuple[Analysis, Reading]:
 
 
 def is_known(operation: Any) -> bool:
-    """Whether an operation is one node of the graph: any rule says what it does."""
-    return has_rule(operation) or has_signal_rule(operation)
+    """Whether an operation is one node of the graph: any rule says what it does.
+
+    An attention layer whose class computes attention in its own way is opened instead.
+    """
+    return (has_rule(operation) or has_signal_rule(operation)) and not is_customized(operation)
 
 
 def _kernels_without(found: Analysis, model: Any, analyzer: "_Analyzer") -> list[Any]:
