@@ -221,7 +221,7 @@ def test_by_hand_is_what_the_layer_does():
 
     found, _ = attending(by_hand)
     layer, _ = attending(lambda x: attention()(x, x))
-    assert np.allclose(np.array(found, float), np.array(layer, float), rtol=0.15)
+    assert np.allclose(np.array(found, float), np.array(layer, float), rtol=0.3)
 
 
 class Sharper(L.MultiHeadAttention):
