@@ -37,7 +37,9 @@ _COMPUTING = {"call", "_compute_attention", "_compute_attention_mask", "_masked_
 
 
 def is_customized(layer: Any) -> bool:
-    """Whether a class of its own computes attention, on a base of Keras's."""
+    """Whether it is an attention layer whose own class computes attention, on a base of Keras's."""
+    if not isinstance(layer, layer_classes("MultiHeadAttention", "GroupQueryAttention")):
+        return False
     for cls in type(layer).__mro__:
         if cls.__module__.startswith("keras."):
             return False
@@ -117,7 +119,10 @@ def _core(
     value_size = layer.head_dim if hasattr(layer, "head_dim") else layer.value_dim
     logits, kept = of_products(1 / size, size), 1 - float(layer.dropout)
     sources = [projected[n].source for n in ("key", "value")]
-    width = sources[0].channels if sources[0] is sources[1] else math.inf
+    width = math.inf
+    number = projected["key"].number
+    if sources[0] is sources[1] and number is not None and visit.narrowness:
+        width = 1 / max(visit.narrowness[number], 1e-12)
     return Attention(query, key, value, pattern, logits, value_size, attended, kept, width)
 
 

@@ -23,6 +23,7 @@ import math
 from typing import Any
 
 from keras_varinit.analysis import activation_rules, signal_rules, weight_rules
+from keras_varinit.analysis.attention_signals import is_customized
 from keras_varinit.analysis.closed import FAN_FIELDS, Completion, may_be_kernel
 from keras_varinit.analysis.names import variable_names
 from keras_varinit.analysis.opening import NotFollowedError, build_graph
@@ -110,6 +111,8 @@ def is_known(operation: Any) -> bool:
         return False
     if is_raw_operation(operation):
         return True
+    if is_customized(operation):
+        return False
     for cls in type(operation).__mro__:
         if has_own_rule(cls) or has_own_signal_rule(cls):
             return True

@@ -20,6 +20,7 @@ from keras_varinit.analysis import (
     fused_attention,
     identity_signals,
     merging_signals,
+    narrowness,
     noise_signals,
     patch_signals,
     pointwise_signals,
@@ -161,6 +162,7 @@ class _Engine:
         self.values: dict[int, Array] = {}  # of tensors that are known numbers
         self.known_masks = Masks(graph)
         self.family = Family()
+        self.narrowness: dict[int, float] = {}
 
     def forward(self, mean: float, variance: float) -> None:
         for tensor in self.graph.inputs:
@@ -169,6 +171,7 @@ class _Engine:
             axis = 1 if channels_first and len(shape) > 3 else -1
             self.signals[tensor] = alike(shape, axis, mean, variance + mean**2, mean**2)
             self.family.born(tensor, ("input", shape), self.signals[tensor], of_inputs=True)
+            self.narrowness[tensor] = narrowness.of_input(self.signals[tensor])
         for tensor, value in self.graph.constants.items():
             self._is_constant(tensor, keras.ops.convert_to_numpy(value))
         outputs = set(self.graph.outputs)
@@ -186,6 +189,11 @@ class _Engine:
             for tensor, signal in zip(node.outputs, outcome.outputs, strict=True):
                 self.signals[tensor] = signal
             self.family.follow(node, role, self.signals, self.graph.shapes)
+            given = [self.signals[t] for t in node.inputs]
+            before = [self.narrowness.get(t, 0.0) for t in node.inputs]
+            for tensor, signal in zip(node.outputs, outcome.outputs, strict=True):
+                found = narrowness.of_outputs(node, role, given, before, signal)
+                self.narrowness[tensor] = found
 
     def _is_constant(self, tensor: int, values: Any) -> None:
         self.values[tensor] = np.asarray(values, np.float64)
@@ -242,6 +250,7 @@ class _Engine:
             tuple(self.family.lineages[t] for t in node.inputs),
             tuple(self.family.reach[t] for t in node.inputs),
             self.family.reach_of,
+            tuple(self.narrowness.get(t, 0.0) for t in node.inputs),
         )
         return self._outcome(visit)
 
