@@ -365,9 +365,7 @@ def test_custom_layers_that_own_weights_and_layers():
     assert len(redrawn(model)) == 4
 
 
-@pytest.mark.filterwarnings(
-    "ignore:.*passed an input with a mask"
-)  # Keras 3.16
+@pytest.mark.filterwarnings("ignore:.*passed an input with a mask")  # Keras 3.16
 def test_masked_sequences_need_no_note():
     inputs = keras.Input((6,), dtype="int32")
     x = L.Embedding(20, 8, mask_zero=True)(inputs)
