@@ -368,9 +368,7 @@ def test_custom_layers_that_own_weights_and_layers():
     assert len(redrawn(model)) == 4
 
 
-@pytest.mark.filterwarnings(
-    "ignore:Layer 'bidirectional'.*passed an input with a mask"
-)  # Keras 3.16
+@pytest.mark.filterwarnings("ignore:.*passed an input with a mask")  # Keras 3.16
 def test_of_masked_sequences_only_what_is_assumed_is_noted():
     inputs = keras.Input((6,), dtype="int32")
     x = L.Embedding(20, 8, mask_zero=True)(inputs)

@@ -15,7 +15,7 @@ import tempfile
 from pathlib import Path
 
 import pytest
-from hypothesis import Phase, given, note, seed, settings
+from hypothesis import Phase, example, given, note, seed, settings
 from hypothesis import strategies as st
 
 import keras_varinit as kv
@@ -97,7 +97,22 @@ def live(history, events):
         getattr(history, name)(**arguments)
 
 
+ONE_LAYER = {
+    "input": "vector",
+    "top": "functional",
+    "initializers": [{"name": "asv_backward", "seed": 0, "shared": True}],
+    "body": [{"twice": True, "initializer": 0}],
+}
+# The model inside keeps the optimizer that it was trained with.
+TRAINED_BEFORE = [
+    {"do": "train", "how": "step", "injector": False},
+    {"do": "extend", "in_front": False, "restart": False},
+    {"do": "load_weights", "changed": True},
+]
+
+
 @randomized
+@example(ONE_LAYER, TRAINED_BEFORE)
 @given(architectures(), st.lists(EVENTS, min_size=2, max_size=7))
 def test_no_history_loses_a_weight(description, events):
     note(json.dumps([description, events]))
