@@ -114,7 +114,7 @@ def compare(
         model: A built model. It keeps the last draw.
         data: Gives inputs, from a random generator and a number of examples; white noise for the
             model's inputs if None.
-        scheme: For `kv.initialize`; None for the initializers that the model has.
+        scheme: For `kv.initialize`, before everything is read.
         draws: At most so many.
         least: At least so many.
         error: The relative standard error at which to stop.
@@ -125,7 +125,7 @@ def compare(
         compiled: Whether to compile the model; it is run eagerly if not.
         show: Called after each draw with its number.
     """
-    report = kv.initialize(model, scheme or "recommended", seed=seed) if scheme else None
+    report = kv.initialize(model, scheme, seed=seed)
     analysis = kv.analyze(model, input_mean=mean, input_variance=deviation**2)
     paths = {
         id(v): analysis.context_of(v).path
@@ -171,22 +171,10 @@ def _errors(values: Any) -> Any:
 
 
 def _deviations(model: keras.Model, paths: dict[int, str], report: Any) -> list[tuple[Any, float]]:
-    """The variables to draw, each with its standard deviation.
-
-    Without a report (the model keeps its own initializers) what they drew has the deviation.
-    """
-    rows = {row.path: row for row in report} if report is not None else None
-    chosen = []
-    for variable in model.trainable_variables:
-        path = paths.get(id(variable))
-        if path is None:
-            continue
-        if rows is None:
-            values = keras.ops.convert_to_numpy(variable)
-            chosen.append((variable, float(np.sqrt(np.mean(np.square(values))))))
-        elif path in rows and rows[path].status == "drawn" and rows[path].stddev is not None:
-            chosen.append((variable, rows[path].stddev))
-    return chosen
+    """The variables that `initialize` drew, each with its standard deviation."""
+    rows = {row.path: row for row in report.drawn if row.stddev is not None}
+    found = [(variable, rows.get(paths.get(id(variable), ""))) for variable in model.weights]
+    return [(variable, row.stddev) for variable, row in found if row is not None]
 
 
 def white_noise(model: keras.Model, mean: float = 0.0, deviation: float = 1.0) -> Data:
