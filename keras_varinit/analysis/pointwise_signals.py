@@ -21,6 +21,7 @@ from keras_varinit.analysis.signals import (
     signal_rule,
     unknown,
 )
+from keras_varinit.analysis.softmax_signals import softmax, softmax_axes
 from keras_varinit.graph import own_variable
 from keras_varinit.moments import Activation
 from keras_varinit.values import view
@@ -60,6 +61,8 @@ def elementwise(visit: Visit) -> Outcome:
     role = visit.role
     if not isinstance(role, Elementwise):
         raise TypeError("the rule of element-wise functions met another role")
+    if role.activation.name == "softmax" and not visit.at_output:
+        return softmax(visit, softmax_axes(visit.operation, len(visit.output_shape)))
     if acts_on_rows(role.activation) and not visit.at_output:
         return unknown(visit, "it is not modelled inside a network")
     if len(visit.inputs) != 1 or visit.call.input_shapes[0] != visit.output_shape:
