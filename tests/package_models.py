@@ -65,16 +65,16 @@ MODELS: dict[str, Callable[[], keras.Model]] = {
     "ResNet": _resnet,
     "ResNet/squeeze": lambda: _resnet(block_type="bottleneck_block", se_block=True),
     "DenseNet": lambda: medicai.DenseNetBackbone(
-        blocks=[2, 2, 2], input_shape=SIDE, growth_rate=16
+        blocks=[2, 2, 2], input_shape=SIDE, growth_rate=16, name="densenet"
     ),
     "ConvNeXtV2": lambda: medicai.ConvNeXtBackboneV2(
-        depths=[1, 1, 1, 1], projection_dims=[24, 32, 48, 64], input_shape=SIDE
+        depths=[1, 1, 1, 1], projection_dims=[24, 32, 48, 64], input_shape=SIDE, name="convnext"
     ),
     "ViT": _vit,
     "MiT": _mit,
     "UNet": lambda: _unet(medicai.UNet, decoder_normalization="batch"),
     "UNet/3D": lambda: _unet(medicai.UNet, (32, 32, 32, 1)),
-    "AttentionUNet": lambda: _unet(medicai.AttentionUNet),
+    "AttentionUNet": lambda: _unet(medicai.AttentionUNet, input_shape=SIDE),
     "UNetPlusPlus": lambda: _unet(medicai.UNetPlusPlus),
     "UPerNet": lambda: _unet(medicai.UPerNet, decoder_filters=48),
     "DeepLabV3Plus": lambda: medicai.DeepLabV3Plus(
