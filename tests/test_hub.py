@@ -53,7 +53,7 @@ def test_none_is_refused(name):
     """As its constructor makes it: texts of unknown length, where it takes texts."""
     model = hub_models.TOYS[name]()
     analysis = kv.analyze(model)
-    report = kv.initialize(model, seed=0)
+    report = kv.initialize(model, "lecun_normal", seed=0)
     assert report.drawn
     assert all(str(finding) for finding in kv.lint(model))
     closed = unopened(analysis.notes)

@@ -1,11 +1,18 @@
-"""Every model of `keras.applications` is read without an unknown weight layer."""
+"""Every model of `keras.applications` is read without an unknown weight layer, and measured."""
 
 import inspect
+import math
+import sys
 
 import keras
+import numpy as np
 import pytest
 
 import keras_varinit as kv
+from tests.example_files import EXAMPLES
+
+sys.path.insert(0, str(EXAMPLES / "benchmarks"))
+from families.measuring import compare
 
 # One of each family and what differs in kind within it; the whole list runs with `-m zoo`.
 SMALL = ["ConvNeXtTiny", "DenseNet121", "EfficientNetB0", "EfficientNetV2B0", "InceptionV3"]
@@ -42,3 +49,35 @@ def test_one_of_each_family(name):
 @pytest.mark.parametrize("name", sorted(set(ALL) - set(SMALL)))
 def test_the_others(name):
     check(name)
+
+
+# The least sides that these take; the others are measured at 64.
+SIDES = {"InceptionV3": 75, "InceptionResNetV2": 75, "Xception": 71}
+# What is beyond 1.5 forward or 2 backward: how far at most, and the cause.
+EXCEPTIONS: dict[str, tuple[float, float, str]] = {}
+
+
+@pytest.mark.zoo
+@pytest.mark.parametrize("name", ALL)
+def test_numbers_are_right_or_none(name):
+    """At real width and small size, so that a few draws are certain."""
+    if name.startswith("NASNet") and keras.backend.backend() == "torch":
+        pytest.skip("Keras offers no NASNet on torch")
+    shape = (SIDES.get(name, 64), SIDES.get(name, 64), 3)
+    make = getattr(keras.applications, name)
+    model = make(weights=None, input_shape=shape, classes=10, classifier_activation=None)
+    options = {}
+    if any(isinstance(layer, keras.layers.Rescaling) for layer in model.layers):
+        options = {"mean": 127.5, "deviation": 255 / 12**0.5}
+    found = compare(model, draws=8, least=6, examples=8, **options)
+    forward, backward, _ = EXCEPTIONS.get(name, (1.5, 2.0, ""))
+    for direction, limit in (("forward", forward), ("backward", backward)):
+        ratio, kernel = found.worst(direction)
+        assert found.certain(direction)
+        assert math.isnan(ratio) or 1 / limit <= ratio <= limit, (
+            f"{kernel}: {direction} predicted ÷ measured is {ratio:.3g}"
+        )
+        assert found.notes or not found.unknown(direction)
+    x = np.random.default_rng(0).standard_normal((2, *shape)).astype("float32")
+    assert any(row.kind == "weights" for row in kv.measure_signal(model, x, verbose=0))
+    assert all(str(finding) for finding in kv.lint(model))

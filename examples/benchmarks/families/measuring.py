@@ -28,6 +28,7 @@ _WITH_KERNEL = (
 )
 _KERNELS = ("kernel", "pointwise_kernel", "embeddings")
 Data = Callable[[np.random.Generator, int], Any]
+Call = tuple[str, int]  # a kernel's path, and of how many examples' losses its gradient is the sum
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,7 +115,7 @@ def compare(
         model: A built model. It keeps the last draw.
         data: Gives inputs, from a random generator and a number of examples; white noise for the
             model's inputs if None.
-        scheme: For `kv.initialize`; None for the initializers that the model has.
+        scheme: For `kv.initialize`, before everything is read.
         draws: At most so many.
         least: At least so many.
         error: The relative standard error at which to stop.
@@ -125,7 +126,7 @@ def compare(
         compiled: Whether to compile the model; it is run eagerly if not.
         show: Called after each draw with its number.
     """
-    report = kv.initialize(model, scheme or "recommended", seed=seed) if scheme else None
+    report = kv.initialize(model, scheme, seed=seed)
     analysis = kv.analyze(model, input_mean=mean, input_variance=deviation**2)
     paths = {
         id(v): analysis.context_of(v).path
@@ -171,22 +172,10 @@ def _errors(values: Any) -> Any:
 
 
 def _deviations(model: keras.Model, paths: dict[int, str], report: Any) -> list[tuple[Any, float]]:
-    """The variables to draw, each with its standard deviation.
-
-    Without a report (the model keeps its own initializers) what they drew has the deviation.
-    """
-    rows = {row.path: row for row in report} if report is not None else None
-    chosen = []
-    for variable in model.trainable_variables:
-        path = paths.get(id(variable))
-        if path is None:
-            continue
-        if rows is None:
-            values = keras.ops.convert_to_numpy(variable)
-            chosen.append((variable, float(np.sqrt(np.mean(np.square(values))))))
-        elif path in rows and rows[path].status == "drawn" and rows[path].stddev is not None:
-            chosen.append((variable, rows[path].stddev))
-    return chosen
+    """The variables that `initialize` drew, each with its standard deviation."""
+    rows = {row.path: row for row in report.drawn if row.stddev is not None}
+    found = [(variable, rows.get(paths.get(id(variable), ""))) for variable in model.weights]
+    return [(variable, row.stddev) for variable, row in found if row is not None]
 
 
 def white_noise(model: keras.Model, mean: float = 0.0, deviation: float = 1.0) -> Data:
@@ -210,25 +199,31 @@ class Meter:
         self.model, self._by_variable = model, paths
         self.paths: list[str] = []
         self.shapes: list[tuple[int, ...]] = []
+        self.examples = 0
         self._step = _STEPS[keras.backend.backend()](self, compiled)
 
     def measure(self, x: Any, rng: np.random.Generator) -> Any:
         """One draw: an array (2, kernels), forward and backward."""
         x = keras.tree.map_structure(keras.ops.convert_to_tensor, x)
+        self.examples = int(keras.tree.flatten(x)[0].shape[0])
         if not self.shapes:
             outputs = self.model(x, training=True)
             self.shapes = [tuple(t.shape) for t in _floats(outputs)]
         noise = [rng.standard_normal(shape, np.float32) for shape in self.shapes]
-        names, forward, backward = self._step(x, noise)
-        self.paths = list(dict.fromkeys(names))
+        calls, forward, backward = self._step(x, noise)
+        self.paths = list(dict.fromkeys(path for path, _ in calls))
         sums: dict[str, list[Any]] = {}
-        for name, pair in zip(names, zip(forward, backward, strict=True), strict=True):
-            sums.setdefault(name, []).append(pair)
+        for (path, examples), ahead, back in zip(calls, forward, backward, strict=True):
+            sums.setdefault(path, []).append((ahead, back / examples))
         return np.array([np.mean(sums[path], axis=0) for path in self.paths]).T
 
     @contextlib.contextmanager
-    def tapped(self, tap: Callable[[str, Any], Any]) -> Iterator[None]:
-        """Passes the output of every kernel through `tap`, in front of the activation."""
+    def tapped(self, tap: Callable[[Call, Any], Any]) -> Iterator[None]:
+        """Passes the output of every kernel through `tap`, in front of the activation.
+
+        `tap` gets the kernel's path, and of how many examples' losses the gradient there is the
+        sum: all of the batch where one signal serves them all, as embedded positions do.
+        """
         original = keras.Layer.__call__
 
         def call(layer: Any, *args: Any, **kwargs: Any) -> Any:
@@ -239,7 +234,8 @@ class Meter:
             if activation is not None:
                 layer.activation = keras.activations.linear
             try:
-                output = tap(path, original(layer, *args, **kwargs))
+                output = original(layer, *args, **kwargs)
+                output = tap((path, self._sharing(layer, output)), output)
             finally:
                 if activation is not None:
                     layer.activation = activation
@@ -250,6 +246,12 @@ class Meter:
             yield
         finally:
             keras.Layer.__call__ = original
+
+    def _sharing(self, layer: Any, output: Any) -> int:
+        rows, vectors = int(output.shape[0] or self.examples), len(output.shape) == 2
+        if isinstance(layer, L.Embedding) and vectors:
+            return 1 if rows == self.examples else self.examples
+        return 1 if rows % self.examples == 0 else self.examples
 
     def _path_of(self, layer: Any) -> str | None:
         if not isinstance(layer, _WITH_KERNEL):
@@ -277,16 +279,16 @@ def _mean_square(tensor: Any) -> Any:
 def _with_tensorflow(meter: Meter, compiled: bool) -> Callable[..., Any]:
     import tensorflow as tf
 
-    names: list[str] = []
+    calls: list[Call] = []
 
     def step(x: Any, noise: list[Any]) -> Any:
-        names.clear()
+        calls.clear()
         signals: list[Any] = []
         with tf.GradientTape(watch_accessed_variables=False) as tape:
 
-            def tap(path: str, tensor: Any) -> Any:
+            def tap(call: Call, tensor: Any) -> Any:
                 tape.watch(tensor)
-                names.append(path)
+                calls.append(call)
                 signals.append(tensor)
                 return tensor
 
@@ -303,7 +305,7 @@ def _with_tensorflow(meter: Meter, compiled: bool) -> Callable[..., Any]:
 
     def run(x: Any, noise: list[Any]) -> Any:
         forward, backward = function(x, [tf.constant(n) for n in noise])
-        return list(names), np.array(forward), np.array(backward)
+        return list(calls), np.array(forward), np.array(backward)
 
     return run
 
@@ -312,12 +314,12 @@ def _with_torch(meter: Meter, compiled: bool) -> Callable[..., Any]:
     import torch
 
     def run(x: Any, noise: list[Any]) -> Any:
-        names: list[str] = []
+        calls: list[Call] = []
         signals: list[Any] = []
 
-        def tap(path: str, tensor: Any) -> Any:
+        def tap(call: Call, tensor: Any) -> Any:
             tensor = tensor if tensor.requires_grad else tensor.detach().requires_grad_()
-            names.append(path)
+            calls.append(call)
             signals.append(tensor)
             return tensor
 
@@ -327,7 +329,7 @@ def _with_torch(meter: Meter, compiled: bool) -> Callable[..., Any]:
         with torch.no_grad():
             forward = [float(_mean_square(s)) for s in signals]
             backward = [0.0 if g is None else float(_mean_square(g)) for g in gradients]
-        return names, np.array(forward), np.array(backward)
+        return calls, np.array(forward), np.array(backward)
 
     return run
 
@@ -338,15 +340,15 @@ def _with_jax(meter: Meter, compiled: bool) -> Callable[..., Any]:
     import jax.numpy as jnp
 
     model = meter.model
-    names: list[str] = []
+    calls: list[Call] = []
 
     def forward(zeros: Any, states: Any, x: Any, noise: list[Any]) -> Any:
-        names.clear()
+        calls.clear()
         signals: list[Any] = []
 
-        def tap(path: str, tensor: Any) -> Any:
+        def tap(call: Call, tensor: Any) -> Any:
             tensor = tensor if zeros is None else tensor + zeros[len(signals)]
-            names.append(path)
+            calls.append(call)
             signals.append(tensor)
             return tensor
 
@@ -368,7 +370,7 @@ def _with_jax(meter: Meter, compiled: bool) -> Callable[..., Any]:
             _, signals = jax.eval_shape(lambda *a: forward(None, *a), states, x, noise)
             zeros.extend(jnp.zeros(s.shape, s.dtype) for s in signals)
         ahead, back = function(zeros, states, x, noise)
-        return list(names), np.array(ahead), np.array(back)
+        return list(calls), np.array(ahead), np.array(back)
 
     return run
 
