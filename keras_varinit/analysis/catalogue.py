@@ -18,10 +18,10 @@ Status = Literal["identity", "rule", "unknown"]
 # What the engine treats by the role that several operations share.
 OPERATIONS_BY_ROLE = (
     *ELEMENTWISE_OPERATIONS,
-    *("Append", "Concatenate", "Conv", "Dot", "Einsum", "Hstack", "LogSoftmax", "Softmax"),
+    *("Append", "Concatenate", "Conv", "Dot", "Hstack", "LogSoftmax"),
     *("Stack", "Tensordot", "Vstack"),
 )
-LAYERS_BY_ROLE = layer_classes("Concatenate", "Dot", "ELU", "LeakyReLU", "PReLU", "ReLU", "Softmax")
+LAYERS_BY_ROLE = layer_classes("Concatenate", "ELU", "LeakyReLU", "PReLU", "ReLU")
 
 # By the reason for which no moments are given.
 UNKNOWN_OPERATIONS: dict[str, tuple[str, ...]] = {
@@ -75,7 +75,7 @@ UNKNOWN_OPERATIONS: dict[str, tuple[str, ...]] = {
         *("Logspace", "Meshgrid", "Ndim", "OnesLike", "Size", "ZerosLike"),
     ),
     "it is not modelled": (
-        *("BatchNorm", "ConvTranspose", "DepthwiseConv", "DotProductAttention", "Dsplit"),
+        *("BatchNorm", "ConvTranspose", "DepthwiseConv", "Dsplit"),
         *("Dstack", "Fold", "Glu", "Hsplit", "Isclose", "Isreal", "Rearrange"),
         *("SeparableConv", "Sparsemax", "Tile", "Tril", "Triu", "Unfold", "Vsplit"),
     ),
@@ -103,7 +103,6 @@ UNKNOWN_LAYERS: dict[str, tuple[str, ...]] = {
         *("GRUCell", "LSTMCell", "Lambda", "Layer", "Pipeline", "SimpleRNNCell"),
         *("SpectralNormalization", "StackedRNNCells", "Wrapper"),
     ),
-    "it is not modelled": ("AlphaDropout",),
 }
 
 

@@ -276,6 +276,11 @@ def takes_channel_axes(function: SignalRule) -> bool:
     return function in _FOLLOWING
 
 
+def has_own_signal_rule(cls: type) -> bool:
+    """Whether a rule of the engine was registered for that very class."""
+    return cls in _RULES
+
+
 def alike(shape: Shape, channel_axis: int, mean: float, second: float, pair: float) -> Signal:
     """A signal of that shape with equal moments everywhere."""
     axes, channels = layout(shape, channel_axis)
@@ -293,7 +298,7 @@ def layout(shape: Shape, channel_axis: int) -> tuple[Axes, int]:
 
 
 def unknown(visit: Visit, reason: str = "") -> Outcome:
-    """Outputs of which nothing is known; no gradient comes back.
+    """Outputs of which nothing is known, and gradients of which nothing is known either.
 
     `reason` is noted where what comes in was known.
     """
@@ -307,7 +312,11 @@ def unknown(visit: Visit, reason: str = "") -> Outcome:
         alike(s, visit.inputs[0].channel_axis if len(s) in ranks else -1, *[math.nan] * 3)
         for s in visit.call.output_shapes
     )
-    return Outcome(outputs, lambda _: [None] * len(visit.inputs))
+    lost = [
+        Gradient(tuple(np.full(m.mean.shape, math.nan) for _, m in signal.parts))
+        for signal in visit.inputs
+    ]
+    return Outcome(outputs, lambda _: lost)
 
 
 def only_first(gradient: Gradient | None, count: int) -> Gradients:
