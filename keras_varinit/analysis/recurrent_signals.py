@@ -21,12 +21,13 @@ from keras_varinit.analysis.moment_maps import Moments, uniform
 from keras_varinit.analysis.nonlinear import IDENTITY
 from keras_varinit.analysis.recurrent_steps import (
     Clock,
+    SteppedGradient,
     arriving_at,
     clock_of,
-    coherence_of,
     faded,
     has_settled,
     moments_of,
+    stepped,
     steps_of,
 )
 from keras_varinit.analysis.rules import Kernel, Weights
@@ -56,13 +57,16 @@ from keras_varinit.recurrent_moments import (
 )
 from keras_varinit.values import view
 
-# Class of cell, its number of gates, its law, and how many steps of it are followed one by one.
+# Class of cell, its number of gates, its law.
 _Law = Callable[[Steps, Cell, Sequence[Moment]], States]
-_KINDS: tuple[tuple[type, int, _Law, int], ...] = (
-    (keras.layers.SimpleRNNCell, 1, simple_recurrence, 128),
-    (keras.layers.LSTMCell, 4, lstm_recurrence, 48),
-    (keras.layers.GRUCell, 3, gru_recurrence, 48),
+_KINDS: tuple[tuple[type, int, _Law], ...] = (
+    (keras.layers.SimpleRNNCell, 1, simple_recurrence),
+    (keras.layers.LSTMCell, 4, lstm_recurrence),
+    (keras.layers.GRUCell, 3, gru_recurrence),
 )
+# Steps that are followed one by one. One number for all layers, so that a layer finds the gradients
+# of the steps that it follows in what the layer behind it sends back.
+_STEPS = 48
 _OF_ROWS = ("softmax", "log_softmax", "sparsemax")
 
 
@@ -77,7 +81,7 @@ def _recurrent(visit: Visit) -> Outcome:
     try:
         cells = _cells(visit)
         starts = _starts(visit, cells)
-        return _Layer(visit, cells, _clock(visit, cells), starts).outcome()
+        return _Layer(visit, cells, _clock(visit), starts).outcome()
     except _NotModelledError as reason:
         visit.note(f"{visit.operation.name}: {reason}, so what it puts out is not known")
         return _without_state(visit)
@@ -88,15 +92,14 @@ def _without_state(visit: Visit) -> Outcome:
     return general_kernels(dataclasses.replace(visit, note=lambda text: None))
 
 
-def _clock(visit: Visit, cells: Sequence[Any]) -> Clock:
+def _clock(visit: Visit) -> Clock:
     axis = in_layout(visit, -1).axes[0]
     if axis.size is None:
         raise _NotModelledError("the number of its steps is not known")
-    limit = min(limit for *_, limit in map(_kind, cells))
-    return clock_of(axis, limit, backwards=bool(visit.operation.go_backwards))
+    return clock_of(axis, _STEPS, backwards=bool(visit.operation.go_backwards))
 
 
-def _kind(cell: Any) -> tuple[type, int, _Law, int]:
+def _kind(cell: Any) -> tuple[type, int, _Law]:
     return next(kind for kind in _KINDS if isinstance(cell, kind[0]))
 
 
@@ -197,7 +200,7 @@ class _Layer:
     ) -> _Run:
         visit, clock = self.visit, self.clock
         kernel, recurrent = kernels
-        _, gates, law, _ = _kind(cell)
+        _, gates, law = _kind(cell)
         kept = 1 - float(cell.dropout)
         gain = fan_in * clock.average(np.diagonal(steps.own)) / kept
         variance = visit.variance_of(kernel.variable, gain)
@@ -280,9 +283,7 @@ class _Layer:
     def _at_input(self, matrix: Array) -> Gradient:
         seconds = np.diagonal(matrix)
         part = self.clock.by_class(seconds, self.clock.reads)
-        far, adjacent = coherence_of(matrix, self.clock)
-        local = (adjacent - far) / (1 - far) if far < 1 else 0.0
-        return Gradient((part,) * len(self.signal.parts), far, max(local, 0.0))
+        return stepped(part, len(self.signal.parts), matrix, self.clock)
 
 
 def _state(shape: Any, moments: tuple[float, float, float]) -> Signal:
@@ -353,8 +354,11 @@ def _bidirectional(visit: Visit) -> Outcome:
             if gradient is not None:
                 parts = gradient.parts[-1:] if number and mode == "concat" else gradient.parts[:1]
                 part = parts[0] * factors[number]
-                turned = bool(number and wrapper.return_sequences)
-                gradient = gradient.with_parts((part[::-1] if turned else part,))
+                if number and wrapper.return_sequences:
+                    part = part[::-1]
+                    if isinstance(gradient, SteppedGradient):
+                        gradient = gradient.turned()
+                gradient = gradient.with_parts((part,))
             results.append(gradient)
         return results
 

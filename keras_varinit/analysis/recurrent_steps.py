@@ -112,9 +112,57 @@ def _radius(over: Array) -> int:
     return min(max(alike_, default=0), _LARGEST_RADIUS)
 
 
+@dataclasses.dataclass(frozen=True)
+class SteppedGradient(Gradient):
+    """A gradient whose correlations between the followed steps are known, in order of position.
+
+    The next recurrent layer wants them: those of a gradient that fades are no single number.
+    """
+
+    correlations: Array = dataclasses.field(default_factory=lambda: np.ones((1, 1)))
+
+    def with_parts(self, parts: tuple[Array, ...]) -> Gradient:
+        """Other second moments, as coherent."""
+        if any(part.shape != self.parts[0].shape for part in parts):
+            return super().with_parts(parts)
+        return SteppedGradient(parts, self.coherence, self.local, correlations=self.correlations)
+
+    def less_coherent(self, far: float, adjacent: float) -> Gradient:
+        """The correlations of far and of adjacent pairs times a factor each."""
+        less = super().less_coherent(far, adjacent)
+        steps = np.arange(len(self.correlations))
+        apart = np.abs(np.subtract.outer(steps, steps))
+        kept = np.where(apart == 1, adjacent, np.where(apart == 0, 1.0, far))
+        return SteppedGradient(
+            self.parts, less.coherence, less.local, correlations=self.correlations * kept
+        )
+
+    def turned(self) -> "SteppedGradient":
+        """From the end of the sequence to its start."""
+        return dataclasses.replace(self, correlations=np.flip(self.correlations))
+
+
+def stepped(part: Array, count: int, matrix: Array, clock: Clock) -> SteppedGradient:
+    """The gradient at the input of E g² `part` by class, the same for `count` groups of channels.
+
+    `matrix` holds E g_t g_s in the order in which the layer reads.
+    """
+    far, adjacent = coherence_of(matrix, clock)
+    local = (adjacent - far) / (1 - far) if far < 1 else 0.0
+    stds = np.sqrt(np.diagonal(matrix))
+    scale = np.outer(stds, stds)
+    correlations = np.divide(matrix, scale, out=np.eye(len(stds)), where=scale > 0)
+    if clock.backwards:
+        correlations = np.flip(correlations)
+    return SteppedGradient((part,) * count, far, max(local, 0.0), correlations=correlations)
+
+
 def arriving_at(gradient: Gradient, clock: Clock) -> Array:
     """E g_t g_s of the gradients at the output's steps."""
     seconds = np.sqrt(gradient.parts[0][clock.writes])
+    known = getattr(gradient, "correlations", None)
+    if known is not None and len(known) == len(seconds):
+        return np.asarray(np.outer(seconds, seconds) * known)
     apart = np.abs(np.subtract.outer(np.arange(len(seconds)), np.arange(len(seconds))))
     local = (1 - gradient.coherence) * gradient.local**apart
     alike = np.where(apart == 0, 1.0, gradient.coherence + local)

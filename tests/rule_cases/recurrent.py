@@ -58,6 +58,12 @@ def encoder_and_decoder(u):
     return L.LSTM(96, return_sequences=True)(u, initial_state=[h, c])
 
 
+def between(u):
+    """The gradient that fades is that of single steps, also through what stands between."""
+    inner = L.Bidirectional(L.GRU(64, return_sequences=True))(u)
+    return L.SimpleRNN(96)(L.LayerNormalization()(L.Dropout(0.2)(inner)))
+
+
 def from_given_state(u):
     return L.GRU(96)(u, initial_state=dense(96)(L.GlobalAveragePooling1D()(u)))
 
@@ -101,6 +107,7 @@ CASES = (
     recurrent(lambda: encoder_and_decoder, "encoder-decoder"),
     recurrent(lambda: from_given_state, "given-state"),
     recurrent(lambda: from_numbers, "given-numbers", known=False),
+    recurrent(lambda: between, "dropout-between"),
     both("concat", L.LSTM(64)),
     both("sum"),
     both("ave"),
