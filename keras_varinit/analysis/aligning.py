@@ -41,10 +41,10 @@ class Aligned:
         coherence = gradient.coherence
         times = self.repeats
         grown = times * (1 + coherence * (times - 1)) if math.isfinite(times) and times > 1 else 1.0
-        if self.source.channels != self.signal.channels:
+        if self.source.channels != self.signal.channels and not self.rearranged:
             # The gradients of channels have independent signs.
             grown *= self.signal.channels / self.source.channels
-        parts = _on_parts(gradient.parts, output, self.source)
+        parts = parts_for(gradient.parts, output, self.source)
         parts = [
             g if g.shape == m.mean.shape else np.full_like(m.mean, self._mean(g, output))
             for g, (_, m) in zip(parts, self.source.parts, strict=True)
@@ -61,7 +61,7 @@ class Aligned:
         return output.parts[0][1].average(gradient)
 
 
-def _on_parts(gradients: Sequence[Array], output: Signal, source: Signal) -> list[Array]:
+def parts_for(gradients: Sequence[Array], output: Signal, source: Signal) -> list[Array]:
     """Gradients by groups of channels, averaged over those that make up each of other groups."""
     if [n for n, _ in output.parts] == [n for n, _ in source.parts]:
         return list(gradients)

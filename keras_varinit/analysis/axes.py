@@ -19,7 +19,7 @@ Array = npt.NDArray[np.float64]
 Integers = npt.NDArray[np.int64]
 
 _CLASSES_BY_RANK = {1: 15, 2: 11, 3: 5}
-_LARGEST_OFFSET = 4
+LARGEST_OFFSET = 4
 _MIXED = 0.15
 
 
@@ -316,7 +316,7 @@ def _new_radius(window: AnyWindow, radius: int) -> int:
     else:
         reach = radius // window.stride
     # A recurrent layer's outputs are alike further than that, and stay so.
-    return min(reach, max(radius, _LARGEST_OFFSET))
+    return min(reach, max(radius, LARGEST_OFFSET))
 
 
 def _reach(window: Linear, radius: int) -> int:
@@ -326,7 +326,7 @@ def _reach(window: Linear, radius: int) -> int:
     used = valid & (window.shares(valid, outputs) != 0)
     low = np.where(used, reads, 10**9).min(axis=0)
     high = np.where(used, reads, -(10**9)).max(axis=0)
-    for offset in range(_LARGEST_OFFSET, 0, -1):
+    for offset in range(LARGEST_OFFSET, 0, -1):
         first, second = slice(None, -offset or None), slice(offset, None)
         apart = np.maximum(low[second] - high[first], low[first] - high[second])
         if np.any(used.any(axis=0)[first] & used.any(axis=0)[second] & (apart <= radius)):

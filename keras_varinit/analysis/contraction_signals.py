@@ -14,9 +14,9 @@ import keras
 import numpy as np
 
 from keras_varinit.analysis.axes import Array
-from keras_varinit.analysis.constants import values_of
 from keras_varinit.analysis.layouts import back_to, reordered, signal_at, with_channel_axes
 from keras_varinit.analysis.moment_maps import Moments, near_pairs, outer
+from keras_varinit.analysis.pointwise_signals import moments_of_variable
 from keras_varinit.analysis.reader import call_argument
 from keras_varinit.analysis.rules import Weights, per_dimension
 from keras_varinit.analysis.signals import (
@@ -34,7 +34,6 @@ from keras_varinit.analysis.weight_signals import (
     in_layout,
     in_place,
     labels_of,
-    moments_of_variable,
     shared_kernel,
     windows_of,
     with_activation,
@@ -183,16 +182,3 @@ def with_matrix(visit: Visit, index: int, values: Array, *, signal_first: bool =
         return results
 
     return Outcome((output,), pullback)
-
-
-@follows_channel_axes
-@signal_rule("Matmul")
-def _matmul(visit: Visit) -> Outcome:
-    if isinstance(visit.role, Weights):
-        return raw_kernels(visit)
-    arguments = [call_argument(visit.call.node, n, f"x{n + 1}") for n in range(2)]
-    for number, value in enumerate(arguments):
-        values = values_of(value)
-        if values is not None:
-            return with_matrix(visit, 0, values, signal_first=number == 1)
-    return unknown(visit, "a product of two signals is not modelled")

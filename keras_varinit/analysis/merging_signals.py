@@ -58,7 +58,7 @@ def merged(visit: Visit) -> Outcome:
     name = type(visit.operation).__name__
     if isinstance(visit.role, Elementwise):
         return elementwise(visit)
-    arguments = _arguments(visit)
+    arguments = arguments_of(visit)
     if name not in FUNCTIONS or any(a is None for a in arguments):
         return unknown(visit, "what it does to signals is not modelled")
     if not all(s.is_known() for s in visit.inputs):
@@ -66,7 +66,7 @@ def merged(visit: Visit) -> Outcome:
     return joined(visit, name, arguments)
 
 
-def _arguments(visit: Visit) -> list[int | Array | None]:
+def arguments_of(visit: Visit) -> list[int | Array | None]:
     """Each argument: the number of an input, known values, or None."""
     recorded = visit.call.node.arguments
     if recorded is None:

@@ -21,6 +21,7 @@ from keras_varinit.analysis.signals import (
     signal_rule,
     unknown,
 )
+from keras_varinit.analysis.softmax_signals import softmax, softmax_axes
 from keras_varinit.graph import own_variable
 from keras_varinit.moments import Activation
 from keras_varinit.values import view
@@ -60,6 +61,8 @@ def elementwise(visit: Visit) -> Outcome:
     role = visit.role
     if not isinstance(role, Elementwise):
         raise TypeError("the rule of element-wise functions met another role")
+    if role.activation.name == "softmax" and not visit.at_output:
+        return softmax(visit, softmax_axes(visit.operation, len(visit.output_shape)))
     if acts_on_rows(role.activation) and not visit.at_output:
         return unknown(visit, "it is not modelled inside a network")
     if len(visit.inputs) != 1 or visit.call.input_shapes[0] != visit.output_shape:
@@ -130,39 +133,6 @@ def _passed_back(moments: Moments, activation: Activation) -> _Passed:
         law.slope_product(moments.correlation) / law.squared_slope,
         law.slope_product(moments.adjacent_correlation) / law.squared_slope,
     )
-
-
-@signal_rule(*layer_classes("Dropout", "SpatialDropout1D", "SpatialDropout2D"))
-@signal_rule(*layer_classes("SpatialDropout3D"))
-def _dropout(visit: Visit) -> Outcome:
-    """In training: entries are 0 with probability p, the others divided by 1 - p."""
-    kept = 1 - float(getattr(visit.operation, "rate", 0.0))
-    signal = visit.inputs[0]
-    output = signal.each(lambda m: m.with_second(m.second / kept))
-    return Outcome((output,), _times(1 / kept, len(visit.inputs)))
-
-
-@signal_rule(*layer_classes("GaussianDropout"))
-def _gaussian_dropout(visit: Visit) -> Outcome:
-    rate = float(visit.operation.rate)
-    factor = 1 + rate / (1 - rate)
-    output = visit.inputs[0].each(lambda m: m.with_second(m.second * factor))
-    return Outcome((output,), _times(factor, len(visit.inputs)))
-
-
-@signal_rule(*layer_classes("GaussianNoise"))
-def _gaussian_noise(visit: Visit) -> Outcome:
-    variance = float(visit.operation.stddev) ** 2
-    output = visit.inputs[0].each(lambda m: m.with_second(m.second + variance))
-    return Outcome((output,), _times(1.0, len(visit.inputs)))
-
-
-def _times(factor: float, count: int) -> Any:
-    def pullback(gradients: Gradients) -> Gradients:
-        gradient = gradients[0]
-        return only_first(None if gradient is None else gradient.scaled(factor), count)
-
-    return pullback
 
 
 def moments_of_variable(layer: Any, name: str) -> tuple[float, float]:

@@ -122,7 +122,10 @@ def _zero_padding(call: Call) -> Role:
     return Padding(tuple((int(before), int(after)) for before, after in padding))
 
 
-@rule("Add", "Subtract", "Multiply", "Divide", "TrueDivide", "Maximum", "Minimum", "Power")
+@rule(
+    *("Add", "Arctan2", "Divide", "DivideNoNan", "Fmax", "Fmin", "Hypot", "Logaddexp"),
+    *("Logaddexp2", "Maximum", "Minimum", "Multiply", "Power", "Subtract", "TrueDivide"),
+)
 def _raw_arithmetic(call: Call) -> Role:
     """Two signals merge; a signal and a number are a function of each entry."""
     if len(call.node.inputs) == 2:
@@ -139,6 +142,8 @@ def _raw_arithmetic(call: Call) -> Role:
     *layer_classes(
         "Add", "Subtract", "Multiply", "Average", "Maximum", "Minimum", "Dot", "Bidirectional"
     ),
+    *layer_classes("Attention", "AdditiveAttention"),
+    "DotProductAttention",
     "Where",
 )
 def _merge(call: Call) -> Role:
@@ -151,9 +156,13 @@ def _concatenate(call: Call) -> Role:
     return Concatenation(int(call.operation.axis))
 
 
-@rule("Stack", "Hstack", "Vstack", "Append")
+@rule("Append", "Hstack", "Stack", "Vstack")
 def _stack(call: Call) -> Role:
-    return Concatenation(-1)
+    """Along a new dimension all inputs have the same share."""
+    axis = {"Hstack": 1, "Vstack": 0}.get(type(call.operation).__name__, -1)
+    if type(call.operation).__name__ == "Append":
+        axis = call.operation.axis
+    return Unknown("it flattens its inputs") if axis is None else Concatenation(int(axis))
 
 
 @rule("Pad")

@@ -35,6 +35,7 @@ from keras_varinit.analysis.signals import (
     signal_rule,
     unknown,
 )
+from keras_varinit.analysis.softmax_signals import softmax
 from keras_varinit.fans import padding_and_outputs
 
 
@@ -186,8 +187,12 @@ def with_activation(visit: Visit, linear: Outcome) -> Outcome:
     if not isinstance(role, Weights) or role.activation is None:
         return linear
     if acts_on_rows(role.activation) and not visit.at_output:
-        moved = dataclasses.replace(visit, inputs=linear.outputs)
-        after = unknown(moved, f"its activation {role.activation.name} is not modelled")
+        call = dataclasses.replace(visit.call, input_shapes=visit.call.output_shapes)
+        moved = dataclasses.replace(visit, inputs=linear.outputs, call=call)
+        if role.activation.name == "softmax":
+            after = softmax(moved, [len(visit.output_shape) - 1])
+        else:
+            after = unknown(moved, f"its activation {role.activation.name} is not modelled")
     else:
         after = after_activation(linear.outputs[0], role.activation)
 
