@@ -13,12 +13,11 @@ import numpy as np
 import pytest
 
 from keras_varinit.analysis.axes import Window, axes_of
+from keras_varinit.analysis.moment_algebra import added, multiplied
 from keras_varinit.analysis.moment_maps import (
     Moments,
-    added,
     combined,
     far_matrix,
-    multiplied,
     near_pairs,
     own_classes,
     uniform,

@@ -130,6 +130,21 @@ def _wins_both(windows: tuple[AnyWindow, ...], size: float) -> float:
     return total
 
 
+@functools.lru_cache(maxsize=256)
+def _contested(window: AnyWindow) -> float:
+    """Share of the pairs of windows of two adjacent entries in which each holds both entries."""
+    outputs = members_of(window)
+    reads, valid = entries_read(window, outputs)
+    used = valid & (window.shares(valid, outputs) != 0)
+    first = int(reads[used].min())
+    holds = np.zeros((int(reads[used].max()) - first + 1, len(outputs)))
+    taps, places = np.nonzero(used)
+    holds[reads[taps, places] - first, places] = 1
+    both = (holds[1:] * holds[:-1]).sum(axis=1)
+    pairs = holds[1:].sum(axis=1) * holds[:-1].sum(axis=1)
+    return float(np.sum(both**2) / np.sum(pairs)) if np.any(pairs) else 0.0
+
+
 def _shared_entries(window: Window, offset: int) -> float:
     """Entries that windows share with those `offset` further, over the number of entries."""
     if window.inputs.size is None or window.outputs.size is None:
@@ -188,9 +203,8 @@ def _maxima(visit: Visit, signal: Signal, windows: Sequence[AnyWindow]) -> Outco
             backs[id(m)].back(g, gradient.adjacent)
             for (_, m), g in zip(signal.parts, gradient.parts, strict=True)
         ]
-        # Two entries get a gradient each only if both win.
-        won = min(backs[id(signal.parts[0][1])].won, 1.0)
-        return (gradient.less_coherent(won, won).with_parts(tuple(parts)),)
+        kept = backs[id(signal.parts[0][1])].kept(gradient.adjacent)
+        return (gradient.less_coherent(*kept).with_parts(tuple(parts)),)
 
     return Outcome((output,), pullback)
 
@@ -210,13 +224,16 @@ class _Winners:
         slope = before.squared_slope
         self.shares = passed / slope if slope > 0 else np.zeros_like(passed)
 
-    @property
-    def won(self) -> float:
-        """How often an entry wins."""
-        covered = math.prod(
-            pairs for w in self.windows for offset, _, pairs in _overlaps(w) if not offset
-        )
-        return covered / self.size
+    def kept(self, adjacent: float) -> tuple[float, float]:
+        """What is left of the correlation of gradients, for far and for adjacent entries.
+
+        Two entries that win N and N' windows have E N N' = (E N)² in common of E N². Of adjacent
+        ones, which windows share, only one wins where each of two windows holds both.
+        """
+        won = math.prod(n for w in self.windows for o, _, n in _overlaps(w) if not o) / self.size
+        square = won + adjacent * _wins_both(self.windows, self.size)
+        far = min(won**2 / square, 1.0) if square > 0 else 0.0
+        return far, far * (1 - float(np.mean([_contested(w) for w in self.windows])))
 
     def back(self, gradient: Array, adjacent: float) -> Array:
         """E g² at the entries."""

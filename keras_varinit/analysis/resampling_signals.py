@@ -274,16 +274,17 @@ def _enlarged(source: Axis, target: Axis, factor: int, interpolation: str) -> Li
 @functools.lru_cache(maxsize=256)
 def resizing(size: int, wanted: int, interpolation: str, antialias: bool) -> Array:
     """The matrix (wanted, size) of Keras's resizing along one axis: unit vectors, resized."""
+    # Two columns, since PyTorch's filter against aliasing misreads maps of a single one.
     units = np.eye(size, dtype="float32").reshape(size, size, 1, 1)
     resized = keras.ops.image.resize(
-        units,
-        (wanted, 1),
+        np.repeat(units, 2, axis=2),
+        (wanted, 2),
         interpolation=interpolation,
         antialias=antialias,
         data_format="channels_last",
     )
     found = np.asarray(keras.ops.convert_to_numpy(resized), np.float64)
-    matrix = found.reshape(size, wanted).T.copy()
+    matrix = found[:, :, 0, 0].T.copy()
     matrix[np.abs(matrix) < 1e-6] = 0.0
     return matrix
 
