@@ -34,12 +34,12 @@ SUMS = (
     joined("Divide", lambda a, b: ops.divide(a, b), known=False),
     joined("TrueDivide", lambda a, b: a / b, known=False),
     joined("Power", lambda a, b: a**b, known=False),
-    joined("Maximum", ops.maximum, known=False),
-    joined("Minimum", ops.minimum, known=False),
-    joined(L.Maximum, lambda a, b: L.Maximum()([a, b]), known=False),
-    joined(L.Minimum, lambda a, b: L.Minimum()([a, b]), known=False),
+    joined("Maximum", ops.maximum),
+    joined("Minimum", ops.minimum),
+    joined(L.Maximum, lambda a, b: L.Maximum()([a, b])),
+    joined(L.Minimum, lambda a, b: L.Minimum()([a, b])),
     joined(L.Dot, lambda a, b: L.Dot(1)([a, b]), known=False),
-    joined("Where", lambda a, b: ops.where(a > 0.5, a, b), known=False),
+    joined("Where", lambda a, b: ops.where(a > 0.5, a, b)),
 )
 
 WITH_A_NUMBER = (
