@@ -18,10 +18,10 @@ from keras_varinit.attention_patterns import Pattern
 Array = npt.NDArray[np.float64]
 Integers = npt.NDArray[np.int64]
 
-_STEP = 1 / 24
+_STEP = 1 / 8
 _NODES = np.arange(-8.5, 8.5 + _STEP / 2, _STEP)
 _DENSITY = _STEP * np.exp(-(_NODES**2) / 2) / math.sqrt(2 * math.pi)
-_RADII = 5
+_RADII, _COUNTS = 5, 24
 
 
 def shares(variance: float, counts: Array) -> Array:
@@ -62,7 +62,7 @@ def _transforms(variance: float) -> tuple[Array, Array, list[Array]]:
     """The grid of log t; E e^{-t e^l}; E (t e^l)^k e^{-t e^l} for k = 2, 3 and 4."""
     std = math.sqrt(variance)
     # No logit is beyond 8.5 σ, so that Z is below n e^{8.5σ}; e^20 keys are enough.
-    logs = np.arange(-8.5 * std - 25.0, 8.5 * std + 5.0, 0.15)
+    logs = np.arange(-8.5 * std - 25.0, 8.5 * std + 5.0, 0.3)
     scaled = np.exp(np.minimum(logs[:, None] + std * _NODES[None, :], 100.0))
     weighted = np.exp(-scaled) * _DENSITY
     return logs, weighted.sum(axis=1), [(weighted * scaled**k).sum(axis=1) for k in (2, 3, 4)]
@@ -90,20 +90,26 @@ def row_shares(variances: Array, counts: Array, size: float) -> Array:
     grid = np.array([high]) if even else np.geomspace(max(low, high / 50), high, 6)
     distinct, place = np.unique(counts, return_inverse=True)
     place = place.reshape(counts.shape)
+    some = distinct
+    if len(distinct) > _COUNTS:
+        some = np.unique(np.round(np.geomspace(distinct[0], distinct[-1], _COUNTS)))
     radii, weights = (np.ones(1), np.ones(1)) if size > 512 else _radii(size)
     tables = np.stack(
         [
-            sum(w * shares(variance * r, distinct) for r, w in zip(radii, weights, strict=True))
+            sum(w * shares(variance * r, some) for r, w in zip(radii, weights, strict=True))
             for variance in grid
         ],
         axis=1,
     )
+    logs = np.log(tables)
+    if some is not distinct:
+        between = [[np.interp(np.log(distinct), np.log(some), row) for row in t] for t in logs]
+        logs = np.asarray(between)
     if even:
-        return np.asarray(tables[:, 0, place])
+        return np.asarray(np.exp(logs[:, 0, place]))
     spot = np.interp(variances, grid, np.arange(len(grid)))
     below = np.minimum(spot.astype(int), len(grid) - 2)
     part = spot - below
-    logs = np.log(tables)
     mixed = (1 - part) * logs[:, below, place] + part * logs[:, below + 1, place]
     return np.asarray(np.exp(mixed))
 
@@ -298,6 +304,7 @@ class Attending:
         spread = self.value_size * g * (self.own_value + noise)
         to_query = (slopes + (1 - squares) ** 2 / self.width) * spread * self.logits.to_query
         spread = slopes * spread
+        spread_on_logits = spread
         kept_together = coherence * float(np.mean(boost / (n * squares)))
         spread = spread * self.logits.to_key
         to_key = pattern.over_rows(spread / n)
@@ -306,6 +313,7 @@ class Attending:
         together = pattern.over_rows(joint) ** 2 - pattern.over_rows(joint**2)
         to_key = to_key + coherence * np.maximum(together, 0.0)
         return {
+            "logits": (self._by_query(spread_on_logits / keys), kept_together),
             "query": (self._by_query(to_query), min(kept_together, 1.0)),
             "key": (self._by_key(to_key, self.key), 0.0),
             "value": (self._by_key(to_value, self.value), _ratio(met, float(np.mean(to_value)))),

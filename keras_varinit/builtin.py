@@ -46,7 +46,7 @@ def _copied(model: Any) -> Any:
         found = list(graph.initializer_attributes(layer, ContextualInitializer))
         for attribute, initializer in found:
             graph.replace_initializer(layer, attribute, _builtin(initializer))
-    copy.set_weights(model.get_weights())
+    _take_weights(copy, model)
     if _names_ours(keras.saving.serialize_keras_object(copy)):
         raise ValueError(
             f"to_builtin: the configuration of model {model.name!r} still names an initializer of "
@@ -54,6 +54,27 @@ def _copied(model: Any) -> Any:
             "serialize what the layers hold."
         )
     return copy
+
+
+def _take_weights(copy: Any, model: Any) -> None:
+    """By name in each layer where names tell: quantizing a layer orders its variables anew."""
+    sources, targets = _by_name(model), _by_name(copy)
+    names = [[name for name, _ in variables] for variables in sources]
+    unique = all(len(set(each)) == len(each) for each in names)
+    if unique and names == [[name for name, _ in variables] for variables in targets]:
+        for layer, twin in zip(sources, targets, strict=True):
+            for (_, source), (_, target) in zip(layer, twin, strict=True):
+                target.assign(source)
+    else:
+        copy.set_weights(model.get_weights())
+
+
+def _by_name(model: Any) -> list[list[tuple[str, Any]]]:
+    """Name and variable of each layer's own variables, sorted."""
+    return [
+        sorted(((v.name, v) for v in graph.own_variables(layer)), key=lambda pair: pair[0])
+        for layer in [model, *graph.layers_of(model)]
+    ]
 
 
 def _translated(config: Any, key: str = "") -> Any:

@@ -1,11 +1,10 @@
 """Access to Keras: the one file that touches its private fields.
 
 Layers and their variables, the records ("nodes") that Keras makes of symbolic calls, optimizers.
-Only `replace_initializer` and `assign` change a model, and `recorded_call` for a moment.
+Only `replace_initializer` and `assign` change a model.
 """
 
 import contextlib
-import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -14,24 +13,11 @@ from keras.src.backend.common import global_state
 from keras.src.backend.common.masking import get_keras_mask, set_keras_mask
 from keras.src.backend.common.symbolic_scope import in_symbolic_scope
 from keras.src.initializers import ALL_OBJECTS_DICT
+from keras.src.layers import layer as layer_module
+from keras.src.ops.symbolic_arguments import SymbolicArguments
 from keras.src.trainers.compile_utils import CompileLoss
 
 Shape = tuple[int | None, ...]
-
-
-@dataclasses.dataclass(frozen=True)
-class Recorded:
-    """A symbolic computation: input tensors, output tensors, and Keras's nodes between them.
-
-    `constants` stand for numbers that a layer was called on, such as positions to be embedded;
-    `values` are those numbers.
-    """
-
-    inputs: list[Any]
-    outputs: list[Any]
-    nodes: list[Any]
-    constants: list[Any] = dataclasses.field(default_factory=list)
-    values: list[Any] = dataclasses.field(default_factory=list)
 
 
 def name_initializer(name: str, cls: type) -> None:
@@ -92,6 +78,9 @@ def initializer_attributes(layer: Any, cls: type) -> Iterator[tuple[str, Any]]:
 
 def variable_of_initializer(layer: Any, attribute: str) -> Any | None:
     """The variable that Keras's naming ties to an attribute such as `recurrent_initializer`."""
+    if attribute == "initializer":  # of the one weight that there is
+        floats = [v for v in own_variables(layer) if keras.backend.is_float_dtype(v.dtype)]
+        return floats[0] if len(floats) == 1 else None
     stem = attribute.removesuffix("_initializer")
     names = (stem, f"{stem}_kernel", *(["kernel"] if stem == "depthwise" else []))
     variables = (own_variable(layer, name) for name in names)
@@ -104,6 +93,13 @@ def initializers_of(layer: Any) -> Iterator[tuple[int, str]]:
         variable = variable_of_initializer(layer, attribute)
         if variable is not None:
             yield id(variable), attribute
+
+
+def layer_being_built() -> Any | None:
+    """The layer that is making a variable right now, or None."""
+    scopes = global_state.get_global_attribute("name_scope_stack")
+    caller = scopes[-1].caller if scopes else None
+    return caller if isinstance(caller, keras.Layer) else None
 
 
 def is_raw_operation(operation: Any) -> bool:
@@ -122,8 +118,14 @@ def assign(variable: Any, value: Any) -> None:
 
 
 def replace_initializer(layer: Any, attribute: str, initializer: Any) -> None:
-    """Puts an initializer where the layer keeps it, so that it is saved with the layer."""
-    setattr(layer, attribute, initializer)
+    """Puts an initializer where the layer keeps it, so that it is saved with the layer.
+
+    None takes away one that the layer did not keep.
+    """
+    if initializer is None:
+        delattr(layer, attribute)
+    else:
+        setattr(layer, attribute, initializer)
 
 
 def moving_averages(model: Any) -> dict[int, Any]:
@@ -179,98 +181,76 @@ def before_first_step(model: Any, action: Callable[[], None]) -> Callable[[], No
     return cancel
 
 
-def recorded_model(functional: Any) -> Recorded:
-    """What a Functional model computes."""
+def recorded_nodes(functional: Any) -> tuple[list[Any], list[Any], list[Any]]:
+    """Inputs, outputs and nodes, in topological order, of a Functional model."""
     inputs, outputs = list(functional.inputs), list(functional.outputs)
-    return Recorded(inputs, outputs, _topological(inputs, outputs))
+
+    def producer(tensor: Any) -> Any:
+        operation, index, _ = tensor._keras_history
+        return operation._inbound_nodes[index]
+
+    return inputs, outputs, topological(inputs, outputs, producer)
 
 
-def recorded_call(layer: Any, args: Any, kwargs: Any) -> Recorded:
-    """What a layer's own `call` does, seen by calling it on symbolic tensors.
-
-    Nothing of it stays behind on the layer and on those inside it; only names are counted on.
-
-    Raises:
-        Exception: whatever `call` raises on symbolic tensors.
-    """
-    try:
-        return _recorded(layer, args, kwargs)
-    except Exception:
-        # Random numbers of the shape of a tensor need to know how many.
-        sized = keras.tree.map_structure(_with_batch_size, (args, kwargs))
-        with contextlib.suppress(Exception):
-            return _recorded(layer, *sized)
-        raise
+def entry_points() -> dict[str, tuple[Any, str]]:
+    """Where Keras calls operations, records calls, and builds layers: owner and attribute."""
+    return {
+        "call": (keras.Operation, "__call__"),
+        "symbolic_call": (keras.Operation, "symbolic_call"),
+        "node": (layer_module, "Node"),
+        "build": (keras.Layer, "_maybe_build"),
+        "add_weight": (keras.Layer, "add_weight"),
+        "add_loss": (keras.Layer, "add_loss"),
+        "clear_losses": (keras.Layer, "_clear_losses"),
+    }
 
 
-def _recorded(layer: Any, args: Any, kwargs: Any) -> Recorded:
-    inputs = [t for t in keras.tree.flatten((args, kwargs)) if is_symbolic(t)]
-    inner = layers_of(layer)
-    constants: list[Any] = []
-    values: list[Any] = []
-    with contextlib.ExitStack() as stack:
-        stack.enter_context(leaving_no_trace([layer, *inner]))
-        stack.enter_context(shadowed(layer, "add_loss", lambda loss: None))
-        for each in inner:
-            if own_variables(each):
-                stack.enter_context(shadowed(each, "call", _recording(each, constants, values)))
-        results = layer.call(*args, **kwargs)
-        outputs = [t for t in keras.tree.flatten(results) if is_symbolic(t)]
-        nodes = _topological([*inputs, *constants], outputs)
-        return Recorded(inputs, outputs, nodes, constants, values)
+def call_arguments(args: Any, kwargs: Any) -> Any:
+    """Arguments of a call in the form in which Keras's own records keep them."""
+    return SymbolicArguments(*args, **kwargs)
 
 
-def _recording(layer: Any, constants: list[Any], values: list[Any]) -> Callable[..., Any]:
-    """A layer's `call` that is recorded also where it is given numbers."""
-    original = layer.call
-
-    def renew(value: Any) -> Any:
-        if not keras.ops.is_tensor(value):
-            return value
-        values.append(value)
-        constants.append(symbolic(tuple(value.shape), keras.backend.standardize_dtype(value.dtype)))
-        return constants[-1]
-
-    def call(*args: Any, **kwargs: Any) -> Any:
-        given = keras.tree.flatten((args, kwargs))
-        if in_symbolic_scope() or any(is_symbolic(value) for value in given):
-            return original(*args, **kwargs)
-        args, kwargs = keras.tree.map_structure(renew, (args, kwargs))
-        return layer(*args, **kwargs)
-
-    return call
+def is_shape_inference() -> bool:
+    """Whether Keras is running a `call` of its own to infer shapes."""
+    return bool(in_symbolic_scope())
 
 
-def _with_batch_size(value: Any) -> Any:
-    """A symbolic tensor of unknown batch size with one of two; any other value as it is."""
-    if not is_symbolic(value) or not value.shape or value.shape[0] is not None:
-        return value
-    return symbolic((2, *value.shape[1:]), value.dtype)
+def is_keras_class(cls: type) -> bool:
+    """Whether a class is part of Keras itself."""
+    return cls.__module__.split(".", 1)[0] == "keras"
+
+
+def builds_itself(layer: Any) -> bool:
+    """Whether a layer is unbuilt and has a `build` that a user wrote."""
+    if layer.built or getattr(layer.build, "_is_default", False):
+        return False
+    owner = next(cls for cls in type(layer).__mro__ if "build" in vars(cls))
+    return not is_keras_class(owner)
 
 
 @contextlib.contextmanager
-def leaving_no_trace(layers: Sequence[Any]) -> Iterator[None]:
-    """Calls of layers in it leave no node, loss, seed, counter or new variable behind."""
-    records = [
-        (record, len(record))
-        for layer in layers
-        for record in (layer._inbound_nodes, layer._outbound_nodes)
-    ]
-    losses = [(layer, list(layer._losses), set(layer._loss_ids)) for layer in layers]
-    unbuilt = [layer for layer in layers if not layer.built]
+def staying_unbuilt(layers: Sequence[Any]) -> Iterator[None]:
+    """Layers that are unbuilt before are so after: attributes and layers inside are put back."""
+    states = [(each, dict(vars(each)), list(each._layers)) for each in layers if not each.built]
     try:
-        # What `call` assigns to variables (seeds, counters) is forgotten with the scope.
-        with keras.StatelessScope(), contextlib.ExitStack() as stack:
-            for layer in unbuilt:
-                if not getattr(layer.build, "_is_default", False):
-                    refusal = _refusing_to_build(layer.name)
-                    stack.enter_context(shadowed(layer, "build", refusal))
-            yield
+        yield
     finally:
-        for layer in unbuilt:
-            layer.built = False
-        for record, length in records:
-            del record[length:]
+        for layer, state, inner in states:
+            layer._tracker.unlock()
+            layer._layers[:] = inner
+            own = vars(layer)
+            for name in [name for name in own if name not in state]:
+                del own[name]
+            own.update(state)
+
+
+@contextlib.contextmanager
+def keeping_losses(layers: Sequence[Any]) -> Iterator[None]:
+    """Losses that layers add in it are forgotten."""
+    losses = [(layer, list(layer._losses), set(layer._loss_ids)) for layer in layers]
+    try:
+        yield
+    finally:
         for layer, kept, identities in losses:
             layer._losses[:] = kept
             layer._loss_ids.clear()
@@ -290,28 +270,9 @@ def keeping_names() -> Iterator[None]:
             counters.update(counted)
 
 
-def _refusing_to_build(name: str) -> Callable[..., None]:
-    """In place of a layer's `build`, which would give the model new variables."""
-
-    def build(*args: Any, **kwargs: Any) -> None:
-        raise ValueError(f"layer {name!r} is not built; call the model on data once before")
-
-    return build
-
-
-@contextlib.contextmanager
-def shadowed(layer: Any, name: str, method: Callable[..., Any]) -> Iterator[None]:
-    """Puts a function in place of one layer's method."""
-    own, absent = vars(layer), object()
-    before = own.get(name, absent)
-    own[name] = method
-    try:
-        yield
-    finally:
-        if before is absent:
-            del own[name]
-        else:
-            own[name] = before
+def is_float(variable: Any) -> bool:
+    """Whether a variable holds floating-point numbers."""
+    return bool(keras.backend.is_float_dtype(variable.dtype))
 
 
 def is_variable(value: Any) -> bool:
@@ -339,7 +300,9 @@ def shape_of(tensor: Any) -> Shape:
     return tuple(tensor.shape)
 
 
-def _topological(inputs: Sequence[Any], outputs: Sequence[Any]) -> list[Any]:
+def topological(
+    inputs: Sequence[Any], outputs: Sequence[Any], producer: Callable[[Any], Any]
+) -> list[Any]:
     """The nodes between tensors, producers before consumers."""
     known = {id(t) for t in inputs}
     done: set[int] = set()
@@ -349,8 +312,7 @@ def _topological(inputs: Sequence[Any], outputs: Sequence[Any]) -> list[Any]:
         tensor, expanded = stack.pop()
         if id(tensor) in known:
             continue
-        operation, index, _ = tensor._keras_history
-        node = operation._inbound_nodes[index]
+        node = producer(tensor)
         if id(node) in done:
             continue
         if expanded:

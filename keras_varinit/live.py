@@ -2,7 +2,7 @@
 
 import contextlib
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import keras
@@ -12,16 +12,39 @@ from keras_varinit.graph import (
     functional_of,
     keeping_names,
     layers_of,
-    leaving_no_trace,
-    shadowed,
+    own_variables,
     standardized_inputs,
 )
+from keras_varinit.reading import leaving_no_trace, shadowed
+from keras_varinit.values import snapshot
 
 
 @contextlib.contextmanager
 def untouched(model: Any) -> Iterator[None]:
     """Runs of the model in it change nothing of it: no statistic, seed, loss, counter, record."""
-    with leaving_no_trace([model, *layers_of(model)]), keeping_names(), _keeping_random_state():
+    layers = [model, *layers_of(model)]
+    with (
+        leaving_no_trace(layers),
+        keeping_names(),
+        _keeping_random_state(),
+        _float8_as_tensors(layers),
+    ):
+        yield
+
+
+@contextlib.contextmanager
+def _float8_as_tensors(layers: Sequence[Any]) -> Iterator[None]:
+    """The variables of float8 layers are read as tensors.
+
+    Keras hands them to `tf.custom_gradient`, which outside a graph takes them for variables that
+    the function uses beside its arguments, and wants gradients of them from Keras.
+    """
+    quantized = [each for each in layers if getattr(each, "quantization_mode", None) == "float8"]
+    if keras.backend.backend() != "tensorflow" or not quantized:
+        yield
+        return
+    values = [(v, snapshot(v)) for layer in quantized for v in own_variables(layer)]
+    with keras.StatelessScope(state_mapping=values):
         yield
 
 

@@ -20,6 +20,7 @@ Array = npt.NDArray[np.float64]
 _LIMIT = 9.0
 _STEP = 1 / 64
 _TERMS = 40
+TERMS = _TERMS + 1  # of a series, with what its cut leaves out
 _JUMP = 8.0
 _TABLE = np.linspace(-1.0, 1.0, 1025)
 
@@ -216,7 +217,7 @@ def is_homogeneous(activation: Activation) -> bool:
 
 @dataclasses.dataclass(frozen=True)
 class MaximumLaw:
-    """The maximum of f over T equicorrelated Gaussians u.
+    """The maximum of f over equicorrelated Gaussians u.
 
     `first` and `second` moments of the maximum; `slope` E f' and `squared_slope` E f'² at the entry
     that wins; `products`: E M M' of two windows over a table of the correlation between their
@@ -252,26 +253,34 @@ def _common_polynomials() -> Array:
 
 @functools.lru_cache(maxsize=4096)
 def maximum_law(
-    activation: Activation, mean: float, std: float, correlation: float, count: float
+    activation: Activation, entries: tuple[tuple[float, float, float], ...], correlation: float
 ) -> MaximumLaw:
-    """The law of max f(uᵢ) over `count` variables uᵢ = mean + std·(√ρ c + √(1-ρ) eᵢ).
+    """The law of max f(uᵢ) over variables uᵢ = meanᵢ + stdᵢ·(√ρ c + √(1-ρ) eᵢ).
 
-    Given the common part c the entries are independent, so P(max ≤ v | c) = P(f(u) ≤ v | c)^T: the
-    nodes are put in the order of f, and the maximum's weight of a node is the growth of that power.
+    Given the common part c the entries are independent, so P(max ≤ v | c) = Π P(f(uᵢ) ≤ v | c): the
+    nodes are put in the order of f, and the maximum's weight of a node is the growth of that
+    product.
+
+    Args:
+        activation: f.
+        entries: Mean, standard deviation and number of the variables of each kind.
+        correlation: ρ.
     """
-    nodes, _, _ = _grid()
-    nodes = nodes[::2]
+    nodes = _grid()[0][::2]
     rho = min(max(correlation, 0.0), 0.9999)
-    values = np.asarray(activation.function(mean + std * nodes), np.float64)
-    edges = np.asarray(activation.function(mean + std * (nodes + _STEP)), np.float64)
-    slopes = _slopes(edges - values, std)
+    centre, widest = entries[0][0], max(std for _, std, _ in entries)
+    places = centre + widest * nodes
+    values = np.asarray(activation.function(places), np.float64)
+    edges = np.asarray(activation.function(places + widest * _STEP), np.float64)
+    slopes = _slopes(edges - values, widest)
     order = np.argsort(values, kind="stable")
-    spread = math.sqrt(1 - rho)
-    centred = (nodes[None, :] - math.sqrt(rho) * _COMMON_NODES[:, None]) / spread
-    weights = normal_density(centred)[:, order]
-    cumulated = np.cumsum(weights, axis=1)
-    cumulated /= cumulated[:, -1:]
-    share = np.diff(cumulated**count, axis=1, prepend=0.0)
+    below = np.ones((len(_COMMON_NODES), len(nodes)))
+    for mean, std, count in entries:
+        unit = nodes if std == widest and mean == centre else (places - mean) / max(std, 1e-300)
+        own = (unit[None, :] - math.sqrt(rho) * _COMMON_NODES[:, None]) / math.sqrt(1 - rho)
+        cumulated = np.cumsum(normal_density(own)[:, order], axis=1)
+        below *= (cumulated / np.maximum(cumulated[:, -1:], 1e-300)) ** count
+    share = np.diff(below, axis=1, prepend=0.0)
     given = share @ np.stack(
         [values[order], values[order] ** 2, slopes[order], slopes[order] ** 2], axis=1
     )

@@ -22,11 +22,13 @@ import numpy as np
 import numpy.typing as npt
 
 from keras_varinit.moments import Activation
-from keras_varinit.pair_moments import point_law, products_between
+from keras_varinit.pair_moments import TERMS, point_law, products_between
 
 Array = npt.NDArray[np.float64]
 
-SAMPLES = 2048
+Moment = tuple[float, float, float]
+
+SAMPLES = 4096
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,76 +69,77 @@ class Returned:
     """Gradients at the outputs δ of a cell's kernels.
 
     `kernel[t, s]` is Σ over gates of E δ_t δ_s at W's, `recurrent[t]` the mean over gates of E δ_t²
-    at U's.
+    at U's; `start` has E g² at each state before the first step.
     """
 
     kernel: Array
     recurrent: Array
+    start: tuple[float, ...]
 
 
 @dataclasses.dataclass(frozen=True)
 class States:
     """What a cell puts out.
 
-    `last` holds, of each state after the last step, E z, E z² and E z z' of two examples;
-    `recurrent[t]` is E (U h_{t-1})², averaged over gates. `pullback` takes E g_t g_s of the
-    gradients at the outputs, and E g² at each last state.
+    `last` holds the `Moment` of each state after the last step: E z, E z², and E z z' of two
+    examples. `recurrent[t]` is E (U h_{t-1})², averaged over gates. `pullback` takes E g_t g_s of
+    the gradients at the outputs, and E g² at each last state.
     """
 
     outputs: Steps
-    last: tuple[tuple[float, float, float], ...]
+    last: tuple[Moment, ...]
     recurrent: Array
     pullback: Callable[[Array, Sequence[float]], Returned]
 
 
-def simple_recurrence(inputs: Steps, cell: Cell) -> States:
+ZERO: Moment = (0.0, 0.0, 0.0)
+
+
+def simple_recurrence(inputs: Steps, cell: Cell, start: Sequence[Moment] = (ZERO,)) -> States:
     """h_t = f(W x_t + U h_{t-1} + b): pairs of steps by Hermite series."""
     count = len(inputs.mean)
     bias, spread = float(np.mean(cell.biases)), float(np.var(cell.biases))
-    outputs = Steps(np.zeros(count), np.zeros((count, count)), np.zeros((count, count)))
-    series, slopes = [], []
-    covariance, recurrent = np.zeros((count, count)), np.zeros(count)
-    stds = np.zeros(count)
+    scale = cell.scale / cell.kept
+    # Of the states, the first is the one before the first step.
+    mean, (own, others) = np.zeros(count + 1), np.zeros((2, count + 1, count + 1))
+    mean[0], own[0, 0], others[0, 0] = start[0]
+    series, slopes, stds = np.zeros((count, TERMS)), np.zeros((count, TERMS)), np.zeros(count)
+    covariance = np.zeros((count, count))
     for t in range(count):
-        own, others = inputs.own[t, : t + 1] + spread, inputs.others[t, : t + 1] + spread
-        if t:
-            own[1:] += cell.scale / cell.kept * outputs.own[t - 1, :t]
-            others[1:] += cell.scale * outputs.others[t - 1, :t]
-            recurrent[t] = cell.scale / cell.kept * outputs.own[t - 1, t - 1]
-        stds[t] = math.sqrt(max(own[t], 0.0))
+        now, of_two = slice(t + 1), inputs.others[t, : t + 1] + cell.scale * others[t, : t + 1]
+        covariance[t, now] = inputs.own[t, now] + scale * own[t, now] + spread
+        covariance[now, t] = covariance[t, now]
+        stds[t] = math.sqrt(max(covariance[t, t], 0.0))
         law = point_law(cell.activation, _rounded(bias), _rounded(float(stds[t])))
-        series.append(law.series)
-        slopes.append(law.slope_series)
-        outputs.mean[t] = law.first
-        covariance[t, : t + 1] = covariance[: t + 1, t] = own
-        scale = np.maximum(stds[: t + 1] * stds[t], 1e-300)
-        for target, row in ((outputs.own, own), (outputs.others, others)):
-            rho = np.clip(row / scale, -1.0, 1.0)
-            target[t, : t + 1] = products_between(series[t], np.array(series), rho)
-            target[: t + 1, t] = target[t, : t + 1]
+        series[t], slopes[t], mean[t + 1] = law.series, law.slope_series, law.first
+        for target, row in ((own, covariance[t, now]), (others, of_two + spread)):
+            rho = np.clip(row / np.maximum(stds[now] * stds[t], 1e-300), -1.0, 1.0)
+            target[t + 1, 1 : t + 2] = products_between(series[t], series[now], rho)
+            target[t + 1, 0] = mean[t + 1] * mean[0]
+            target[: t + 2, t + 1] = target[t + 1, : t + 2]
 
     def pullback(gradient: Array, carried: Sequence[float]) -> Returned:
         deltas = np.zeros((count + 1, count + 1))
         for t in reversed(range(count)):
-            arriving = gradient[t, t:] + cell.scale / cell.kept * deltas[t + 1, t + 1 :]
+            arriving = gradient[t, t:] + scale * deltas[t + 1, t + 1 :]
             if t == count - 1:
                 arriving = arriving + sum(carried)
-            scale = np.maximum(stds[t:] * stds[t], 1e-300)
-            rho = np.clip(covariance[t, t:] / scale, -1.0, 1.0)
-            passed = products_between(slopes[t], np.array(slopes[t:]), rho)
+            rho = covariance[t, t:] / np.maximum(stds[t:] * stds[t], 1e-300)
+            passed = products_between(slopes[t], slopes[t:], np.clip(rho, -1.0, 1.0))
             deltas[t, t:-1] = deltas[t:-1, t] = arriving * passed
         kernel = deltas[:-1, :-1]
-        return Returned(kernel, np.diagonal(kernel))
+        return Returned(kernel, np.diagonal(kernel), (scale * float(deltas[0, 0]),))
 
-    state = outputs.mean[-1], outputs.own[-1, -1], outputs.others[-1, -1]
-    return States(outputs, (state,), recurrent, pullback)
+    last = float(mean[-1]), float(own[-1, -1]), float(others[-1, -1])
+    outputs = Steps(mean[1:], own[1:, 1:], others[1:, 1:])
+    return States(outputs, (last,), scale * np.diagonal(own)[:-1], pullback)
 
 
 def _rounded(value: float) -> float:
     return float(f"{value:.6g}")
 
 
-@functools.lru_cache(maxsize=4)
+@functools.lru_cache(maxsize=10)
 def _normals(steps: int, channels: int, stream: int) -> Array:
     """(2, steps, channels, SAMPLES) normals of mean 0; steps of a channel are orthonormal."""
     rng = np.random.default_rng((stream, steps, channels))
@@ -200,8 +203,8 @@ class _Record:
             row = until @ other.ravel() / (2 * SAMPLES)
             target[t, : t + 1] = target[: t + 1, t] = row
 
-    def last(self) -> tuple[float, float, float]:
-        """E z, E z² and E z z' of two examples, at the last step."""
+    def last(self) -> Moment:
+        """At the last step."""
         return float(self.values[-1].mean()), float(self.own[-1, -1]), float(self.others[-1, -1])
 
 
@@ -234,7 +237,7 @@ class _Arriving:
 def _slope(activation: Activation, at: Array) -> Array:
     """The derivative, by a table of cells of 1/64 between -9 and 9."""
     table = point_law(activation, 0.0, 1.0).slopes
-    place = np.clip((at + 9.0) * 64, 0, len(table) - 1)
+    place = np.clip(np.nan_to_num((at + 9.0) * 64), 0, len(table) - 1)
     return np.asarray(table[place.astype(np.int64)])
 
 
@@ -254,14 +257,24 @@ def _steps_of(record: _Record) -> Steps:
     return Steps(record.values[1:].mean(axis=1), record.own[1:, 1:], record.others[1:, 1:])
 
 
-def lstm_recurrence(inputs: Steps, cell: Cell) -> States:
+def _started(state: Moment, stream: int) -> Array:
+    """Values (2, SAMPLES) of a Gaussian state before the first step."""
+    mean, second, pair = state
+    total, apart = _normals(1, 1, stream)[:, 0, 0]
+    variance, common = max(second - mean**2, 0.0), pair - mean**2
+    total = total * math.sqrt(max(variance + common, 0.0) / 2)
+    apart = apart * math.sqrt(max(variance - common, 0.0) / 2)
+    return mean + np.stack([total + apart, total - apart])
+
+
+def lstm_recurrence(inputs: Steps, cell: Cell, start: Sequence[Moment] = (ZERO, ZERO)) -> States:
     """c_t = f_t c_{t-1} + i_t g_t, h_t = o_t·tanh(c_t); the gates stand in the order i f g o."""
     count = len(inputs.mean)
     paths, bias = _Paths(count, 4, 0), _by_sample(cell.biases + cell.recurrent_biases)
     h, c = _Record(count + 1), _Record(count + 1)
-    for record in (h, c):
-        record.append(np.zeros((2, SAMPLES)))
-    carry = np.zeros((2, SAMPLES))
+    carry = _started(start[1], 9)
+    h.append(_started(start[0], 8))
+    c.append(carry)
     pre = np.zeros((count, 2, 4, SAMPLES))
     for t in range(count):
         pre[t] = paths.step(*_from_state(h, cell, inputs, t)) + bias
@@ -289,22 +302,23 @@ def lstm_recurrence(inputs: Steps, cell: Cell) -> States:
             back.put(t, [g * s for g, s in zip((*into, into_o), slopes, strict=True)])
             carry = carry * f
         kernel = back.own[:-1, :-1]
-        return Returned(kernel, np.diagonal(kernel) / 4)
+        at_start = cell.scale / cell.kept * float(kernel[0, 0]), float(np.mean(carry**2))
+        return Returned(kernel, np.diagonal(kernel) / 4, at_start)
 
     recurrent = cell.scale / cell.kept * np.diagonal(h.own)[:-1]
     return States(_steps_of(h), (h.last(), c.last()), recurrent, pullback)
 
 
-def gru_recurrence(inputs: Steps, cell: Cell) -> States:
+def gru_recurrence(inputs: Steps, cell: Cell, start: Sequence[Moment] = (ZERO,)) -> States:
     """h_t = z_t h_{t-1} + (1 - z_t)·g_t; the gates stand in the order z r g.
 
     g_t = f(W x_t + r_t·(U h_{t-1})) with `reset_after`, else f(W x_t + U (r_t h_{t-1})).
     """
-    count, zero = len(inputs.mean), np.zeros((2, SAMPLES))
+    count = len(inputs.mean)
     gates, candidate, inner = _Paths(count, 2, 3), _Paths(count, 1, 4), _Paths(count, 1, 5)
     bias, own_bias = _by_sample(cell.biases), _by_sample(cell.recurrent_biases)
     h, kept = _Record(count + 1), _Record(count)
-    h.append(zero)
+    h.append(_started(start[0], 8))
     z, r, into_g, product = (np.zeros((count, 2, SAMPLES)) for _ in range(4))
     pre = np.zeros((count, 2, 2, SAMPLES))
     for t in range(count):
@@ -325,7 +339,7 @@ def gru_recurrence(inputs: Steps, cell: Cell) -> States:
         at_kernel, at_recurrent = _Gradients(count, 3), _Gradients(count, 3)
         at_gates, at_product = _Gradients(count, 2), _Gradients(count, 1)
         arriving, reset = _Arriving(count, 6), _Arriving(count, 7)
-        carry, scale = zero, cell.scale / cell.kept
+        carry, scale = np.zeros((2, SAMPLES)), cell.scale / cell.kept
         for t in reversed(range(count)):
             source = at_recurrent if cell.reset_after else at_gates
             row = gradient[t, t:] + scale * source.own[t + 1, t + 1 :]
@@ -345,7 +359,10 @@ def gru_recurrence(inputs: Steps, cell: Cell) -> States:
             at_gates.put(t, [for_z, for_r])
             at_kernel.put(t, [for_z, for_r, for_g])
             at_recurrent.put(t, [for_z, for_r, at_u])
-        return Returned(at_kernel.own[:-1, :-1], np.diagonal(at_recurrent.own)[:-1] / 3)
+        source = at_recurrent if cell.reset_after else at_gates
+        at_start = scale * float(source.own[0, 0]) + float(np.mean(carry**2))
+        recurrent = np.diagonal(at_recurrent.own)[:-1] / 3
+        return Returned(at_kernel.own[:-1, :-1], recurrent, (at_start,))
 
     recurrent = np.array(np.diagonal(h.own)[:-1])
     if not cell.reset_after:

@@ -48,6 +48,7 @@ def measure(q, k, v, g, seen, scale, kept, rng):
         "output": o,
         "value": np.einsum("npq,npc->nqc", a * dropped, g),
         "query": np.sqrt(scale) * np.einsum("npq,nqc->npc", dl, k),
+        "logits": dl,
         "key": np.sqrt(scale) * np.einsum("npq,npc->nqc", dl, q),
     }
 
@@ -98,7 +99,7 @@ def test_against_draws(name, as_mask):
         pattern = of_mask(seen)
     assert np.array_equal(pattern.counts, seen.sum(1))
     rng, scale = np.random.default_rng(0), strength / SIZE
-    found = {key: [] for key in ("second", "pair", "value", "query", "key", "met")}
+    found = {key: [] for key in ("second", "pair", "value", "query", "key", "logits", "met")}
     for _ in range(40):
         q, k, v = (drawn(c, rng, 50) for c in (of_queries, of_keys, of_keys))
         g = drawn(alike(pattern.rows, coherence), rng, 50)
@@ -108,6 +109,7 @@ def test_against_draws(name, as_mask):
         found["pair"].append(np.einsum("npc,nqc->pq", o, o) / o[:, 0].size)
         for key in ("value", "query", "key"):
             found[key].append((result[key] ** 2).mean((0, 2)))
+        found["logits"].append((result["logits"] ** 2).mean((0, 2)))
         sums = (result["value"].sum(1) ** 2).mean() - (result["value"] ** 2).sum(1).mean()
         found["met"].append(sums / (pattern.keys * (pattern.keys - 1)))
     query, key = tokens(of_queries), tokens(of_keys)

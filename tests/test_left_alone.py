@@ -115,3 +115,49 @@ def test_layer_that_its_policy_quantizes_from_the_start():
     assert len(kv.initialize(model, "he_normal", seed=1).skipped) == len(before)
     assert_equal(weights(model.layers[1]), before)
     assert np.isfinite(model.predict(np.ones((2, 8)), verbose=0)).all()
+
+
+@pytest.mark.parametrize("reason", CHANGES)
+@pytest.mark.parametrize("make", ["dense", "attention"])
+def test_their_signals_are_measured(make, reason):
+    model, _ = network(MAKERS[make], CHANGES[reason])
+    before = weights(model)
+    x = np.random.default_rng(0).standard_normal((16, 8)).astype("float32")
+    report = kv.measure_signal(model, x, np.zeros((16, 8)), loss="mse")
+    assert_equal(weights(model), before)
+    outputs = keras.ops.convert_to_numpy(model(x))
+    last = report["last"]
+    assert last.second_moment == pytest.approx(np.mean(outputs**2), rel=1e-4)
+    assert last.gradient_second_moment == pytest.approx(np.mean((outputs / 4) ** 2), rel=1e-4)
+    assert all(row.gradient_second_moment > 0 for row in report)
+    assert all(row.nonfinite_count == row.gradient_nonfinite_count == 0 for row in report)
+    assert "odd" in report
+
+
+@pytest.mark.parametrize("reason", ["quantized (int8)", "quantized (float8)"])
+@pytest.mark.parametrize("make", ["dense", "einsum"])
+def test_a_quantized_model_has_a_builtin_copy(make, reason):
+    model, _ = network(MAKERS[make], CHANGES[reason])
+    copy = kv.to_builtin(model)
+    x = np.random.default_rng(0).standard_normal((16, 8)).astype("float32")
+    np.testing.assert_array_equal(*(keras.ops.convert_to_numpy(each(x)) for each in (model, copy)))
+
+
+@pytest.mark.filterwarnings("ignore:Layer InputLayer does not have a `quantize` method")
+def test_a_model_quantized_as_a_whole_is_measured_in_training_and_inference():
+    layers = [L.Dense(6, activation="relu", name="first"), L.Dense(4, name="last")]
+    model = keras.Sequential([keras.Input((8,)), *layers])
+    x = np.random.default_rng(0).standard_normal((16, 8)).astype("float32")
+    exact = kv.measure_signal(model, x)
+    model.quantize("float8")
+    for training in (True, False):
+        before = weights(model)
+        report = kv.measure_signal(model, x, training=training)
+        assert_equal(weights(model), before)
+        for row in report:
+            # Three bits of mantissa round by up to 1/16, all to one side at worst.
+            plain = exact[row.name]
+            assert row.second_moment == pytest.approx(plain.second_moment, rel=0.25)
+            assert row.gradient_second_moment == pytest.approx(
+                plain.gradient_second_moment, rel=0.25
+            )

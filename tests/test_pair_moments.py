@@ -157,7 +157,7 @@ def test_a_jump_has_the_slope_of_its_sides():
     for std in (1.0, 0.93):
         outside = 2 * stats.norm.cdf(-0.5 / std)
         assert point_law(shrink, 0.0, std).squared_slope == pytest.approx(outside, rel=0.02)
-        assert maximum_law(shrink, 0.0, std, 0.0, 1).squared_slope == pytest.approx(
+        assert maximum_law(shrink, ((0.0, std, 1),), 0.0).squared_slope == pytest.approx(
             outside, rel=0.03
         )
 
@@ -199,7 +199,7 @@ def test_the_maximum_of_independent_entries_matches_the_stage_gains():
     """For ReLU the gradient's share is (1 - 2^-T)/T of an entry, 1 - 2^-T of the window."""
     for name, count in itertools.product(("relu", "tanh", "linear"), (2, 4, 9, 49)):
         activation = named_activation(name)
-        law = maximum_law(activation, 0.0, 1.0, 0.0, count)
+        law = maximum_law(activation, ((0.0, 1.0, count),), 0.0)
         tau, gamma = stage_gains((activation, Pool("max", count)))
         # Nodes 1/32 apart, each with the slope behind it.
         assert law.second == pytest.approx(tau, rel=0.01), (name, count)
@@ -212,7 +212,7 @@ def test_the_maximum_of_correlated_entries_matches_integration():
     cases = (("relu", 0.0), ("relu", -0.5), ("tanh", 0.4))
     for (name, mean), count, rho in itertools.product(cases, (2, 9), (0.3, 0.8)):
         activation = named_activation(name)
-        law = maximum_law(activation, mean, 1.3, rho, count)
+        law = maximum_law(activation, ((mean, 1.3, count),), rho)
         want = order_statistic(activation.function, mean, 1.3, rho, count)
         assert (law.first, law.second) == pytest.approx(want, rel=0.01)
 
@@ -224,7 +224,7 @@ def test_the_maximum_matches_simulation(name):
         known = named_activation(name)
         activation = Activation("abs", np.abs) if known is None else known
         mean, std = 0.2, 1.2
-        law = maximum_law(activation, mean, std, rho, count)
+        law = maximum_law(activation, ((mean, std, count),), rho)
         rng = np.random.default_rng(count)
         draws = 40_000
         common = rng.standard_normal(draws)[:, None]
@@ -246,7 +246,7 @@ def test_the_maximum_matches_simulation(name):
 
 def test_two_windows_whose_common_parts_are_correlated():
     for alike in (0.0, 0.5, 1.0):
-        law = maximum_law(named_activation("relu"), 0.0, 1.0, 0.5, 4)
+        law = maximum_law(named_activation("relu"), ((0.0, 1.0, 4),), 0.5)
         rng = np.random.default_rng(0)
         draws = 100_000
         common = rng.standard_normal((2, draws))
@@ -259,7 +259,7 @@ def test_two_windows_whose_common_parts_are_correlated():
 
 
 def test_entries_that_are_all_the_same_are_one_entry():
-    law = maximum_law(named_activation("relu"), 0.0, 2.0, 1.0, 9)
+    law = maximum_law(named_activation("relu"), ((0.0, 2.0, 9),), 1.0)
     assert law.second == pytest.approx(2.0, rel=0.03)
     assert law.first == pytest.approx(2 / math.sqrt(2 * math.pi), rel=0.03)
 

@@ -115,7 +115,8 @@ def _softmax(call: Call) -> Role:
     return Elementwise(Activation("softmax", lambda s: s, ("softmax",)))
 
 
-_ELEMENTWISE_OPERATIONS = (
+ELEMENTWISE_OPERATIONS = (
+    "Abs",
     "Absolute",
     "Fabs",
     "Arctan",
@@ -157,7 +158,7 @@ _ELEMENTWISE_OPERATIONS = (
 )
 
 
-@rule(*_ELEMENTWISE_OPERATIONS)
+@rule(*ELEMENTWISE_OPERATIONS)
 def _raw_elementwise(call: Call) -> Role:
     node = call.node
     name = snake_case(type(call.operation).__name__)

@@ -27,19 +27,21 @@ from keras_varinit.graph import Shape
 class Aligned:
     """A signal as it was (`source`) and on the positions and channels of the result.
 
-    `repeats`: at how many positions each of its entries stands.
+    `repeats`: at how many positions each of its entries stands. `rearranged`: its channels were in
+    other dimensions.
     """
 
     signal: Signal
     source: Signal
     repeats: float
+    rearranged: bool = False
 
     def back(self, gradient: Gradient, output: Signal) -> Gradient:
         """The gradient of the source: sums over all entries that it was repeated at."""
         coherence = gradient.coherence
         times = self.repeats
         grown = times * (1 + coherence * (times - 1)) if math.isfinite(times) and times > 1 else 1.0
-        if self.source.channels != self.signal.channels:
+        if self.source.channels != self.signal.channels and not self.rearranged:
             # The gradients of channels have independent signs.
             grown *= self.signal.channels / self.source.channels
         parts = parts_for(gradient.parts, output, self.source)
@@ -48,6 +50,9 @@ class Aligned:
             for g, (_, m) in zip(parts, self.source.parts, strict=True)
         ]
         back = gradient.with_parts(tuple(g * grown for g in parts))
+        if self.rearranged:
+            # What were channels had independent gradients.
+            return Gradient(back.parts)
         if grown == 1.0:
             return dataclasses.replace(back, phases=gradient.phases)
         return dataclasses.replace(back, local=0.0)
@@ -102,7 +107,7 @@ def align(signal: Signal, before: Shape, shape: Shape, target: Signal) -> Aligne
     repeats = math.prod(
         math.inf if shape[positions[n]] is None else shape[positions[n]] or 1 for n in numbers
     )
-    return Aligned(result, signal, repeats)
+    return Aligned(result, signal, repeats, channel_axes(known, rank) != tuple(channels))
 
 
 def _with_channels(signal: Signal, shape: Shape, channels: Sequence[int]) -> Signal | None:

@@ -11,6 +11,7 @@ from keras_varinit.analysis.call_arguments import Input
 from keras_varinit.analysis.signals import Visit
 from keras_varinit.attention_patterns import Booleans, Pattern, banded
 
+FROM_DATA = "masks made from data let everything through: data count as without padding"
 _OF_KEYS = ("value_mask", "key_mask")
 _OF_PAIRS = ("attention_mask", "mask")
 
@@ -55,9 +56,7 @@ def mask_values(visit: Visit, mask: Any) -> Booleans | None:
     if found is None:
         raise UnknownError("its mask is a signal, or of unknown size")
     if found.from_data:
-        visit.note(
-            f"{visit.operation.name}: its mask is made from data, which count as without padding"
-        )
+        visit.note(FROM_DATA)
     return as_booleans(found.values)
 
 

@@ -7,11 +7,13 @@ from typing import Any
 import keras
 import numpy as np
 
+from keras_varinit.analysis.attention_layers import total
 from keras_varinit.analysis.attention_masks import UnknownError, sight
 from keras_varinit.analysis.attention_tokens import Attention, of_products, size_of
 from keras_varinit.analysis.axes import Array
 from keras_varinit.analysis.call_arguments import Input, named_arguments
 from keras_varinit.analysis.moment_algebra import multiplied
+from keras_varinit.analysis.moment_maps import uniform
 from keras_varinit.analysis.pointwise_signals import after_activation, moments_of_variable
 from keras_varinit.analysis.rules import Kernel, Weights, layer_classes
 from keras_varinit.analysis.signals import (
@@ -25,7 +27,7 @@ from keras_varinit.analysis.signals import (
     signal_rule,
 )
 from keras_varinit.analysis.weight_signals import Weighing, in_place
-from keras_varinit.graph import layers_of
+from keras_varinit.graph import Shape, layers_of
 from keras_varinit.moments import FUNCTIONS, Activation
 
 _SIGMOID = Activation("sigmoid", FUNCTIONS["sigmoid"], ("sigmoid",))
@@ -75,12 +77,21 @@ def _parts(layer: Any, role: Weights) -> dict[str, tuple[Kernel, tuple[float, fl
     }
 
 
-def _source(arguments: Mapping[str, Any], name: str) -> int:
-    """Which of the call's tensors is the query, the key or the value."""
+def _source(arguments: Mapping[str, Any], name: str) -> Any:
+    """The query, the key or the value: an `Input`, or a constant such as trained queries."""
     found = arguments.get(name)
-    if found is None and name == "key":
-        found = arguments.get("value")
-    return found.number if isinstance(found, Input) else -1
+    return arguments.get("value") if found is None and name == "key" else found
+
+
+def _of_constant(values: Any) -> Signal:
+    """The signal of an array or variable: averages over its entries and pairs of positions."""
+    array = np.asarray(keras.ops.convert_to_numpy(values), np.float64)
+    axes, channels = layout(array.shape, -1)
+    rows = array.reshape(array.shape[0], -1, channels)
+    count, second = rows.shape[1], float(np.mean(rows**2))
+    whole = float(np.mean(rows.mean(axis=1) ** 2))
+    pair = (whole * count - second) / (count - 1) if count > 1 else second
+    return Signal(((channels, uniform(axes, float(rows.mean()), second, pair)),), -1)
 
 
 def _core(
@@ -105,24 +116,31 @@ def _core(
     size = layer.head_dim if hasattr(layer, "head_dim") else layer.key_dim
     value_size = layer.head_dim if hasattr(layer, "head_dim") else layer.value_dim
     logits, kept = of_products(1 / size, size), 1 - float(layer.dropout)
-    sources = [visit.call.node.inputs[projected[n].number] for n in ("key", "value")]
-    width = projected["key"].source.channels if sources[0] == sources[1] else math.inf
+    sources = [projected[n].source for n in ("key", "value")]
+    width = sources[0].channels if sources[0] is sources[1] else math.inf
     return Attention(query, key, value, pattern, logits, value_size, attended, kept, width)
+
+
+def _in_last(signal: Signal, shape: Shape) -> Signal:
+    """With its channels in the last dimension."""
+    if signal.channel_axis % len(shape) == len(shape) - 1:
+        return signal
+    axes, channels = layout(shape, -1)
+    return Signal(((channels, signal.merged.spread_over(axes)),), -1)
 
 
 class _Projected:
     """One of query, key, value and gate: a kernel on a source."""
 
     def __init__(
-        self, visit: Visit, kernel: Kernel, bias: tuple[float, float], number: int
+        self, visit: Visit, kernel: Kernel, bias: tuple[float, float], source: Any
     ) -> None:
-        self.number, self.kernel = number, kernel
-        self.source = visit.inputs[number]
-        shape = visit.call.input_shapes[number]
-        if self.source.channel_axis % len(shape) != len(shape) - 1:
-            axes, channels = layout(shape, -1)
-            moments = self.source.merged.spread_over(axes)
-            self.source = Signal(((channels, moments),), -1)
+        self.number = source.number if isinstance(source, Input) else None
+        self.kernel = kernel
+        if self.number is None:
+            self.source = _of_constant(source)
+        else:
+            self.source = _in_last(visit.inputs[self.number], visit.call.input_shapes[self.number])
         merged = self.source.merged
         unit = merged.weighted(in_place(merged.axes), kernel.fans.fan_in)
         channels = round(kernel.fans.fan_out)
@@ -187,7 +205,9 @@ class _Layer:
             return results
         for name, (second, coherence) in self._parts_back(gradients).items():
             part = self.projected[name]
-            results[part.number] = _sum(results[part.number], part.back(second, coherence))
+            back = part.back(second, coherence)
+            if part.number is not None:
+                results[part.number] = total(results[part.number], back)
         return results
 
     def _parts_back(self, gradients: Gradients) -> dict[str, tuple[Array, float]]:
@@ -210,17 +230,8 @@ class _Layer:
             g = g * open_.second
             coherence *= min(open_.pair_moment / open_.second_moment, 1.0)
         found |= self.core.backward(g, coherence)
+        del found["logits"]
         for name in ("key", "value"):
             # Heads of one group have kernels of their own behind them.
             found[name] = (found[name][0] * self.repeats, found[name][1])
         return found
-
-
-def _sum(first: Gradient | None, second: Gradient) -> Gradient:
-    """Gradients that came through different kernels."""
-    if first is None:
-        return second
-    parts = tuple(a + b for a, b in zip(first.parts, second.parts, strict=True))
-    one, two = (float(np.mean(each.parts[0])) for each in (first, second))
-    coherence = (one * first.coherence + two * second.coherence) / (one + two) if one + two else 0.0
-    return Gradient(parts, coherence)

@@ -1,5 +1,6 @@
 """Between the engine's moments of maps and the rows of tokens that `attention_moments` works on."""
 
+import dataclasses
 import math
 from collections.abc import Callable, Sequence
 
@@ -51,9 +52,14 @@ def _diagonal_of_far(moments: Moments) -> Array:
 LogitsOf = Callable[[Tokens, Tokens, Pattern], Logits]
 
 
-def of_products(scale: float, size: float) -> LogitsOf:
-    """Logits s·q·k of `size` entries, `scale` = s²."""
-    return lambda query, key, pattern: products(query, key, pattern, scale, size)
+def of_products(scale: float, size: float, spread: float | None = None) -> LogitsOf:
+    """Logits s·q·k of `size` entries, `scale` = s²; rows vary like χ² of `spread` entries."""
+
+    def logits(query: Tokens, key: Tokens, pattern: Pattern) -> Logits:
+        found = products(query, key, pattern, scale, size)
+        return found if spread is None else dataclasses.replace(found, size=spread)
+
+    return logits
 
 
 class Attention:
@@ -121,7 +127,8 @@ class Attention:
         else:
             per_row = gradient
         found = self._attending.backward(per_row.ravel(), coherence)
-        results = {}
+        logits, alike_rows = found["logits"]
+        results = {"logits": (logits, alike_rows)}
         for name, whole, row in zip(
             ("query", "key", "value"), self._whole, self._rows, strict=True
         ):

@@ -9,6 +9,7 @@ the members of a class and are computed once for each kind of window.
 
 import dataclasses
 import functools
+from collections.abc import Sequence
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -19,6 +20,7 @@ Integers = npt.NDArray[np.int64]
 
 _CLASSES_BY_RANK = {1: 15, 2: 11, 3: 5}
 LARGEST_OFFSET = 4
+_MIXED = 0.15
 
 
 @dataclasses.dataclass(frozen=True)
@@ -190,7 +192,8 @@ class AxisMap:
     `means` (outputs, inputs) acts on one position, `far` (outputs², inputs²) on pairs of classes,
     `excess` on (offset, class), with offsets up to `radius` behind it. `counts` is the mean number
     of entries read, by class of output. `aligned` takes pairs of classes to near pairs of outputs
-    where `far` does not: the taps that outputs of a strided transposed window read alternate.
+    where `far`, a mean over all pairs, does not: where outputs of one class read several classes,
+    or as those of a strided transposed window different taps.
     """
 
     means: Array
@@ -230,7 +233,7 @@ def axis_map(window: AnyWindow, radius: int) -> AxisMap:
         new_radius = min(new_radius, target.size - 1)
     width, new_width = 2 * radius + 1, 2 * new_radius + 1
     excess = np.zeros((new_width, target.count, width, source.count))
-    alternates = window.kind == "transposed"
+    alternates = window.kind == "transposed" or _reads_several_classes(taps, sizes)
     aligned = np.zeros((new_width, target.count, source.count, source.count))
     for offset in range(-new_radius, new_radius + 1):
         others = outputs + offset
@@ -245,16 +248,41 @@ def axis_map(window: AnyWindow, radius: int) -> AxisMap:
                 ok = valid[a] & other_valid[b] & in_range & (np.abs(apart) <= radius)
                 place = (offset + new_radius, members[ok], apart[ok] + radius, classes[a][ok])
                 np.add.at(excess, place, share[a][ok] * other_share[b][ok])
-            if alternates:
-                ok = valid[a] & other_valid[a] & in_range
-                pair = classes[a][ok], source.classes(other_reads[a])[ok]
-                np.add.at(aligned, (offset + new_radius, members[ok], *pair), 1.0)
+                if alternates:
+                    ok = valid[a] & other_valid[b] & in_range
+                    pair = classes[a][ok], source.classes(other_reads[b])[ok]
+                    weight = share[a][ok] * other_share[b][ok]
+                    np.add.at(aligned, (offset + new_radius, members[ok], *pair), weight)
     excess /= sizes[None, :, None, None]
     aligned /= sizes[None, :, None, None]
     flat = excess.reshape(new_width * target.count, width * source.count)
     counts = np.bincount(members, inside, minlength=target.count) / sizes
     pairs = aligned.reshape(new_width * target.count, source.count**2) if alternates else None
     return AxisMap(means, far, flat, new_radius, counts, pairs)
+
+
+def aligned(maps: Sequence[AxisMap], targets: Sequence[Axis]) -> list[Array]:
+    """Far pairs to near ones, along each axis; none where `far` says it all."""
+    if all(each.aligned is None for each in maps):
+        return []
+    return [_aligned_along(each, target) for each, target in zip(maps, targets, strict=True)]
+
+
+def _aligned_along(each: AxisMap, target: Axis) -> Array:
+    if each.aligned is not None:
+        return each.aligned
+    offsets = np.arange(-each.radius, each.radius + 1)[:, None]
+    others = target.classes(target.positions[None, :] + offsets)
+    pairs = np.arange(target.count)[None, :] * target.count + np.maximum(others, 0)
+    return np.asarray(each.far[pairs.ravel()] * (others.ravel() >= 0)[:, None])
+
+
+def _reads_several_classes(taps: Array, sizes: Integers) -> bool:
+    """Whether some tap of a class of outputs reads what its main class of inputs is not."""
+    read = np.abs(taps)
+    total = read.sum(axis=-1)
+    rest = total - read.max(axis=-1)
+    return bool(np.any((rest > _MIXED * total) & (sizes > 1)))
 
 
 def members_of(window: AnyWindow) -> Integers:

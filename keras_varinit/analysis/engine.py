@@ -12,14 +12,19 @@ import keras
 import numpy as np
 
 from keras_varinit.analysis import (
+    attention_layers,
     attention_signals,
     concatenating_signals,
+    contraction_signals,
     entrywise_signals,
+    fused_attention,
     identity_signals,
     merging_signals,
+    noise_signals,
     patch_signals,
     pointwise_signals,
     pooling_signals,
+    product_signals,
     recurrent_signals,
     reduction_signals,
     resampling_signals,
@@ -27,14 +32,17 @@ from keras_varinit.analysis import (
     scaling_signals,
     selection_signals,
     shape_signals,
+    softmax_signals,
     weight_signals,
 )
 from keras_varinit.analysis.axes import Array
+from keras_varinit.analysis.catalogue import reason_of
 from keras_varinit.analysis.constants import constant_signal
 from keras_varinit.analysis.layouts import fitting, flat_channels
 from keras_varinit.analysis.lineage import Family
 from keras_varinit.analysis.masks import Masks
 from keras_varinit.analysis.reader import Graph, Node, computed
+from keras_varinit.analysis.row_signals import outcome_of_rows
 from keras_varinit.analysis.rules import (
     Call,
     Concatenation,
@@ -55,19 +63,24 @@ from keras_varinit.analysis.signals import (
     takes_channel_axes,
     unknown,
 )
-from keras_varinit.graph import is_raw_operation
+from keras_varinit.graph import is_raw_operation, operation_name
 from keras_varinit.moments import Activation
 
 # Importing these registers the rules of Keras's own layers.
 _RULES = (
+    attention_layers,
     attention_signals,
     concatenating_signals,
+    contraction_signals,
     entrywise_signals,
+    fused_attention,
     identity_signals,
     merging_signals,
+    noise_signals,
     patch_signals,
     pointwise_signals,
     pooling_signals,
+    product_signals,
     recurrent_signals,
     reduction_signals,
     resampling_signals,
@@ -75,6 +88,7 @@ _RULES = (
     scaling_signals,
     selection_signals,
     shape_signals,
+    softmax_signals,
     weight_signals,
 )
 
@@ -156,6 +170,7 @@ class _Engine:
         outputs = set(self.graph.outputs)
         for node, role in zip(self.graph.nodes, self.roles, strict=True):
             at_output = all(t in outputs for t in node.outputs)
+            self.known_masks.visit(node)
             folded = self._folded(node)
             if folded is not None:
                 for tensor, values in zip(node.outputs, folded, strict=True):
@@ -207,7 +222,6 @@ class _Engine:
             tuple(shapes[t] for t in node.inputs),
             tuple(shapes[t] for t in node.outputs),
         )
-        self.known_masks.visit(node)
         visit = Visit(
             call,
             role,
@@ -227,15 +241,18 @@ class _Engine:
 
     def _outcome(self, visit: Visit) -> Outcome:
         """By the operation's own rule, else by its role; what has neither is not known."""
+        known = outcome_of_rows(visit)
+        if known is not None:
+            return known
         role, function = visit.role, signal_rule_of(visit.operation)
         if isinstance(role, Unknown) and not is_raw_operation(visit.operation):
             function = None  # its role says what the rule does not cover
         if not visit.inputs and not isinstance(role, Weights):
             return unknown(visit, "it has no input")
         if function is None:
-            function = _rule_of_role(role)
+            function = _rule_of_role(role, raw=is_raw_operation(visit.operation))
         if function is None:
-            return unknown(visit, role.reason if isinstance(role, Unknown) else "no rule")
+            return unknown(visit, _reason(visit))
         if not takes_channel_axes(function) and any(s.other_axes for s in visit.inputs):
             return _flattened(visit, function)
         result = function(visit)
@@ -282,10 +299,16 @@ def _fitted(gradient: Gradient, signal: Signal) -> Gradient:
     return gradient.with_parts(tuple(np.full(shape, mean) for shape in shapes))
 
 
-def _rule_of_role(role: Role) -> SignalRule | None:
+def _reason(visit: Visit) -> str:
+    if is_raw_operation(visit.operation):
+        return reason_of(operation_name(visit.operation))
+    return visit.role.reason if isinstance(visit.role, Unknown) else "it is not modelled"
+
+
+def _rule_of_role(role: Role, *, raw: bool) -> SignalRule | None:
     """The rule of what several operations have in common; None where a role says too little."""
     if isinstance(role, Weights):
-        return weight_signals.general_kernels
+        return contraction_signals.raw_kernels if raw else weight_signals.general_kernels
     if isinstance(role, Elementwise):
         return pointwise_signals.elementwise
     if isinstance(role, Merge):

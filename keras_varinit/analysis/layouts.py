@@ -196,3 +196,14 @@ def fitting(gradient: Gradient, given: Signal, signal: Signal) -> Gradient:
     coherence = gradient.coherence if given.axes and signal.axes else 0.0
     parts = tuple(np.full(shape, second) for shape in shapes)
     return dataclasses.replace(gradient, parts=parts, coherence=coherence)
+
+
+def back_to(gradient: Gradient, given: Signal, signal: Signal, rank: int) -> Gradient:
+    """`fitting`, where a rule had the channels of its input in other dimensions.
+
+    What were channels had independent gradients, so that positions which they become share nothing.
+    """
+    fitted = fitting(gradient, given, signal)
+    if channel_axes(given, rank) == channel_axes(signal, rank):
+        return fitted
+    return Gradient(fitted.parts)

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from keras_varinit.analysis.axes import AnyWindow, Array, Axis, AxisMap, Integers, axis_map
+from keras_varinit.analysis.axes import AnyWindow, Array, Axis, AxisMap, Integers, aligned, axis_map
 from keras_varinit.moments import Activation
 
 Axes = tuple[Axis, ...]
@@ -209,10 +209,10 @@ class Moments:
             excess.reshape(layout),
             tuple(m.radius for m in maps),
         )
-        aligned = [m.aligned for m in maps if m.aligned is not None]
-        if not aligned:
+        matrices = aligned(maps, axes)
+        if not matrices:
             return result
-        near = apply(aligned, grouped(self.far)).reshape(layout)
+        near = apply(matrices, grouped(self.far)).reshape(layout)
         far_near, _, inside = near_pairs(result)
         return dataclasses.replace(
             result, excess=result.excess + np.where(inside, near - far_near, 0.0)

@@ -10,6 +10,7 @@ from keras_varinit.analysis.borders import activated_border, share_at_border
 from keras_varinit.analysis.moment_maps import (
     Border,
     Moments,
+    apply,
     axis_maps,
     near_pairs,
     outer,
@@ -80,10 +81,17 @@ def law_of(moments: Moments, activation: Activation) -> PointLaw:
 
 
 def _by_position(moments: Moments, activation: Activation, law: PointLaw) -> tuple[Array, Array]:
-    """E f(u_p) and E f(u_p)², interpolated over the standard deviations that there are."""
+    """E f(u_p) and E f(u_p)², interpolated over the standard deviations that there are.
+
+    Where means do not go with standard deviations, as behind a maximum, by each pair of them.
+    """
     mean, std = moments.spread
     spreads = np.sqrt(moments.variance)
-    if std == 0 or not math.isfinite(std) or np.ptp(spreads) <= 1e-9 * std:
+    if std == 0 or not math.isfinite(std):
+        return np.full_like(spreads, law.first), np.full_like(spreads, law.second)
+    if np.max(np.abs(moments.mean - mean * spreads / std)) > 0.02 * std:
+        return _by_pairs(moments.mean, spreads, activation, law.skewness)
+    if np.ptp(spreads) <= 1e-9 * std:
         return np.full_like(spreads, law.first), np.full_like(spreads, law.second)
     if is_homogeneous(activation):
         return law.first * spreads / std, law.second * (spreads / std) ** 2
@@ -92,6 +100,17 @@ def _by_position(moments: Moments, activation: Activation, law: PointLaw) -> tup
     laws = [point_law(activation, _rounded(mean * s / std), _rounded(s), skewness) for s in grid]
     first = np.interp(spreads, grid, [each.first for each in laws])
     return first, np.interp(spreads, grid, [each.second for each in laws])
+
+
+def _by_pairs(
+    means: Array, spreads: Array, activation: Activation, skewness: float
+) -> tuple[Array, Array]:
+    first, second = np.empty_like(means), np.empty_like(means)
+    for index in np.ndindex(means.shape):
+        mean, std = float(f"{means[index]:.4g}"), float(f"{spreads[index]:.4g}")
+        law = point_law(activation, mean, std, skewness)
+        first[index], second[index] = law.first, law.second
+    return first, second
 
 
 def max_pooled(
@@ -112,7 +131,8 @@ def max_pooled(
     means = root.mapped(windows)
     sizes = _window_sizes(root, windows)
     variance = np.maximum(_window_means(root, windows) - means.mean**2, 0.0)
-    rho = _within(means, sizes, variance)
+    kinds = _Kinds(root, windows)
+    rho = _within(means, sizes, variance, kinds.mean_std)
     size, typical_rho = means.average(sizes), means.average(rho)
     mean, std = means.average(means.mean), math.sqrt(means.average(variance))
     typical = _maximum(function, mean, std, typical_rho, size)
@@ -122,8 +142,6 @@ def max_pooled(
     value = 0.0 if border is None else border.value
     with_floor = floored(function, value)
     for index in np.ndindex(sizes.shape):
-        own = math.sqrt(variance[index])
-        ratio = own / std if std > 0 else 1.0
         total = np.zeros(3)
         for share, f in ((1 - at_border[index], function), (at_border[index], with_floor)):
             if share == 0:
@@ -132,8 +150,10 @@ def max_pooled(
                 total += share * np.array([value, value**2, 0.0])
                 continue
             # A homogeneous function passes the scale on, so that few laws serve all positions.
-            factor, seen = (ratio, 1.0) if is_homogeneous(f) else (1.0, ratio)
-            law = _maximum(f, mean * seen, std * seen, float(rho[index]), float(sizes[index]))
+            factor = 1.0
+            if is_homogeneous(f) and std > 0:
+                factor = math.sqrt(variance[index]) / std or 1.0
+            law = maximum_law(f, kinds.of(index, factor), float(f"{rho[index]:.6f}"))
             total += share * np.array(
                 [law.first * factor, law.second * factor**2, law.squared_slope]
             )
@@ -171,13 +191,50 @@ def floored(function: Activation, value: float) -> Activation:
 
 
 def _maximum(function: Activation, mean: float, std: float, rho: float, size: float) -> MaximumLaw:
-    return maximum_law(function, _rounded(mean), _rounded(std), float(f"{rho:.6f}"), _rounded(size))
+    entries = ((_rounded(mean), _rounded(std), _rounded(size)),)
+    return maximum_law(function, entries, float(f"{rho:.6f}"))
 
 
-def _within(means: Moments, sizes: Array, variance: Array) -> Array:
+class _Kinds:
+    """The entries of windows by mean and standard deviation: near borders they differ."""
+
+    def __init__(self, moments: Moments, windows: Sequence[AnyWindow]) -> None:
+        maps = axis_maps(moments, windows)
+        self.counts = [each.means * each.counts[:, None] for each in maps]
+        self.means, self.stds = moments.mean, np.sqrt(moments.variance)
+        self.mean_std = apply([each.means for each in maps], self.stds)
+
+    def of(self, index: tuple[int, ...], scale: float) -> tuple[tuple[float, float, float], ...]:
+        """Mean, standard deviation and number of each kind in a window, over `scale`.
+
+        Kinds are told apart in steps of 3 % of the largest standard deviation.
+        """
+        number = np.ones(())
+        for counts, place in zip(self.counts, index, strict=True):
+            number = number[..., None] * counts[place]
+        inside = number > 1e-9
+        number, means, stds = number[inside], self.means[inside] / scale, self.stds[inside] / scale
+        step = 0.03 * float(stds.max()) or 1.0
+        kinds = np.round(np.stack([means, stds]) / step)
+        found = []
+        for kind in np.unique(kinds, axis=1).T:
+            same = np.all(kinds == kind[:, None], axis=0)
+            total = float(number[same].sum())
+            mean = float(number[same] @ means[same]) / total
+            # A grid's step is 3 % of the largest too.
+            std = max(math.sqrt(float(number[same] @ stds[same] ** 2) / total), 1.3 * step)
+            found.append(
+                (_rounded(mean), _rounded(std if stds.max() > 0 else 0.0), _rounded(total))
+            )
+        return tuple(sorted(found))
+
+
+def _within(means: Moments, sizes: Array, variance: Array, mean_std: Array) -> Array:
     """Mean correlation of two entries of a window, from the variance of the window's mean."""
-    pairs = sizes**2 * (means.second - means.mean**2) - sizes * variance
-    rho = _correlation(pairs / np.maximum(sizes * (sizes - 1), 1e-12), variance)
+    others = np.maximum(sizes * (sizes - 1), 1e-12)
+    pairs = (sizes**2 * (means.second - means.mean**2) - sizes * variance) / others
+    scale = np.maximum((sizes * mean_std) ** 2 - sizes * variance, 0.0) / others
+    rho = _correlation(pairs, np.where(sizes > 1, scale, 0.0))
     return np.where(sizes > 1 + 1e-9, np.maximum(rho, 0.0), 0.0)
 
 

@@ -9,6 +9,7 @@ import numpy as np
 
 from keras_varinit.analysis.moment_maps import Moments, outer, uniform
 from keras_varinit.analysis.nonlinear import activated, composed, law_of
+from keras_varinit.analysis.reader import call_argument
 from keras_varinit.analysis.rules import Elementwise, layer_classes
 from keras_varinit.analysis.signals import (
     Gradients,
@@ -20,6 +21,7 @@ from keras_varinit.analysis.signals import (
     signal_rule,
     unknown,
 )
+from keras_varinit.analysis.softmax_signals import softmax, softmax_axes
 from keras_varinit.graph import own_variable
 from keras_varinit.moments import Activation
 from keras_varinit.values import view
@@ -59,6 +61,8 @@ def elementwise(visit: Visit) -> Outcome:
     role = visit.role
     if not isinstance(role, Elementwise):
         raise TypeError("the rule of element-wise functions met another role")
+    if role.activation.name == "softmax" and not visit.at_output:
+        return softmax(visit, softmax_axes(visit.operation, len(visit.output_shape)))
     if acts_on_rows(role.activation) and not visit.at_output:
         return unknown(visit, "it is not modelled inside a network")
     if len(visit.inputs) != 1 or visit.call.input_shapes[0] != visit.output_shape:
@@ -67,6 +71,15 @@ def elementwise(visit: Visit) -> Outcome:
     if visit.inputs[0].is_known() and not is_integrable(visit.inputs[0], role.activation):
         return unknown(visit, "its second moment does not exist for a Gaussian signal")
     return outcome
+
+
+@follows_channel_axes
+@signal_rule(keras.layers.Activation)
+def _activation(visit: Visit) -> Outcome:
+    """Its function; a layer of `activation="linear"` has none."""
+    if isinstance(visit.role, Elementwise):
+        return elementwise(visit)
+    return Outcome(visit.inputs, lambda gradients: gradients)
 
 
 def is_integrable(signal: Signal, activation: Activation) -> bool:
@@ -122,39 +135,6 @@ def _passed_back(moments: Moments, activation: Activation) -> _Passed:
     )
 
 
-@signal_rule(*layer_classes("Dropout", "SpatialDropout1D", "SpatialDropout2D"))
-@signal_rule(*layer_classes("SpatialDropout3D"))
-def _dropout(visit: Visit) -> Outcome:
-    """In training: entries are 0 with probability p, the others divided by 1 - p."""
-    kept = 1 - float(getattr(visit.operation, "rate", 0.0))
-    signal = visit.inputs[0]
-    output = signal.each(lambda m: m.with_second(m.second / kept))
-    return Outcome((output,), _times(1 / kept, len(visit.inputs)))
-
-
-@signal_rule(*layer_classes("GaussianDropout"))
-def _gaussian_dropout(visit: Visit) -> Outcome:
-    rate = float(visit.operation.rate)
-    factor = 1 + rate / (1 - rate)
-    output = visit.inputs[0].each(lambda m: m.with_second(m.second * factor))
-    return Outcome((output,), _times(factor, len(visit.inputs)))
-
-
-@signal_rule(*layer_classes("GaussianNoise"))
-def _gaussian_noise(visit: Visit) -> Outcome:
-    variance = float(visit.operation.stddev) ** 2
-    output = visit.inputs[0].each(lambda m: m.with_second(m.second + variance))
-    return Outcome((output,), _times(1.0, len(visit.inputs)))
-
-
-def _times(factor: float, count: int) -> Any:
-    def pullback(gradients: Gradients) -> Gradients:
-        gradient = gradients[0]
-        return only_first(None if gradient is None else gradient.scaled(factor), count)
-
-    return pullback
-
-
 def moments_of_variable(layer: Any, name: str) -> tuple[float, float]:
     """Mean and mean square of a layer's bias, or of another variable of its own; 0 without one."""
     variable = own_variable(layer, name)
@@ -182,6 +162,9 @@ def _scales(layer: Any) -> tuple[float, tuple[float, float]]:
 def _batch_normalization(visit: Visit) -> Outcome:
     """In training: mean and variance of a channel are those over examples and positions."""
     layer, signal = visit.operation, visit.inputs[0]
+    rank = len(visit.call.input_shapes[0])
+    if layer.axis % rank != signal.channel_axis % rank:
+        return unknown(visit, "it normalizes along positions, not channels")
     gamma, beta = _scales(layer)
     factors: dict[int, float] = {}
 
@@ -215,6 +198,35 @@ def _per_part(signal: Signal, factors: dict[int, Any], count: int) -> Any:
     return pullback
 
 
+def _given_scales(visit: Visit) -> tuple[float, tuple[float, float]]:
+    """The same of a raw operation, which takes γ and β as arguments; NaN where they are signals."""
+    if len(visit.inputs) > 1:
+        return math.nan, (0.0, 0.0)
+    node = visit.call.node
+    gamma = call_argument(node, 1, "scale", call_argument(node, 1, "gamma"))
+    beta = call_argument(node, 2, "beta")
+    scale = 1.0 if gamma is None else float(np.mean(np.square(_numbers(gamma))))
+    if beta is None:
+        return scale, (0.0, 0.0)
+    return scale, (float(np.mean(_numbers(beta))), float(np.mean(np.square(_numbers(beta)))))
+
+
+def _numbers(value: Any) -> Any:
+    return np.asarray(view(value), np.float64)
+
+
+def normalized_axes(visit: Visit) -> str | None:
+    """Whether a normalization is over "channels" or a whole "example"; None for anything else."""
+    operation, rank = visit.operation, len(visit.call.input_shapes[0])
+    if getattr(operation, "order", 2) not in (2, None):
+        return None
+    axis = getattr(operation, "axis", -1)
+    axes = {int(a) % rank for a in ([axis] if isinstance(axis, int) else axis or [-1])}
+    if "Group" in type(operation).__name__ or axes == {visit.inputs[0].channel_axis % rank}:
+        return "channels"
+    return "example" if axes == set(range(1, rank)) else None
+
+
 @signal_rule(
     *layer_classes(
         "LayerNormalization", "RMSNormalization", "GroupNormalization", "UnitNormalization"
@@ -229,13 +241,19 @@ def position_normalization(visit: Visit) -> Outcome:
     Rows of unit length have entries of mean square 1/channels.
     """
     layer, signal = visit.operation, visit.inputs[0]
-    gamma, beta = _scales(layer) if isinstance(layer, keras.Layer) else (1.0, (0.0, 0.0))
+    gamma, beta = _scales(layer) if isinstance(layer, keras.Layer) else _given_scales(visit)
     epsilon = float(getattr(layer, "epsilon", 1e-6) or 1e-6)
     to_unit_length = type(layer).__name__ in ("UnitNormalization", "Normalize")
+    over = normalized_axes(visit)
+    if over is None:
+        return unknown(visit, "it normalizes other dimensions than channels, or all of an example")
     keeps_mean = to_unit_length or "RMS" in type(layer).__name__
     if to_unit_length:
-        gamma = 1 / signal.channels
-    over_positions = "Group" in type(layer).__name__
+        entries = signal.channels * (
+            math.prod(a.size or 1 for a in signal.axes) if over == "example" else 1
+        )
+        gamma = 1 / entries
+    over_positions = "Group" in type(layer).__name__ or over == "example"
     total = signal.merged
     mean = np.zeros_like(total.mean) if keeps_mean else total.mean
     variance = np.asarray(total.second - mean**2)

@@ -74,6 +74,13 @@ def _without_border(windows: Sequence[Window], border: Border) -> list[Window]:
     ]
 
 
+def _adaptive_windows(source: Axes, target: Axes) -> list[Linear] | None:
+    """None where a size is unknown, and where Keras records another rank than it computes."""
+    if len(source) != len(target) or any(a.size is None for a in (*source, *target)):
+        return None
+    return [_adaptive_window(a, b) for a, b in zip(source, target, strict=True)]
+
+
 @functools.lru_cache(maxsize=256)
 def _adaptive_window(source: Axis, target: Axis) -> Linear:
     """Output i is the mean of the entries from ⌊i·n/m⌋ to ⌈(i+1)·n/m⌉."""
@@ -150,11 +157,11 @@ def _max_pooling(visit: Visit) -> Outcome:
 def _adaptive_max_pooling(visit: Visit) -> Outcome:
     signal = _pooled_signal(visit)
     target, _ = layout(visit.output_shape, signal.channel_axis)
-    if any(a.size is None for a in (*signal.axes, *target)):
+    windows = _adaptive_windows(signal.axes, target)
+    if windows is None:
         return not_modelled(visit, "adaptive pooling of a map of unknown size")
     if any(m.border is not None for _, m in signal.parts):
         return not_modelled(visit, "an adaptive maximum over padding")
-    windows = [_adaptive_window(a, b) for a, b in zip(signal.axes, target, strict=True)]
     return _maxima(visit, signal, windows)
 
 
@@ -269,9 +276,9 @@ def _repeating_the_border(window: Window) -> Linear:
 def _adaptive_average_pooling(visit: Visit) -> Outcome:
     signal = _pooled_signal(visit)
     target, _ = layout(visit.output_shape, signal.channel_axis)
-    if any(a.size is None for a in (*signal.axes, *target)):
+    windows = _adaptive_windows(signal.axes, target)
+    if windows is None:
         return not_modelled(visit, "adaptive pooling of a map of unknown size")
-    windows = [_adaptive_window(a, b) for a, b in zip(signal.axes, target, strict=True)]
     return along_axes(visit, signal, windows)
 
 

@@ -14,18 +14,18 @@ import numpy as np
 import numpy.typing as npt
 
 from keras_varinit.graph import (
-    Recorded,
     Shape,
-    build_shapes,
-    check_built,
     functional_of,
+    is_keras_class,
     is_raw_operation,
     is_symbolic,
-    keeping_names,
-    recorded_call,
-    recorded_model,
     shape_of,
     symbolic,
+)
+from keras_varinit.recording import (
+    Recorded,
+    recorded_call,
+    recorded_model,
 )
 
 
@@ -48,7 +48,13 @@ class Node:
 class Graph:
     """Nodes in topological order; `shapes`, `producers` and `consumers` are indexed by tensor.
 
-    `constants` holds the numbers that some tensors are, by tensor.
+    `constants` holds the numbers that some tensors are, by tensor. `closed` holds, by the index of
+    a node, why its layer could not be opened, and `opened`, by the `id` of a layer that was, the
+    number of nodes before those that it consists of.
+
+    A model whose layers need to know a length may be read with an example of it. In `shapes` such
+    an axis is unknown (None) all the same; only what nodes keep as `arguments`, and the numbers in
+    `constants`, are those of the example.
     """
 
     nodes: list[Node] = dataclasses.field(default_factory=list)
@@ -58,7 +64,23 @@ class Graph:
     inputs: tuple[int, ...] = ()
     outputs: tuple[int, ...] = ()
     constants: dict[int, Any] = dataclasses.field(default_factory=dict)
-    notes: list[str] = dataclasses.field(default_factory=list)
+    closed: dict[int, str] = dataclasses.field(default_factory=dict)
+    opened: dict[int, int] = dataclasses.field(default_factory=dict)
+
+    @property
+    def notes(self) -> list[str]:
+        """Which layers could not be opened, in words."""
+        names = {index: self.nodes[index].operation for index in self.closed}
+        return [
+            f"{names[index].name} ({type(names[index]).__name__}) could not be opened: {reason}"
+            for index, reason in self.closed.items()
+        ]
+
+    @property
+    def hidden(self) -> tuple[int, int]:
+        """Number of weights in layers that could not be opened, and of these layers."""
+        layers = {id(self.nodes[index].operation): self.nodes[index] for index in self.closed}
+        return sum(len(node.operation.weights) for node in layers.values()), len(layers)
 
     def new_tensor(self, shape: Shape) -> int:
         """Adds a tensor without a producer."""
@@ -86,72 +108,12 @@ class Graph:
         return outputs
 
 
-def build_graph(model: Any, is_known: Callable[[Any], bool], *, training: bool = False) -> Graph:
-    """Reads the graph of a built model.
-
-    Args:
-        model: A built `keras.Model`.
-        is_known: Says of a layer whether it is one node; any other layer is opened.
-        training: Whether models and layers with their own `call` are called as in training.
-
-    Raises:
-        TypeError: not a Keras model.
-        ValueError: the model is not built, or its `call` cannot be followed.
-    """
-    reader = _Reader(Graph(), is_known, training)
-    functional = functional_of(check_built(model))
-    with keeping_names():
-        if functional is not None:
-            recorded = recorded_model(functional)
-        else:
-            recorded = _recorded_root(model, training)
-        reader.graph.inputs = tuple(reader.graph.new_tensor(shape_of(t)) for t in recorded.inputs)
-        reader.graph.outputs = reader.inline(recorded, reader.graph.inputs)
-    return reader.graph
-
-
-def _recorded_root(model: Any, training: bool) -> Recorded:
-    try:
-        args, kwargs = _arguments_of_build(model, training=training)
-        return recorded_call(model, args, kwargs)
-    except Exception as error:
-        raise ValueError(
-            f"Model {model.name!r} of class {type(model).__name__} defines its own `call`, which "
-            f"cannot be followed on symbolic tensors ({type(error).__name__}: {error}). Pass a "
-            "Functional model of the same layers instead, keras.Model(inputs, outputs). If only "
-            "the shapes of its arguments are not known, keras.Model(inputs, model(inputs)) is one, "
-            "with a keras.Input for each argument."
-        ) from error
-
-
-def _arguments_of_build(model: Any, *, training: bool) -> tuple[list[Any], dict[str, Any]]:
-    """Symbolic arguments for `call`, of the shapes that a model was built with."""
-    shapes = build_shapes(model)
-    if not shapes:
-        raise ValueError("the shapes that it was built with are not recorded")
-    kwargs = {"training": True} if training else {}
-    tensors = [_symbolic_structure(shape) for shape in shapes.values()]
-    if len(shapes) == 1:
-        return tensors, kwargs
-    names = [name.removesuffix("_shape") for name in shapes]
-    return [], {**dict(zip(names, tensors, strict=True)), **kwargs}
-
-
-def _symbolic_structure(shape: Any) -> Any:
-    """Symbolic tensors in the structure of nested shapes."""
-    if isinstance(shape, dict):
-        return {key: _symbolic_structure(value) for key, value in shape.items()}
-    if all(n is None or isinstance(n, int) for n in shape):
-        return symbolic(tuple(shape))
-    return type(shape)(_symbolic_structure(value) for value in shape)
-
-
 def takes_training(layer: Any) -> bool:
     """Whether a layer's `call` has an argument `training`."""
     return "training" in inspect.signature(layer.call).parameters
 
 
-class _Reader:
+class Reader:
     """Adds what Keras recorded to a graph."""
 
     def __init__(self, graph: Graph, is_known: Callable[[Any], bool], training: bool) -> None:
@@ -163,11 +125,11 @@ class _Reader:
         """Adds nodes, the inputs bound to tensors of the graph; returns the outputs."""
         numbers = {id(t): n for t, n in zip(recorded.inputs, outer, strict=True)}
         for tensor, value in zip(recorded.constants, recorded.values, strict=True):
-            numbers[id(tensor)] = self.graph.new_tensor(shape_of(tensor))
+            numbers[id(tensor)] = self.graph.new_tensor(recorded.shape_of(tensor))
             self.graph.constants[numbers[id(tensor)]] = value
         for node in recorded.nodes:
             inputs = [numbers[id(t)] for t in node.input_tensors]
-            shapes = [shape_of(t) for t in node.output_tensors]
+            shapes = [recorded.shape_of(t) for t in node.output_tensors]
             outputs = self._call(node.operation, inputs, shapes, node.arguments)
             for tensor, number in zip(node.output_tensors, outputs, strict=True):
                 numbers[id(tensor)] = number
@@ -180,18 +142,27 @@ class _Reader:
             return self._time_distributed(operation, inputs, shapes)
         if isinstance(operation, keras.layers.Bidirectional):
             return self._bidirectional(operation, inputs, shapes, arguments)
-        recorded = self._inside(operation, inputs, arguments)
-        if recorded is not None and len(recorded.outputs) == len(shapes):
-            return self.inline(recorded, inputs)
-        return self.graph.new_node(operation, inputs, shapes, arguments)
-
-    def _inside(self, operation: Any, inputs: list[int], arguments: Any) -> Recorded | None:
-        """What an operation is made of, or None where it is a node by itself."""
         if is_raw_operation(operation):
-            return None
+            return self.graph.new_node(operation, inputs, shapes, arguments)
+        if functional_of(operation) is None and self.is_known(operation):
+            return self.graph.new_node(operation, inputs, shapes, arguments)
+        try:
+            recorded = self._inside(operation, inputs, arguments)
+            if len(recorded.outputs) != len(shapes):
+                raise ValueError(
+                    f"its `call` returns {len(recorded.outputs)} tensors where Keras expects "
+                    f"{len(shapes)}"
+                )
+        except Exception as error:  # whatever a user's `call` raises
+            if operation.weights or not is_keras_class(type(operation)):
+                self.graph.closed[len(self.graph.nodes)] = _in_words(error)
+            return self.graph.new_node(operation, inputs, shapes, arguments)
+        self.graph.opened.setdefault(id(operation), len(self.graph.nodes))
+        return self.inline(recorded, inputs)
+
+    def _inside(self, operation: Any, inputs: list[int], arguments: Any) -> Recorded:
+        """What an operation is made of."""
         functional = functional_of(operation)
-        if functional is None and self.is_known(operation):
-            return None
         given = [self.graph.shapes[n] for n in inputs]
         if functional is not None and given == [shape_of(t) for t in functional.inputs]:
             return recorded_model(functional)
@@ -200,12 +171,10 @@ class _Reader:
             kwargs.setdefault("training", True)
         try:
             return recorded_call(operation, args, kwargs)
-        except Exception as error:  # whatever a user's `call` raises
-            self.graph.notes.append(
-                f"{operation.name} ({type(operation).__name__}) could not be opened: "
-                f"{type(error).__name__}: {error}"
-            )
-            return None if functional is None else recorded_model(functional)
+        except Exception:
+            if functional is None:
+                raise
+            return recorded_model(functional)
 
     def _time_distributed(
         self, wrapper: Any, inputs: list[int], shapes: list[Shape]
@@ -228,6 +197,16 @@ class _Reader:
             own = tuple(shape[0] if wrapper.return_state else shape)
             ends.append(self._call(layer, inputs, [own], arguments)[0])
         return self.graph.new_node(wrapper, ends, shapes, part="leave")
+
+
+def _in_words(error: Exception) -> str:
+    """An error in one line, without the arguments of calls that Keras lists below it."""
+    lines = [line.strip() for line in str(error).split("\n\n")[0].splitlines()]
+    text = " ".join(line for line in lines if line)
+    if text.startswith("Exception encountered when calling"):
+        rest = str(error).split("\n\n")
+        text = " ".join((rest[1] if len(rest) > 1 else text).split())
+    return f"{type(error).__name__}: {text[:300]}"
 
 
 @dataclasses.dataclass(frozen=True)

@@ -13,16 +13,17 @@ import keras
 import numpy as np
 
 from keras_varinit.analysis.activation_rules import activation_of
+from keras_varinit.analysis.attention_masks import UnknownError, mask_values
 from keras_varinit.analysis.axes import Array
+from keras_varinit.analysis.call_arguments import Input, named_arguments
 from keras_varinit.analysis.moment_algebra import added, multiplied
 from keras_varinit.analysis.moment_maps import Moments, uniform
 from keras_varinit.analysis.nonlinear import IDENTITY
-from keras_varinit.analysis.reader import call_argument
 from keras_varinit.analysis.recurrent_steps import (
     Clock,
     arriving_at,
     clock_of,
-    correlation,
+    coherence_of,
     faded,
     has_settled,
     moments_of,
@@ -44,7 +45,9 @@ from keras_varinit.analysis.weight_signals import general_kernels, in_layout
 from keras_varinit.graph import own_variable
 from keras_varinit.moments import Activation
 from keras_varinit.recurrent_moments import (
+    ZERO,
     Cell,
+    Moment,
     States,
     Steps,
     gru_recurrence,
@@ -54,10 +57,11 @@ from keras_varinit.recurrent_moments import (
 from keras_varinit.values import view
 
 # Class of cell, its number of gates, its law, and how many steps of it are followed one by one.
-_KINDS: tuple[tuple[type, int, Callable[[Steps, Cell], States], int], ...] = (
+_Law = Callable[[Steps, Cell, Sequence[Moment]], States]
+_KINDS: tuple[tuple[type, int, _Law, int], ...] = (
     (keras.layers.SimpleRNNCell, 1, simple_recurrence, 128),
-    (keras.layers.LSTMCell, 4, lstm_recurrence, 64),
-    (keras.layers.GRUCell, 3, gru_recurrence, 64),
+    (keras.layers.LSTMCell, 4, lstm_recurrence, 48),
+    (keras.layers.GRUCell, 3, gru_recurrence, 48),
 )
 _OF_ROWS = ("softmax", "log_softmax", "sparsemax")
 
@@ -68,12 +72,12 @@ class _NotModelledError(Exception):
 
 @signal_rule(keras.layers.RNN)
 def _recurrent(visit: Visit) -> Outcome:
+    if not all(signal.is_known() for signal in visit.inputs[:1]):
+        return _without_state(visit)
     try:
         cells = _cells(visit)
-        clock = _clock(visit, cells)
-        if not visit.inputs[0].merged.is_known():
-            return _without_state(visit)
-        return _Layer(visit, cells, clock).outcome()
+        starts = _starts(visit, cells)
+        return _Layer(visit, cells, _clock(visit, cells), starts).outcome()
     except _NotModelledError as reason:
         visit.note(f"{visit.operation.name}: {reason}, so what it puts out is not known")
         return _without_state(visit)
@@ -92,7 +96,7 @@ def _clock(visit: Visit, cells: Sequence[Any]) -> Clock:
     return clock_of(axis, limit, backwards=bool(visit.operation.go_backwards))
 
 
-def _kind(cell: Any) -> tuple[type, int, Callable[[Steps, Cell], States], int]:
+def _kind(cell: Any) -> tuple[type, int, _Law, int]:
     return next(kind for kind in _KINDS if isinstance(cell, kind[0]))
 
 
@@ -107,18 +111,45 @@ def _cells(visit: Visit) -> list[Any]:
             raise _NotModelledError(f"{type(each).__name__} has a `call` of its own")
     if not all(any(isinstance(cell, kind[0]) for kind in _KINDS) for cell in cells):
         raise _NotModelledError(f"the recursion of {type(cells[0]).__name__} is not modelled")
-    if call_argument(node, 2, "mask") is not None:
+    arguments = named_arguments(node)
+    try:
+        shown = mask_values(visit, arguments.get("mask"))
+    except UnknownError as reason:
+        raise _NotModelledError(str(reason)) from reason
+    if shown is not None and not np.all(shown):
         raise _NotModelledError("it skips the steps that its mask hides")
-    if call_argument(node, 1, "initial_state") is not None or len(visit.inputs) > 1:
-        raise _NotModelledError("it starts from a state that it is given")
+    if arguments.get("sequences") != Input(0):
+        raise _NotModelledError("its sequence is not the first of its arguments")
     if layer.stateful:
         visit.note(f"{layer.name}: stateful, and counted from a state of zeros")
     return cells
 
 
+def _starts(visit: Visit, cells: Sequence[Any]) -> list[list[Input]]:
+    """The states that the layer is given, by cell; empty where it starts from zeros."""
+    given = named_arguments(visit.call.node).get("initial_state")
+    if given is None:
+        return [[] for _ in cells]
+    states, found = keras.tree.flatten(given), []
+    counts = [len(keras.tree.flatten(cell.state_size)) for cell in cells]
+    if len(states) != sum(counts) or not all(isinstance(s, Input) for s in states):
+        raise _NotModelledError("it starts from states that are no signals, or of other layers")
+    if not all(visit.inputs[s.number].is_known() for s in states):
+        raise _NotModelledError("it starts from a state that is not known")
+    for count in counts:
+        found.append(states[:count])
+        states = states[count:]
+    return found
+
+
+def _moment_of(signal: Signal) -> Moment:
+    moments = signal.merged
+    return moments.average(moments.mean), moments.second_moment, moments.pair_moment
+
+
 @dataclasses.dataclass(frozen=True)
 class _Run:
-    """One cell at work: its kernels and their variances, what it reads, and its states."""
+    """One cell at work: its kernels, the states that it is given, and its own."""
 
     kernel: Kernel
     recurrent: Kernel
@@ -126,6 +157,7 @@ class _Run:
     kept: float
     gates: int
     units: int
+    starts: Sequence[Input]
     states: States
 
     def reading(self, matrix: Array) -> Array:
@@ -136,7 +168,13 @@ class _Run:
 class _Layer:
     """A recurrent layer on a sequence: its cells act in turn."""
 
-    def __init__(self, visit: Visit, cells: Sequence[Any], clock: Clock) -> None:
+    def __init__(
+        self,
+        visit: Visit,
+        cells: Sequence[Any],
+        clock: Clock,
+        starts: Sequence[Sequence[Input]],
+    ) -> None:
         self.visit, self.clock = visit, clock
         self.layer, self.signal = visit.operation, in_layout(visit, -1)
         role = visit.role
@@ -144,12 +182,19 @@ class _Layer:
             raise TypeError("a rule of weight layers met another role")
         steps, fan_in = steps_of(self.signal.merged, clock), self.signal.channels
         self.runs: list[_Run] = []
-        for number, cell in enumerate(cells):
+        for number, (cell, given) in enumerate(zip(cells, starts, strict=True)):
             kernels = role.kernels[2 * number : 2 * number + 2]
-            self.runs.append(self._run(cell, kernels, steps, fan_in))
+            self.runs.append(self._run(cell, kernels, given, steps, fan_in))
             steps, fan_in = self.runs[-1].states.outputs, int(cell.units)
 
-    def _run(self, cell: Any, kernels: Sequence[Kernel], steps: Steps, fan_in: int) -> _Run:
+    def _run(
+        self,
+        cell: Any,
+        kernels: Sequence[Kernel],
+        starts: Sequence[Input],
+        steps: Steps,
+        fan_in: int,
+    ) -> _Run:
         visit, clock = self.visit, self.clock
         kernel, recurrent = kernels
         _, gates, law, _ = _kind(cell)
@@ -162,11 +207,16 @@ class _Layer:
         if not math.isfinite(variance + scale):
             raise _NotModelledError("the variance of its kernels is not known")
         inputs = steps.scaled(variance * fan_in / kept, variance * fan_in)
-        states = law(inputs, _numbers(cell, gates, scale))
-        visit.forward(recurrent.variable, clock.average(states.recurrent))
+        given = [_moment_of(visit.inputs[each.number]) for each in starts]
+        states = law(inputs, _numbers(cell, gates, scale), given or (ZERO, ZERO))
+        read = clock.average(states.recurrent)
+        if not math.isfinite(read + states.last[0][1]):
+            raise _NotModelledError("its state grows beyond all numbers")
+        if read > 0:  # else U reads zeros alone: its scale is none
+            visit.forward(recurrent.variable, read)
         if not has_settled(np.diagonal(states.outputs.own), clock):
             raise _NotModelledError(f"its state does not settle in {clock.middle} steps")
-        return _Run(kernel, recurrent, variance, kept, gates, int(cell.units), states)
+        return _Run(kernel, recurrent, variance, kept, gates, int(cell.units), starts, states)
 
     def outcome(self) -> Outcome:
         """The outputs, and how gradients come back."""
@@ -195,30 +245,42 @@ class _Layer:
         kept = [len(run.states.last) for run in self.runs]
         states += [0.0] * (sum(kept) - len(states))
         ends = np.cumsum([0, *kept])
+        results: list[Gradient | None] = [None] * len(self.visit.inputs)
         for number in reversed(range(len(self.runs))):
             carried = states[ends[number] : ends[number + 1]]
             carried[0] += last
-            arriving, last = self._back(self.runs[number], arriving, carried), 0.0
-        return only_first(self._at_input(arriving), len(self.visit.inputs))
+            arriving, last = self._back(self.runs[number], arriving, carried, results), 0.0
+        results[0] = self._at_input(arriving)
+        return results
 
-    def _back(self, run: _Run, arriving: Array, carried: Sequence[float]) -> Array:
+    def _back(
+        self,
+        run: _Run,
+        arriving: Array,
+        carried: Sequence[float],
+        results: list[Gradient | None],
+    ) -> Array:
         """Takes down the gradients at a cell's kernels; returns those at its input."""
         visit, clock = self.visit, self.clock
         returned = run.states.pullback(arriving, carried)
         matrix, recurrent = returned.kernel, returned.recurrent
         if clock.is_long:
             factors = faded(np.diagonal(matrix), np.diagonal(arriving), clock)
+            if np.any(np.isnan(factors)):
+                visit.note(f"{self.layer.name}: gradients do not settle in {clock.middle} steps")
             matrix = matrix * np.sqrt(np.outer(factors, factors))
             recurrent = recurrent * factors
         visit.backward(run.kernel.variable, clock.average(np.diagonal(matrix)) / run.gates)
         visit.backward(run.recurrent.variable, clock.average(recurrent))
+        for each, second in zip(run.starts, returned.start, strict=False):
+            means = [m.mean for _, m in visit.inputs[each.number].parts]
+            results[each.number] = Gradient(tuple(np.full_like(m, second) for m in means))
         return run.reading(matrix)
 
     def _at_input(self, matrix: Array) -> Gradient:
         seconds = np.diagonal(matrix)
         part = self.clock.by_class(seconds, self.clock.reads)
-        adjacent = correlation(matrix, 1, 1)
-        far = correlation(matrix, 2, len(matrix) - 1) if len(matrix) > 2 else adjacent
+        far, adjacent = coherence_of(matrix, self.clock)
         local = (adjacent - far) / (1 - far) if far < 1 else 0.0
         return Gradient((part,) * len(self.signal.parts), far, max(local, 0.0))
 

@@ -129,21 +129,32 @@ def has_settled(seconds: Array, clock: Clock) -> bool:
     return abs(float(seconds[clock.middle]) - before) < 0.05 * before
 
 
-def correlation(matrix: Array, nearest: int, farthest: int) -> float:
-    """Mean correlation of pairs of steps that far apart, weighted by their scale."""
-    stds = np.sqrt(np.diagonal(matrix))
-    scale = np.outer(stds, stds)
-    lags = range(nearest, farthest + 1)
-    covariance = sum(float(np.sum(np.diagonal(matrix, lag))) for lag in lags)
-    total = sum(float(np.sum(np.diagonal(scale, lag))) for lag in lags)
-    return min(max(covariance / total, 0.0), 1.0) if total > 0 else 0.0
+def coherence_of(matrix: Array, clock: Clock) -> tuple[float, float]:
+    """Of gradients by step: the mean correlation of two steps, and of two adjacent ones.
+
+    Both are shares of the mean square, so that the gradient of a sum over the steps is right.
+    """
+    size, shares = float(np.sum(clock.shares)), clock.shares
+    total = float(shares @ np.diagonal(matrix))
+    if size < 2 or not total > 0:
+        return 0.0, 0.0
+    apart = matrix - np.diag(np.diagonal(matrix))
+    # The sums count each pair from both of its sides.
+    beside = np.diagonal(apart, 1)
+    everywhere = float(shares @ apart.sum(axis=1)) / (size - 1)
+    adjacent = float(shares[1:] @ beside + shares[:-1] @ beside) / 2 * size / (size - 1)
+    return _share(everywhere / total), _share(adjacent / total)
+
+
+def _share(value: float) -> float:
+    return min(max(value, 0.0), 1.0)
 
 
 def faded(seconds: Array, arriving: Array, clock: Clock) -> Array:
     """What the gradients of the steps in the middle and before lose over the steps left out.
 
     Where gradients arrive at every step they have settled; where they come from the end alone they
-    fade geometrically, or nothing is known of the middle.
+    fade geometrically. NaN where they do neither.
     """
     middle, many = clock.middle, float(clock.shares[clock.middle])
     later = float(np.mean(seconds[middle + _APART - 2 : middle + _APART + 3]))
@@ -151,7 +162,7 @@ def faded(seconds: Array, arriving: Array, clock: Clock) -> Array:
     if not math.isfinite(here + later) or later == 0:
         return np.ones_like(seconds)
     factors = np.ones_like(seconds)
-    if arriving[middle] > 0.05 * float(np.max(arriving)):
+    if arriving[middle] > 0.1 * here:
         return factors if abs(here / later - 1) < 0.15 else factors * math.nan
     ratio = (here / later) ** (1 / _APART)
     if ratio > 0.97:

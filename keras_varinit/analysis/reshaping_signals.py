@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import keras
 
-from keras_varinit.analysis.axes import axes_of
+from keras_varinit.analysis.axes import Window, axes_of
 from keras_varinit.analysis.layouts import (
     channel_axes,
     fitting,
@@ -302,3 +302,36 @@ def broadcast_to(signal: Signal, before: Shape, after: Shape) -> Signal | None:
     numbers = [positions.index(a) for a in grown]
     parts = signal.each(lambda m: stretched(m, numbers, target)).parts
     return signal_at(parts, channel_axes(signal, rank), rank)
+
+
+@follows_channel_axes
+@signal_rule("Repeat")
+def _repeated(visit: Visit) -> Outcome:
+    """Each entry several times in a row: gradients of copies add up."""
+    operation, shape = visit.operation, visit.call.input_shapes[0]
+    times, axis = operation.repeats, operation.axis
+    if not isinstance(times, int) or axis is None or int(axis) % len(shape) == 0:
+        return unknown(visit, "it repeats the batch, or entries unequally often")
+    axis, source = int(axis) % len(shape), visit.inputs[0]
+    positions = position_axes(source, len(shape))
+    if axis in positions:
+        number = positions.index(axis)
+        targets = axes_of(sizes_of(visit.output_shape, positions))
+        windows = [
+            Window("repeat", 1, times if n == number else 1, 1, 0, a, b)
+            for n, (a, b) in enumerate(zip(source.axes, targets, strict=True))
+        ]
+        output = source.each(lambda m: m.mapped(windows))
+    else:
+        # Copies of a channel are equal; rules that follow count channels as independent.
+        parts = tuple((n * times, m) for n, m in source.each(Moments.copied).parts)
+        output = dataclasses.replace(source, parts=parts)
+
+    def pullback(gradients: Gradients) -> Gradients:
+        gradient = gradients[0]
+        if gradient is None:
+            return (None,)
+        grown = times * (1 + (gradient.coherence * (times - 1) if axis in positions else 0.0))
+        return (fitting(gradient, output, source).scaled(grown),)
+
+    return Outcome((output,), pullback)

@@ -158,11 +158,21 @@ def role_of(call: Call) -> Role:
     return Unknown()
 
 
+def registered() -> frozenset[type | str]:
+    """The layer classes and names of operations that have a rule."""
+    return frozenset({*_BY_CLASS, *_BY_NAME})
+
+
 def has_rule(operation: Any) -> bool:
     """Whether there is a rule for an operation."""
     if is_raw_operation(operation):
         return operation_name(operation) in _BY_NAME
     return any(cls in _BY_CLASS for cls in type(operation).__mro__)
+
+
+def has_own_rule(cls: type) -> bool:
+    """Whether a rule was registered for that very class."""
+    return cls in _BY_CLASS
 
 
 def operation_classes(operation: Any) -> tuple[type, ...]:

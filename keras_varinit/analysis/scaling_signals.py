@@ -17,7 +17,7 @@ from keras_varinit.analysis.layouts import fitting, on_axes
 from keras_varinit.analysis.merging_signals import merged
 from keras_varinit.analysis.moment_algebra import added, multiplied
 from keras_varinit.analysis.moment_maps import Moments
-from keras_varinit.analysis.pointwise_signals import after_activation
+from keras_varinit.analysis.pointwise_signals import after_activation, is_integrable
 from keras_varinit.analysis.reshaping_signals import broadcast_to
 from keras_varinit.analysis.signals import (
     Gradients,
@@ -63,6 +63,9 @@ def with_numbers(
     same_shape = visit.call.input_shapes[index] == visit.output_shape
     if single is not None and same_shape:
         function = _function(name, single, signal_first)
+        singular = "Divide" in name and not signal_first
+        if singular and not is_integrable(visit.inputs[index], function):
+            return unknown(visit, "the inverse of a signal that may be 0 has no second moment")
         return _only(visit, index, after_activation(visit.inputs[index], function))
     if "Divide" in name:
         if not signal_first:

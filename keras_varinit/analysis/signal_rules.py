@@ -51,28 +51,37 @@ def _global_average_pooling(call: Call) -> Role:
     return Pooling("average", _map_size(call))
 
 
+def _data_format(call: Call) -> str:
+    """Of a layer, or of an operation that may leave it to Keras's setting."""
+    return str(getattr(call.operation, "data_format", None) or keras.config.image_data_format())
+
+
 def _map_size(call: Call) -> int | None:
-    spatial = spatial_shape(call.input_shapes[0], call.operation.data_format)
+    spatial = spatial_shape(call.input_shapes[0], _data_format(call))
     return None if None in spatial else math.prod(n for n in spatial if n is not None)
 
 
 @rule(
     *layer_classes(
         "AdaptiveAveragePooling1D", "AdaptiveAveragePooling2D", "AdaptiveAveragePooling3D"
-    )
+    ),
+    "AdaptiveAveragePool",
 )
 def _adaptive_average_pooling(call: Call) -> Role:
     return Pooling("average", _adaptive_window(call))
 
 
-@rule(*layer_classes("AdaptiveMaxPooling1D", "AdaptiveMaxPooling2D", "AdaptiveMaxPooling3D"))
+@rule(
+    *layer_classes("AdaptiveMaxPooling1D", "AdaptiveMaxPooling2D", "AdaptiveMaxPooling3D"),
+    "AdaptiveMaxPool",
+)
 def _adaptive_max_pooling(call: Call) -> Role:
     return Pooling("max", _adaptive_window(call))
 
 
 def _adaptive_window(call: Call) -> int | None:
     inputs = _map_size(call)
-    outputs = spatial_shape(call.output_shapes[0], call.operation.data_format)
+    outputs = spatial_shape(call.output_shapes[0], _data_format(call))
     if inputs is None or None in outputs:
         return None
     return max(1, round(inputs / math.prod(n for n in outputs if n is not None)))
@@ -133,6 +142,8 @@ def _raw_arithmetic(call: Call) -> Role:
     *layer_classes(
         "Add", "Subtract", "Multiply", "Average", "Maximum", "Minimum", "Dot", "Bidirectional"
     ),
+    *layer_classes("Attention", "AdditiveAttention"),
+    "DotProductAttention",
     "Where",
 )
 def _merge(call: Call) -> Role:
@@ -156,13 +167,16 @@ def _stack(call: Call) -> Role:
 
 @rule("Pad")
 def _raw_pad(call: Call) -> Role:
+    """Zeros around the map; other numbers, entries of the map and channels count as connections."""
     widths = getattr(call.operation, "pad_width", None)
-    mode = getattr(call.operation, "mode", "constant")
-    if widths is None or mode != "constant":
+    value = call_argument(call.node, 1, "constant_values")
+    zeros = value is None or (isinstance(value, int | float | np.number) and value == 0)
+    if widths is None or getattr(call.operation, "mode", "constant") != "constant" or not zeros:
         return Transparent()
     pairs = np.broadcast_to(np.asarray(widths, int), (len(call.input_shapes[0]), 2)).tolist()
-    inner = pairs[1:-1]
-    if any(before or after for before, after in (pairs[0], pairs[-1])):
+    channels_first = keras.config.image_data_format() == "channels_first"
+    inner, rest = (pairs[2:], pairs[:2]) if channels_first else (pairs[1:-1], [pairs[0], pairs[-1]])
+    if any(before or after for before, after in rest):
         return Transparent()
     return Padding(tuple((int(before), int(after)) for before, after in inner))
 
@@ -203,6 +217,7 @@ def _source(call: Call) -> Role:
         "RepeatVector",
         "Rescaling",
         "Reshape",
+        "Resizing",
         "SpatialDropout1D",
         "SpatialDropout2D",
         "SpatialDropout3D",
@@ -214,16 +229,23 @@ def _source(call: Call) -> Role:
     "Cast",
     "ConvertToTensor",
     "Copy",
+    "CropImages",
+    "DepthToSpace",
     "ExpandDims",
+    "ExtractPatches",
     "Flip",
+    "Fliplr",
+    "Flipud",
     "GetItem",
     "Moveaxis",
+    "PadImages",
     "Ravel",
     "Repeat",
     "Reshape",
     "Resize",
     "Roll",
     "Slice",
+    "SpaceToDepth",
     "Split",
     "Squeeze",
     "StopGradient",

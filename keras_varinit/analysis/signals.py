@@ -261,6 +261,11 @@ def follows_channel_axes(function: _Rule) -> _Rule:
     return function
 
 
+def registered() -> frozenset[type | str]:
+    """The layer classes and names of operations that have a rule."""
+    return frozenset(_RULES)
+
+
 def has_signal_rule(operation: Any) -> bool:
     """Whether there is a rule of the engine for an operation."""
     return signal_rule_of(operation) is not None
@@ -269,6 +274,11 @@ def has_signal_rule(operation: Any) -> bool:
 def takes_channel_axes(function: SignalRule) -> bool:
     """Whether a rule takes signals with channels in several dimensions."""
     return function in _FOLLOWING
+
+
+def has_own_signal_rule(cls: type) -> bool:
+    """Whether a rule of the engine was registered for that very class."""
+    return cls in _RULES
 
 
 def alike(shape: Shape, channel_axis: int, mean: float, second: float, pair: float) -> Signal:
@@ -288,7 +298,7 @@ def layout(shape: Shape, channel_axis: int) -> tuple[Axes, int]:
 
 
 def unknown(visit: Visit, reason: str = "") -> Outcome:
-    """Outputs of which nothing is known; no gradient comes back.
+    """Outputs of which nothing is known, and gradients of which nothing is known either.
 
     `reason` is noted where what comes in was known.
     """
@@ -302,7 +312,11 @@ def unknown(visit: Visit, reason: str = "") -> Outcome:
         alike(s, visit.inputs[0].channel_axis if len(s) in ranks else -1, *[math.nan] * 3)
         for s in visit.call.output_shapes
     )
-    return Outcome(outputs, lambda _: [None] * len(visit.inputs))
+    lost = [
+        Gradient(tuple(np.full(m.mean.shape, math.nan) for _, m in signal.parts))
+        for signal in visit.inputs
+    ]
+    return Outcome(outputs, lambda _: lost)
 
 
 def only_first(gradient: Gradient | None, count: int) -> Gradients:

@@ -15,7 +15,7 @@ import numpy as np
 
 from keras_varinit.analysis import rules
 from keras_varinit.analysis.axes import AnyWindow, Array, Window
-from keras_varinit.analysis.layouts import fitting, reordered, signal_at, with_channel_axes
+from keras_varinit.analysis.layouts import back_to, with_channel_axes
 from keras_varinit.analysis.moment_maps import Axes, Moments, axis_maps, uniform
 from keras_varinit.analysis.pointwise_signals import (
     acts_on_rows,
@@ -30,12 +30,12 @@ from keras_varinit.analysis.signals import (
     Signal,
     Visit,
     alike,
-    follows_channel_axes,
     layout,
     only_first,
     signal_rule,
     unknown,
 )
+from keras_varinit.analysis.softmax_signals import softmax
 from keras_varinit.fans import padding_and_outputs
 
 
@@ -54,28 +54,26 @@ def in_layout(visit: Visit, channel_axis: int) -> Signal:
 
 def windows(call: Call, source: Axes, target: Axes) -> list[Window]:
     """The windows of a convolution layer."""
-    layer = call.operation
-    rank = len(source)
+    layer, rank = call.operation, len(source)
     sizes = per_dimension(layer.kernel_size, rank)
     strides = per_dimension(layer.strides, rank)
     dilation = per_dimension(layer.dilation_rate, rank)
+    return windows_of(sizes, strides, dilation, layer.padding, source, target)
+
+
+def windows_of(
+    sizes: Sequence[int],
+    strides: Sequence[int],
+    dilation: Sequence[int],
+    padding: str,
+    source: Axes,
+    target: Axes,
+) -> list[Window]:
+    """The windows of a convolution, axis by axis."""
     found = []
-    for axis in range(rank):
-        size = source[axis].size
-        low, _ = padding_and_outputs(
-            size or 10**6, sizes[axis], strides[axis], dilation[axis], layer.padding
-        )
-        found.append(
-            Window(
-                "conv",
-                sizes[axis],
-                strides[axis],
-                dilation[axis],
-                low,
-                source[axis],
-                target[axis],
-            )
-        )
+    for k, s, d, before, after in zip(sizes, strides, dilation, source, target, strict=True):
+        low, _ = padding_and_outputs(before.size or 10**6, k, s, d, padding)
+        found.append(Window("conv", k, s, d, low, before, after))
     return found
 
 
@@ -135,23 +133,52 @@ class Weighing:
 def through_taps(gradient: Gradient, windows: Sequence[Window]) -> Gradient:
     """Gradients of two inputs are alike in the taps that both have.
 
-    With strides only every so many inputs have a tap in common, and adjacent ones have none.
+    With n_pq of them, and n_p that p has, the correlation is the mean of n_pq over that of
+    √(n_p n_q), for p ≠ q.
     """
-    common = math.prod(_taps_in_common(window) for window in windows)
-    if all(w.stride == 1 or w.kind == "transposed" for w in windows):
-        return gradient.less_coherent(common, 1.0)
-    return Gradient(gradient.parts, gradient.coherence * common)
+    shared = [_taps_in_common(window) for window in windows]
+    own = math.prod(each.own for each in shared)
+    pairs = math.prod(each.pairs for each in shared) - own
+    scale = math.prod(each.scale for each in shared) - own
+    far = pairs / scale if scale > 1e-9 else 1.0
+    near = [each.adjacent for each in shared if each.adjacent is not None]
+    return gradient.less_coherent(far, float(np.mean(near)) if near else 1.0)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Shared:
+    """Means over pairs of inputs, along one axis, of the taps in common and of √(n_p n_q).
+
+    `own` is the share of an input's pairs with itself. `adjacent` is None for a single input.
+    """
+
+    pairs: float
+    scale: float
+    own: float
+    adjacent: float | None
 
 
 @functools.lru_cache(maxsize=1024)
-def _taps_in_common(window: Window) -> float:
-    """Mean number of taps that two inputs have in common, over the mean number that one has."""
-    if window.kind == "transposed" or window.inputs.size is None or window.outputs.size is None:
-        return 1.0 if window.kind == "transposed" else 1 / window.stride
+def _taps_in_common(window: Window) -> _Shared:
+    if window.kind == "transposed":
+        return _Shared(1.0, 1.0, 0.0, 1.0)
+    if window.inputs.size is None or window.outputs.size is None:
+        # Those of different phases of a stride have none.
+        return _Shared(1 / window.stride, 1.0, 0.0, float(window.stride == 1))
+    inputs = window.inputs.size
     reads = window.reads(np.arange(window.outputs.size))
-    inside = (reads >= 0) & (reads < window.inputs.size)
-    shares = inside.sum(axis=1) / window.inputs.size
-    return float(np.sum(shares**2) / np.sum(shares)) if np.any(shares) else 1.0
+    reached = np.zeros((window.taps, inputs))
+    taps, outputs = np.nonzero((reads >= 0) & (reads < inputs))
+    reached[taps, reads[taps, outputs]] = 1
+    roots = np.sqrt(reached.sum(axis=0))
+    adjacent = float(np.sum(reached[:, 1:] * reached[:, :-1]))
+    scale = float(np.sum(roots[1:] * roots[:-1]))
+    return _Shared(
+        float(np.sum(reached.mean(axis=1) ** 2)),
+        float(np.mean(roots)) ** 2,
+        float(np.mean(roots**2)) / inputs,
+        (adjacent / scale if scale > 0 else 0.0) if inputs > 1 else None,
+    )
 
 
 def with_activation(visit: Visit, linear: Outcome) -> Outcome:
@@ -160,8 +187,12 @@ def with_activation(visit: Visit, linear: Outcome) -> Outcome:
     if not isinstance(role, Weights) or role.activation is None:
         return linear
     if acts_on_rows(role.activation) and not visit.at_output:
-        moved = dataclasses.replace(visit, inputs=linear.outputs)
-        after = unknown(moved, f"its activation {role.activation.name} is not modelled")
+        call = dataclasses.replace(visit.call, input_shapes=visit.call.output_shapes)
+        moved = dataclasses.replace(visit, inputs=linear.outputs, call=call)
+        if role.activation.name == "softmax":
+            after = softmax(moved, [len(visit.output_shape) - 1])
+        else:
+            after = unknown(moved, f"its activation {role.activation.name} is not modelled")
     else:
         after = after_activation(linear.outputs[0], role.activation)
 
@@ -180,7 +211,7 @@ def _conv(visit: Visit) -> Outcome:
     merged = signal.merged
     taps = windows(visit.call, signal.axes, target)
     groups = getattr(layer, "groups", 1)
-    return _shared(visit, signal, merged, taps, signal.channels // groups, channels, groups)
+    return shared_kernel(visit, signal, merged, taps, signal.channels // groups, channels, groups)
 
 
 @signal_rule(*layer_classes("Conv1DTranspose", "Conv2DTranspose", "Conv3DTranspose"))
@@ -189,10 +220,10 @@ def _conv_transpose(visit: Visit) -> Outcome:
     target, channels = layout(visit.output_shape, channel_axis)
     signal = in_layout(visit, channel_axis)
     taps = transposed_windows(visit.call, signal.axes, target)
-    return _shared(visit, signal, signal.merged, taps, signal.channels, channels, 1)
+    return shared_kernel(visit, signal, signal.merged, taps, signal.channels, channels, 1)
 
 
-def _shared(
+def shared_kernel(
     visit: Visit,
     signal: Signal,
     merged: Moments,
@@ -218,7 +249,10 @@ def _shared(
         back = back * (weighing.variance * channels / groups)
         count = len(signal.parts)
         passed = through_taps(gradient, taps).with_parts((back,) * count)
-        return only_first(fitting(passed, signal, visit.inputs[0]), len(visit.inputs))
+        return only_first(
+            back_to(passed, signal, visit.inputs[0], len(visit.call.input_shapes[0])),
+            len(visit.inputs),
+        )
 
     return with_activation(visit, Outcome((output,), pullback))
 
@@ -227,7 +261,7 @@ def _shared(
 def _dense(visit: Visit) -> Outcome:
     signal = in_layout(visit, -1)
     channels = visit.output_shape[-1] or 1
-    return _shared(
+    return shared_kernel(
         visit, signal, signal.merged, in_place(signal.axes), signal.channels, channels, 1
     )
 
@@ -270,7 +304,10 @@ def _each_channel(visit: Visit, multiplier: int) -> tuple[Outcome, Signal]:
             for (_, m), g in zip(signal.parts, gradient.parts, strict=True)
         )
         passed = through_taps(gradient, taps).with_parts(back)
-        return only_first(fitting(passed, signal, visit.inputs[0]), len(visit.inputs))
+        return only_first(
+            back_to(passed, signal, visit.inputs[0], len(visit.call.input_shapes[0])),
+            len(visit.inputs),
+        )
 
     return Outcome((output,), pullback), signal
 
@@ -327,45 +364,6 @@ def labels_of(equation: str, rank: int) -> tuple[list[str], list[str], list[str]
         return [*before, *(hidden if dots else []), *after]
 
     return spelled(data), spelled(kernel), spelled(output)
-
-
-@follows_channel_axes
-@signal_rule(keras.layers.EinsumDense)
-def _einsum_dense(visit: Visit) -> Outcome:
-    """Sums over the contracted dimensions; those of the kernel alone hold the new channels."""
-    role, shape = visit.role, visit.call.input_shapes[0]
-    if not isinstance(role, Weights):
-        raise TypeError("a rule of weight layers met another role")
-    data, kernel, output = labels_of(visit.operation.equation, len(shape))
-    summed = [a for a, label in enumerate(data) if label in kernel and label not in output]
-    shared = [label for label in data if label in kernel and label in output]
-    lost = [label for label in data if label not in kernel and label not in output]
-    if 0 in summed or not summed or lost or output[0] != data[0]:
-        return unknown(visit, "it sums over the batch or over what its kernel lacks")
-    signal = with_channel_axes(visit.inputs[0], shape, summed + [data.index(s) for s in shared])
-    channels = [a for a, label in enumerate(output) if label in kernel]
-    order = [label for label in data if label not in kernel][1:]
-    places = [label for label in output if label not in kernel][1:]
-    count = math.prod(visit.output_shape[a] or 1 for a in channels)
-    merged = reordered(signal.merged, [order.index(label) for label in places])
-    fan_in = math.prod(shape[a] or 1 for a in summed)
-    unit = merged.weighted(in_place(merged.axes), fan_in)
-    weighing = Weighing(visit, role.kernels[0], [(count, unit)])
-    bias = moments_of_variable(visit.operation, "bias")
-    after = signal_at(weighing.output(bias, -1).parts, channels, len(output))
-    fan_out = count / math.prod(shape[data.index(s)] or 1 for s in shared)
-
-    def pullback(gradients: Gradients) -> Gradients:
-        gradient = gradients[0]
-        weighing.came_back(gradient, after)
-        if gradient is None:
-            return only_first(None, len(visit.inputs))
-        back = gradient.parts[0] * (weighing.variance * fan_out)
-        back = back.transpose([places.index(label) for label in order])
-        passed = gradient.with_parts((back,) * len(signal.parts))
-        return only_first(fitting(passed, signal, visit.inputs[0]), len(visit.inputs))
-
-    return with_activation(visit, Outcome((after,), pullback))
 
 
 def general_kernels(visit: Visit) -> Outcome:

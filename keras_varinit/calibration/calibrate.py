@@ -185,4 +185,5 @@ def _complete(model: Any, places: Places) -> list[str]:
     except ValueError:  # a `call` that cannot be followed, which the notes tell of
         return []
     places.add_unseen(analysis)
-    return [f"{name}: {reason}, so it is left alone" for name, reason in analysis.unknown]
+    end = ", so it is left alone"
+    return [f"{name}: {reason.removesuffix(end)}{end}" for name, reason in analysis.unknown]

@@ -12,7 +12,7 @@ import numpy as np
 from keras_varinit.analysis.names import variable_names
 from keras_varinit.diagnostics.batches import Batch, Batches
 from keras_varinit.diagnostics.gradients import Loss, Summaries, Tap, summaries_of
-from keras_varinit.diagnostics.points import Point
+from keras_varinit.diagnostics.points import Point, normalized_embeddings
 from keras_varinit.diagnostics.report import SignalReport, SignalRow
 from keras_varinit.diagnostics.running import GraphRunner, LayerRunner, Runner
 from keras_varinit.diagnostics.statistics import Flatness, Moments, flat_parts
@@ -335,14 +335,17 @@ class _Sums:
         self, model: Any, predictions: dict[int, Any], gradients: str
     ) -> tuple[SignalRow, ...]:
         paths = {key: path for key, (path, _, _) in variable_names(model).items()}
+        normalized = normalized_embeddings(self.points.values())
         rows = [
-            self._row(point, paths, predictions)
+            self._row(point, paths, predictions, name in normalized)
             for name, point in self.points.items()
             if ("forward", name) in self.moments
         ]
         return _with_scaled_gradients(rows) if gradients == "loss" else tuple(rows)
 
-    def _row(self, point: Point, paths: dict[int, str], predictions: dict[int, Any]) -> SignalRow:
+    def _row(
+        self, point: Point, paths: dict[int, str], predictions: dict[int, Any], normalized: bool
+    ) -> SignalRow:
         forward = self.moments["forward", point.name]
         backward = self.moments.get(("backward", point.name))
         output = self.moments.get(("output", point.name), forward)
@@ -369,6 +372,7 @@ class _Sums:
             predicted_gradient_second_moment=getattr(predicted, "backward", None),
             histogram=output.histogram(),
             gradient_histogram=None if backward is None else backward.histogram(),
+            normalized=normalized,
         )
 
 

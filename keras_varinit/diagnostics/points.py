@@ -1,7 +1,7 @@
 """Where a model's signal is looked at: one point per call of a layer or operation."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import keras
@@ -12,6 +12,7 @@ from keras_varinit.analysis.rules import (
     Call,
     Elementwise,
     Role,
+    Transparent,
     Unknown,
     Weights,
     layer_classes,
@@ -75,6 +76,22 @@ class Namer:
         """The name of the next call of an operation of that name."""
         count = self.seen[name] = self.seen.get(name, 0) + 1
         return name if count == 1 else f"{name}#{count}"
+
+
+def normalized_embeddings(points: Iterable[Point]) -> set[str]:
+    """Names of the embeddings after which, in the order of the points, a normalization comes first.
+
+    First before any layer with kernels that is no embedding.
+    """
+    found, waiting = set(), set()
+    for point in points:
+        if isinstance(point.operation, keras.layers.Embedding):
+            waiting.add(point.name)
+        elif isinstance(point.role, Transparent) and point.role.normalizes:
+            found |= waiting
+        elif point.kind == "weights":
+            waiting = set()
+    return found
 
 
 def point_of(

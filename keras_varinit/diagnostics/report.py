@@ -41,6 +41,8 @@ class SignalRow:
             predicts nothing, or something else than what is measured here.
         histogram: Of the output, behind the activation.
         gradient_histogram: Of the gradient by the signal.
+        normalized: Whether it is an embedding that a normalization follows before any other layer
+            with kernels does, so that its scale and that of its gradient say nothing.
     """
 
     name: str
@@ -63,6 +65,7 @@ class SignalRow:
     predicted_gradient_second_moment: float | None
     histogram: Histogram = dataclasses.field(repr=False)
     gradient_histogram: Histogram | None = dataclasses.field(repr=False)
+    normalized: bool = False
 
     @property
     def has_units(self) -> bool:
@@ -118,6 +121,12 @@ class SignalReport:
     def weight_rows(self) -> tuple[SignalRow, ...]:
         """The rows of layers with kernels; all rows if there are none."""
         return tuple(row for row in self.rows if row.kind == "weights") or self.rows
+
+    @property
+    def _compared_rows(self) -> tuple[SignalRow, ...]:
+        """The rows that findings compare: those of which the scale matters."""
+        rows = self.weight_rows
+        return tuple(row for row in rows if not row.normalized) or rows
 
     def worst(self, n: int = 1) -> tuple[SignalRow, ...]:
         """The `n` rows farthest from a signal of unit second moment.
@@ -190,7 +199,7 @@ class SignalReport:
         return []
 
     def _forward_findings(self) -> list[str]:
-        rows = [row for row in self.weight_rows if math.isfinite(row.second_moment)]
+        rows = [row for row in self._compared_rows if math.isfinite(row.second_moment)]
         found = []
         if rows and not _SMALLEST <= rows[0].second_moment <= _LARGEST:
             value = rows[0].second_moment
@@ -207,7 +216,7 @@ class SignalReport:
 
     def _backward_findings(self) -> list[str]:
         """By the gradient's squared norm, which the size of a map leaves comparable."""
-        rows = [row for row in reversed(self.weight_rows) if math.isfinite(row.gradient_norm)]
+        rows = [row for row in reversed(self._compared_rows) if math.isfinite(row.gradient_norm)]
         found = []
         for word in ("vanishes", "explodes"):
             for row, last in _with_reference(rows):

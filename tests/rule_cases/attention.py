@@ -3,10 +3,11 @@
 import keras
 import numpy as np
 
-from tests.rule_cases.case import Allowance, Case, L, dense, tokens
+from tests.rule_cases.case import EXACT, Allowance, Case, L, dense, tokens
 
 # Keys that a row favours are not of average size, and weights are drawn once for all rows.
-WITHIN = Allowance(0.04, 0.10, "weights and the sizes of their keys count as uncorrelated")
+WITHIN = Allowance(0.05, 0.10, "weights and the sizes of their keys count as uncorrelated")
+NARROW = Allowance(0.09, 0.10, "queries, keys and values of one narrow layer resemble each other")
 TOKENS, LONG = (10, 128), (24, 128)
 
 
@@ -36,9 +37,17 @@ def mask(shape):
     return np.random.default_rng(0).random(shape) < 0.6
 
 
-def _alike(u):
-    """Values that have much in common."""
-    return dense(96)(L.ReLU()(u))
+def part(units=48):
+    return dense(units, kernel_initializer=normal(192 * 7))
+
+
+def plain(make, **arguments):
+    """Attention without kernels of its own, which its queries, values and keys bring along."""
+
+    def back(u):
+        return dense()(make()([part()(u), part(64)(u), part()(u)], **arguments))
+
+    return back
 
 
 CASES = (
@@ -163,5 +172,41 @@ CASES = (
         LONG,
         WITHIN,
         "causal",
+    ),
+    Case(L.Attention, tokens, plain(L.Attention), TOKENS, NARROW),
+    Case(L.Attention, tokens, plain(lambda: L.Attention(dropout=0.2)), TOKENS, NARROW, "dropout"),
+    Case(L.Attention, tokens, plain(L.Attention, use_causal_mask=True), TOKENS, NARROW, "causal"),
+    Case(
+        L.Attention,
+        tokens,
+        plain(lambda: L.Attention(score_mode="concat", use_scale=True)),
+        TOKENS,
+        NARROW,
+        "concat",
+    ),
+    Case(
+        L.Attention,
+        tokens,
+        lambda u: dense()(L.Attention()([part(96)(u), u])),
+        TOKENS,
+        NARROW,
+        "values as keys",
+    ),
+    Case(
+        L.Attention,
+        tokens,
+        lambda u: dense()(L.Attention()([u, u])),
+        TOKENS,
+        EXACT,
+        "of tokens to themselves",
+    ),
+    Case(L.AdditiveAttention, tokens, plain(L.AdditiveAttention), TOKENS, NARROW),
+    Case(
+        L.AdditiveAttention,
+        tokens,
+        plain(lambda: L.AdditiveAttention(use_scale=False)),
+        TOKENS,
+        NARROW,
+        "without scale",
     ),
 )

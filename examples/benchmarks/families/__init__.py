@@ -2,5 +2,11 @@
 
 from .network import Network
 from .operations import OPERATIONS
+from .sequences import SEQUENCES
+from .vectors import VECTORS
+from .vision import VISION
 
-GROUPS: dict[str, dict[str, Network]] = {"families": {}, "operations": OPERATIONS}
+GROUPS: dict[str, dict[str, Network]] = {
+    "families": {**VISION, **SEQUENCES, **VECTORS},
+    "operations": OPERATIONS,
+}

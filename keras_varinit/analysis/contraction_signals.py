@@ -1,0 +1,184 @@
+"""The engine's rules of sums of products with a kernel: EinsumDense, `x @ w`, `ops.conv`.
+
+A kernel of independent entries makes channels of its own dimensions; those that it shares with the
+data and the output, such as heads, have kernels of their own. A known matrix that is no kernel acts
+by its values: E u² = Σ w² Var z + (Σ w)² (E z)².
+"""
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import keras
+import numpy as np
+
+from keras_varinit.analysis.axes import Array
+from keras_varinit.analysis.layouts import back_to, reordered, signal_at, with_channel_axes
+from keras_varinit.analysis.moment_maps import Moments, near_pairs, outer
+from keras_varinit.analysis.pointwise_signals import moments_of_variable
+from keras_varinit.analysis.reader import call_argument
+from keras_varinit.analysis.rules import Weights, per_dimension
+from keras_varinit.analysis.signals import (
+    Gradients,
+    Outcome,
+    Visit,
+    follows_channel_axes,
+    layout,
+    only_first,
+    signal_rule,
+    unknown,
+)
+from keras_varinit.analysis.weight_signals import (
+    Weighing,
+    in_layout,
+    in_place,
+    labels_of,
+    shared_kernel,
+    windows_of,
+    with_activation,
+)
+from keras_varinit.graph import is_variable
+
+
+@follows_channel_axes
+@signal_rule(keras.layers.EinsumDense)
+def _einsum_dense(visit: Visit) -> Outcome:
+    data, kernel, output = labels_of(visit.operation.equation, len(visit.call.input_shapes[0]))
+    return contracted(visit, data, kernel, output)
+
+
+def contracted(
+    visit: Visit, data: Sequence[str], kernel: Sequence[str], output: Sequence[str]
+) -> Outcome:
+    """Sums over the contracted dimensions; those of the kernel alone hold the new channels."""
+    role, shape = visit.role, visit.call.input_shapes[0]
+    if not isinstance(role, Weights):
+        raise TypeError("a rule of weight layers met another role")
+    summed = [a for a, label in enumerate(data) if label in kernel and label not in output]
+    shared = [label for label in data if label in kernel and label in output]
+    lost = [label for label in data if label not in kernel and label not in output]
+    if 0 in summed or not summed or lost or output[0] != data[0]:
+        return unknown(visit, "it sums over the batch or over what its kernel lacks")
+    signal = with_channel_axes(visit.inputs[0], shape, summed + [data.index(s) for s in shared])
+    channels = [a for a, label in enumerate(output) if label in kernel]
+    order = [label for label in data if label not in kernel][1:]
+    places = [label for label in output if label not in kernel][1:]
+    count = math.prod(visit.output_shape[a] or 1 for a in channels)
+    merged = reordered(signal.merged, [order.index(label) for label in places])
+    fan_in = math.prod(shape[a] or 1 for a in summed)
+    unit = merged.weighted(in_place(merged.axes), fan_in)
+    weighing = Weighing(visit, role.kernels[0], [(count, unit)])
+    bias = moments_of_variable(visit.operation, "bias")
+    after = signal_at(weighing.output(bias, -1).parts, channels, len(output))
+    fan_out = count / math.prod(shape[data.index(s)] or 1 for s in shared)
+
+    def pullback(gradients: Gradients) -> Gradients:
+        gradient = gradients[0]
+        weighing.came_back(gradient, after)
+        if gradient is None:
+            return only_first(None, len(visit.inputs))
+        back = gradient.parts[0] * (weighing.variance * fan_out)
+        back = back.transpose([places.index(label) for label in order])
+        passed = gradient.with_parts((back,) * len(signal.parts))
+        return only_first(
+            back_to(passed, signal, visit.inputs[0], len(visit.call.input_shapes[0])),
+            len(visit.inputs),
+        )
+
+    return with_activation(visit, Outcome((after,), pullback))
+
+
+@follows_channel_axes
+def raw_kernels(visit: Visit) -> Outcome:
+    """A raw operation with a variable that is a kernel."""
+    name, shape = type(visit.operation).__name__, visit.call.input_shapes[0]
+    labels = [f"#{n}" for n in range(len(shape))]
+    if name == "Matmul" or name == "Dot":
+        return contracted(visit, labels, [labels[-1], "new"], [*labels[:-1], "new"])
+    if name == "Tensordot":
+        return _tensordot(visit, labels)
+    if name == "Einsum":
+        equation = visit.operation.subscripts
+        if is_variable(visit.call.node.arguments.args[0]):
+            left, output = equation.split("->")
+            equation = ",".join(reversed(left.split(","))) + "->" + output
+        return contracted(visit, *labels_of(equation, len(shape)))
+    if name == "Conv":
+        return _conv(visit)
+    return unknown(visit, "its kernel is used in a way that is not modelled")
+
+
+def _tensordot(visit: Visit, labels: list[str]) -> Outcome:
+    variable, axes = call_argument(visit.call.node, 1, "x2"), visit.operation.axes
+    rank, own = len(labels), len(variable.shape)
+    if isinstance(axes, int):
+        pairs = list(zip(range(rank - axes, rank), range(axes), strict=True))
+    else:
+        pairs = list(zip(np.atleast_1d(axes[0]), np.atleast_1d(axes[1]), strict=True))
+    kernel = [f"new{n}" for n in range(own)]
+    for one, other in pairs:
+        kernel[int(other) % own] = labels[int(one) % rank]
+    output = [x for x in labels if x not in kernel] + [x for x in kernel if x not in labels]
+    return contracted(visit, labels, kernel, output)
+
+
+def _conv(visit: Visit) -> Outcome:
+    operation, variable = visit.operation, call_argument(visit.call.node, 1, "kernel")
+    data_format = operation.data_format or keras.config.image_data_format()
+    channel_axis = -1 if data_format == "channels_last" else 1
+    signal = in_layout(visit, channel_axis)
+    target, channels = layout(visit.output_shape, channel_axis)
+    rank = len(target)
+    taps = windows_of(
+        tuple(int(n) for n in variable.shape[:rank]),
+        per_dimension(operation.strides, rank),
+        per_dimension(operation.dilation_rate, rank),
+        operation.padding,
+        signal.axes,
+        target,
+    )
+    groups = signal.channels // int(variable.shape[-2])
+    return shared_kernel(
+        visit, signal, signal.merged, taps, signal.channels // groups, channels, groups
+    )
+
+
+def with_matrix(visit: Visit, index: int, values: Array, *, signal_first: bool = True) -> Outcome:
+    """`z @ w`, or `w @ z`, with known numbers w, a matrix."""
+    signal, shape = visit.inputs[index], visit.call.input_shapes[index]
+    matrix = values if signal_first else np.swapaxes(values, -1, -2)
+    axis = len(shape) - (1 if signal_first else 2)
+    if matrix.ndim != 2 or axis == 0 or shape[axis] != matrix.shape[0]:
+        return unknown(visit, "a product with numbers that are no matrix is not modelled")
+    signal = with_channel_axes(signal, shape, (axis,))
+    sums = matrix.sum(axis=0)
+    spread, common = float(np.mean(np.sum(matrix**2, axis=0))), float(np.mean(sums**2))
+    mean = float(np.mean(sums))
+
+    def product(moments: Moments) -> Moments:
+        together = outer(moments.mean)
+        far = spread * (moments.far - together) + common * together
+        result = Moments(
+            moments.axes, moments.mean * mean, far, moments.excess * spread, moments.radius
+        )
+        second = spread * (moments.second - moments.mean**2) + common * moments.mean**2
+        near = near_pairs(moments)[0] + moments.excess
+        average = near_pairs(dataclasses.replace(moments.plain(), far=together))[0]
+        near = spread * (near - average) + common * average
+        excess = near - near_pairs(result)[0]
+        return Moments(moments.axes, result.mean, far, excess, moments.radius).with_second(second)
+
+    output = signal_at([(matrix.shape[1], product(signal.merged))], (axis,), len(shape))
+    back_scale = float(np.mean(np.sum(matrix**2, axis=1)))
+
+    def pullback(gradients: Gradients) -> Gradients:
+        results: list[Any] = [None] * len(visit.inputs)
+        gradient = gradients[0]
+        if gradient is not None:
+            part = gradient.parts[0] * back_scale
+            passed = gradient.with_parts((part,) * len(signal.parts))
+            results[index] = back_to(passed, signal, visit.inputs[index], len(shape))
+        return results
+
+    return Outcome((output,), pullback)

@@ -1,0 +1,91 @@
+"""The engine's rules of dropout and noise, as they act in training."""
+
+import math
+from collections.abc import Callable
+
+from keras_varinit.analysis.moment_maps import Moments
+from keras_varinit.analysis.rules import layer_classes
+from keras_varinit.analysis.signals import (
+    Gradients,
+    Outcome,
+    Visit,
+    follows_channel_axes,
+    only_first,
+    signal_rule,
+    unknown,
+)
+
+# Keras's AlphaDropout puts -scale·alpha of SELU where an entry is dropped.
+_DROPPED = -1.7580993408473766
+
+
+def _noisy(visit: Visit, change: Callable[[Moments], Moments], factor: float) -> Outcome:
+    """The moments after a change; gradients come back times a factor."""
+
+    def pullback(gradients: Gradients) -> Gradients:
+        gradient = gradients[0]
+        return only_first(gradient and gradient.scaled(factor), len(visit.inputs))
+
+    return Outcome((visit.inputs[0].each(change),), pullback)
+
+
+@follows_channel_axes
+@signal_rule(*layer_classes("Dropout"))
+def _dropout(visit: Visit) -> Outcome:
+    """Entries are 0 with probability p, the others divided by 1 - p: E y² = E z²/(1 - p)."""
+    if visit.operation.noise_shape is not None:
+        return unknown(visit, "dropout of a noise shape is not modelled")
+    kept = 1 - float(visit.operation.rate)
+    return _noisy(visit, lambda m: m.with_second(m.second / kept), 1 / kept)
+
+
+@follows_channel_axes
+@signal_rule(*layer_classes("SpatialDropout1D", "SpatialDropout2D", "SpatialDropout3D"))
+def _spatial_dropout(visit: Visit) -> Outcome:
+    """Whole channels are dropped, so that all positions of one share their fate."""
+    kept = 1 - float(visit.operation.rate)
+
+    def dropped(moments: Moments) -> Moments:
+        scaled = moments.scaled(1 / kept)
+        return Moments(moments.axes, moments.mean, scaled.far, scaled.excess, moments.radius)
+
+    return _noisy(visit, dropped, 1 / kept)
+
+
+@follows_channel_axes
+@signal_rule(*layer_classes("AlphaDropout"))
+def _alpha_dropout(visit: Visit) -> Outcome:
+    """Entries are α with probability p; a·y + b keeps mean 0 and variance 1.
+
+    With q = 1 - p: a = (q·(1 + p·α²))^(-1/2), b = -a·α·p; E[y | z] = a·q·z.
+    """
+    if visit.operation.noise_shape is not None:
+        return unknown(visit, "dropout of a noise shape is not modelled")
+    rate = float(visit.operation.rate)
+    kept = 1 - rate
+    scale = 1 / math.sqrt(kept * (1 + rate * _DROPPED**2))
+    shift = -scale * _DROPPED * rate
+
+    def dropped(moments: Moments) -> Moments:
+        mean = kept * moments.mean + rate * _DROPPED
+        second = kept * moments.second + rate * _DROPPED**2
+        after = scale**2 * second + 2 * scale * shift * mean + shift**2
+        return moments.plain().scaled((scale * kept) ** 2).with_second(after)
+
+    return _noisy(visit, dropped, scale**2 * kept)
+
+
+@follows_channel_axes
+@signal_rule(*layer_classes("GaussianDropout"))
+def _gaussian_dropout(visit: Visit) -> Outcome:
+    """A factor of mean 1 and variance p/(1 - p) on each entry."""
+    rate = float(visit.operation.rate)
+    factor = 1 + rate / (1 - rate)
+    return _noisy(visit, lambda m: m.with_second(m.second * factor), factor)
+
+
+@follows_channel_axes
+@signal_rule(*layer_classes("GaussianNoise"))
+def _gaussian_noise(visit: Visit) -> Outcome:
+    variance = float(visit.operation.stddev) ** 2
+    return _noisy(visit, lambda m: m.with_second(m.second + variance), 1.0)
