@@ -123,6 +123,10 @@ def joined(visit: Visit, name: str, arguments: Sequence[Any]) -> Outcome:
         results: list[Gradient | None] = [None] * len(visit.inputs)
         if gradient is None:
             return results
+        if gradient.in_step and dependence.joins_twins():
+            # Weights that both towers share put the gradients of their channels in phase.
+            visit.note(f"{visit.operation.name}: gradients of a sum over twins are not known")
+            gradient = gradient.scaled(math.nan)
         gradient = gradient.parting(visit.call.node.index)
         for place, argument in enumerate(arguments):
             if not isinstance(argument, int) or (name == "Where" and place == 0):
@@ -152,7 +156,8 @@ def _passed(gradient: Gradient, found: Sequence[tuple[int, Joined]], place: int)
     kept = sum(n * joint.kept[place] for n, joint in found) / total
     slope = sum(n * joint.slopes[place] for n, joint in found) / total
     back = gradient.less_coherent(kept, kept).with_parts(parts)
-    return dataclasses.replace(back, phases=gradient.times_phases(slope))
+    phases, in_step = gradient.times_phases(slope), gradient.in_step
+    return dataclasses.replace(back, phases=phases, in_step=in_step)
 
 
 class _Dependence:
@@ -183,6 +188,10 @@ class _Dependence:
         """Whether one chain of operations and weights made both, of different inputs."""
         one, two = self.lineages[first], self.lineages[second]
         return one is not None and two is not None and one.is_twin_of(two)
+
+    def joins_twins(self) -> bool:
+        """Whether some arguments are twins."""
+        return any(self.are_twins(*pair) for pair in self.pairs())
 
     def made_independent(self, terms: Sequence[Term]) -> tuple[Term, ...]:
         """Terms over signals that are independent of each other; none where there are no such."""
