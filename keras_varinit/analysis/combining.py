@@ -79,12 +79,13 @@ FUNCTIONS: dict[str, Function] = {
 class Joined:
     """What a function makes of signals.
 
-    `factors`: E (∂h)² with respect to each of them; `kept`: the share of a gradient's coherence
-    that it leaves; `slopes`: E ∂h, 0 where gradients of the signals are not to be told apart.
+    `factors`: E (∂h)² with respect to each, once or by class of position; `kept`: the share of a
+    gradient's coherence that it leaves; `slopes`: E ∂h, 0 where gradients of the signals are not to
+    be told apart.
     """
 
     moments: Moments
-    factors: tuple[float, ...]
+    factors: tuple[float | Array, ...]
     kept: tuple[float, ...]
     slopes: tuple[float, ...]
 

@@ -135,6 +135,14 @@ def product_of(first: Sequence[Term], second: Sequence[Term]) -> tuple[Term, ...
     return sum_of([(1.0, found)])
 
 
+def where_chosen(mask: Activation, function: Activation, sign: float) -> Activation:
+    """The function where the mask is 1, or for a negative sign where it is 0; else 0."""
+    if sign > 0:
+        return _times(mask, function)
+    inverse = Activation(f"not {mask.name}", lambda s: 1 - mask.function(s), ("not", mask))
+    return _times(inverse, function)
+
+
 def _times(first: Activation, second: Activation) -> Activation:
     return _joined("times", np.multiply, first, second)
 

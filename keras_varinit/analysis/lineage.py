@@ -19,6 +19,8 @@ from keras_varinit.analysis.rules import Role, Weights
 from keras_varinit.analysis.signals import Lineage, Signal
 from keras_varinit.graph import Shape, is_raw_operation, is_symbolic
 
+_WHITE = 1e-3
+
 
 class Family:
     """The lineages of a graph's tensors; `reach` is a set of numbers as the bits of an integer."""
@@ -52,7 +54,7 @@ class Family:
             if isinstance(role, Weights):
                 for kernel in role.kernels:
                     reach |= self._bit(("kernel", id(kernel.variable)))
-            elif not _takes_channels(node, signals, shapes, tensor):
+            elif not _takes_apart(node, signals, shapes, tensor):
                 for given in node.inputs:
                     reach |= self.reach[given]
             self.reach[tensor] = reach
@@ -103,16 +105,30 @@ def _plain(value: Any) -> Any:
     return id(value)
 
 
-def _takes_channels(
+def _takes_apart(
     node: Node, signals: dict[int, Signal], shapes: Sequence[Shape], output: int
 ) -> bool:
-    """Whether an operation takes some channels of every position, which no others depend on."""
-    if len(node.inputs) != 1 or type(node.operation).__name__ not in ("GetItem", "Split", "Slice"):
+    """Whether an operation takes a part on which no other part depends.
+
+    Some channels of every position, or some of positions that have nothing in common.
+    """
+    name = type(node.operation).__name__
+    if len(node.inputs) != 1 or name not in ("GetItem", "Slice", "Split", "Unstack"):
         return False
     (source,) = node.inputs
     before, after = shapes[source], shapes[output]
+    if name in ("Split", "Unstack") and _is_white(signals[source]):
+        return True
     if len(before) != len(after):
         return False
     channels = channel_axes(signals[source], len(before))
     same = all(before[a] == after[a] for a in position_axes(signals[source], len(before)))
     return same and any(before[a] != after[a] for a in channels)
+
+
+def _is_white(signal: Signal) -> bool:
+    """Whether positions are uncorrelated."""
+    return all(
+        abs(m.correlation) < _WHITE and abs(m.adjacent_correlation) < _WHITE
+        for _, m in signal.parts
+    )

@@ -6,10 +6,13 @@ inputs, whose moments are those of two examples, or else what becomes of them is
 """
 
 import dataclasses
+import functools
 import itertools
 import math
 from collections.abc import Sequence
 from typing import Any
+
+import numpy as np
 
 from keras_varinit.analysis.aligning import Aligned, align, regrouped
 from keras_varinit.analysis.axes import Array
@@ -22,6 +25,7 @@ from keras_varinit.analysis.expansions import (
     product_of,
     spread_share,
     sum_of,
+    where_chosen,
 )
 from keras_varinit.analysis.moment_algebra import added, multiplied
 from keras_varinit.analysis.moment_maps import Moments, Term, columns, rows
@@ -104,7 +108,7 @@ def joined(visit: Visit, name: str, arguments: Sequence[Any]) -> Outcome:
             signal = constant_signal(argument, shape, target)
             aligned.append(Aligned(signal, signal, 0))
     groups = regrouped([a.signal for a in aligned])
-    dependence = _Dependence(visit, arguments)
+    dependence = _Dependence(visit, arguments, aligned)
     results = [(n, _group(name, parts, dependence)) for n, parts in groups]
     if any(joint is None for _, joint in results):
         return unknown(visit, dependence.reason or _REASONS.get(name, "E h² does not exist"))
@@ -119,6 +123,10 @@ def joined(visit: Visit, name: str, arguments: Sequence[Any]) -> Outcome:
         results: list[Gradient | None] = [None] * len(visit.inputs)
         if gradient is None:
             return results
+        if gradient.in_step and dependence.joins_twins():
+            # Weights that both towers share put the gradients of their channels in phase.
+            visit.note(f"{visit.operation.name}: gradients of a sum over twins are not known")
+            gradient = gradient.scaled(math.nan)
         gradient = gradient.parting(visit.call.node.index)
         for place, argument in enumerate(arguments):
             if not isinstance(argument, int) or (name == "Where" and place == 0):
@@ -148,15 +156,22 @@ def _passed(gradient: Gradient, found: Sequence[tuple[int, Joined]], place: int)
     kept = sum(n * joint.kept[place] for n, joint in found) / total
     slope = sum(n * joint.slopes[place] for n, joint in found) / total
     back = gradient.less_coherent(kept, kept).with_parts(parts)
-    return dataclasses.replace(back, phases=gradient.times_phases(slope))
+    phases, in_step = gradient.times_phases(slope), gradient.in_step
+    return dataclasses.replace(back, phases=phases, in_step=in_step)
 
 
 class _Dependence:
     """What the arguments of an operation have in common, beyond their weights' independence."""
 
-    def __init__(self, visit: Visit, arguments: Sequence[Any]) -> None:
+    def __init__(self, visit: Visit, arguments: Sequence[Any], aligned: Sequence[Aligned]) -> None:
         self.visit = visit
         self.reason = ""
+        self.numbers = {
+            id(moments)
+            for argument, one in zip(arguments, aligned, strict=True)
+            if not isinstance(argument, int)
+            for _, moments in one.signal.parts
+        }
         self.reaches = [visit.reaches[a] if isinstance(a, int) else 0 for a in arguments]
         self.lineages = [visit.lineages[a] if isinstance(a, int) else None for a in arguments]
 
@@ -174,9 +189,17 @@ class _Dependence:
         one, two = self.lineages[first], self.lineages[second]
         return one is not None and two is not None and one.is_twin_of(two)
 
+    def joins_twins(self) -> bool:
+        """Whether some arguments are twins."""
+        return any(self.are_twins(*pair) for pair in self.pairs())
+
     def made_independent(self, terms: Sequence[Term]) -> tuple[Term, ...]:
         """Terms over signals that are independent of each other; none where there are no such."""
-        return independent(terms, self.visit.reach_of)
+        return independent(terms, self._reach_of)
+
+    def _reach_of(self, moments: Moments) -> int | None:
+        """Known numbers depend on nothing."""
+        return 0 if id(moments) in self.numbers else self.visit.reach_of(moments)
 
 
 def _group(name: str, parts: Sequence[Moments], dependence: _Dependence) -> Joined | None:
@@ -232,15 +255,16 @@ def _product(parts: Sequence[Moments]) -> Joined:
     return Joined(dataclasses.replace(result.plain(), terms=terms), *_of_products(parts))
 
 
-_Passed = tuple[tuple[float, ...], tuple[float, ...], tuple[float, ...]]
+_Passed = tuple[tuple[float | Array, ...], tuple[float, ...], tuple[float, ...]]
 
 
 def _of_products(parts: Sequence[Moments]) -> _Passed:
     """For each signal E of the squared product of the others, their coherence and mean."""
-    factors, kept, slopes = [], [], []
+    factors: list[float | Array] = []
+    kept, slopes = [], []
     for number in range(len(parts)):
         others = [m for place, m in enumerate(parts) if place != number]
-        factors.append(math.prod(m.second_moment for m in others))
+        factors.append(functools.reduce(np.multiply, [m.second for m in others]))
         shares = (min(abs(m.pair_moment) / max(m.second_moment, 1e-300), 1.0) for m in others)
         kept.append(math.prod(shares))
         slopes.append(math.prod(m.average(m.mean) for m in others))
@@ -296,8 +320,7 @@ def _by_terms(name: str, parts: Sequence[Moments], dependence: _Dependence) -> J
         left = sum_of([(1.0, [Term(1.0, ())]), (-1.0, mask)])
         products = product_of(mask, first), product_of(left, second)
         terms = sum_of([(1.0, products[0]), (1.0, products[1])]) if all(products) else ()
-        share = min(max(parts[0].average(parts[0].mean), 0.0), 1.0)
-        passed = (0.0, share, 1 - share), (1.0,) * 3, (0.0, share, 1 - share)
+        passed = _of_choices(parts[0], parts[1:])
     else:
         return None
     moments = moments_of(dependence.made_independent(terms))
@@ -305,6 +328,26 @@ def _by_terms(name: str, parts: Sequence[Moments], dependence: _Dependence) -> J
         dependence.reason = "its inputs depend on each other"
         return None
     return Joined(dataclasses.replace(moments, terms=tuple(terms)), *passed)
+
+
+def _of_choices(mask: Moments, choices: Sequence[Moments]) -> _Passed:
+    """For the mask 0; for both signals how often they are chosen, where their own slopes are."""
+    chosen, sign = root_of(mask), 1.0
+    factors: list[float | Array] = [0.0]
+    slopes = [0.0]
+    for choice in choices:
+        root, function = root_of(choice)
+        share = min(max(mask.average(mask.mean), 0.0), 1.0)
+        factor = slope = share if sign > 0 else 1 - share
+        own = law_of(root, function)
+        if root is chosen[0] and own.squared_slope > 0:
+            both = law_of(root, where_chosen(chosen[1], function, sign))
+            factor = both.squared_slope / own.squared_slope
+            slope = both.slope / own.slope if own.slope else 0.0
+        factors.append(factor)
+        slopes.append(slope)
+        sign = -sign
+    return tuple(factors), (1.0,) * 3, tuple(slopes)
 
 
 def _kept_together(

@@ -5,6 +5,7 @@ a class of positions holds entries of several pieces, far entries lie in two of 
 both are met, but near ones nearly always in one.
 """
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -74,7 +75,11 @@ class Placing:
 
     def placed(self, piece: int, moments: Moments) -> Moments:
         """A piece as part of the whole, among zeros."""
-        result = moments.mapped(self.windows[piece])
+        windows = self.windows[piece]
+        whole = moments.mapped(windows)
+        # What near pairs have beyond far ones; those in the same piece are counted below.
+        beyond = dataclasses.replace(moments, far=np.zeros_like(moments.far)).mapped(windows)
+        result = Moments(whole.axes, whole.mean, whole.far, beyond.excess, whole.radius)
         if self.is_mixed:
             reach = list(result.radius)
             reach[self.number] = max(reach[self.number], min(LARGEST_OFFSET, len(self.owner) - 1))

@@ -44,8 +44,9 @@ def after_activation(signal: Signal, activation: Activation) -> Outcome:
             slope += passed.slope / len(signal.parts)
         parts = tuple(g * f for g, f in zip(gradient.parts, factors, strict=True))
         back = gradient.less_coherent(far, adjacent).with_parts(parts)
-        phases = gradient.times_phases(slope)
-        return (dataclasses.replace(back, through=activation, phases=phases),)
+        phases, in_step = gradient.times_phases(slope), gradient.in_step
+        back = dataclasses.replace(back, through=activation, phases=phases, in_step=in_step)
+        return (back,)
 
     return Outcome((output,), pullback)
 

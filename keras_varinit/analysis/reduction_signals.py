@@ -95,7 +95,9 @@ def linear_reduction(visit: Visit, axes: Sequence[int], *, mean: bool) -> Outcom
         over_positions = any(a not in channels and shape[a] != 1 for a in axes)
         # All positions that were summed have one gradient.
         coherence = 1.0 if over_positions and len(axes) >= len(source.axes) else back.coherence
-        return only_first(dataclasses.replace(back, coherence=coherence), len(visit.inputs))
+        in_step = bool(set(axes) & set(channels))
+        back = dataclasses.replace(back, coherence=coherence, in_step=in_step)
+        return only_first(back, len(visit.inputs))
 
     return Outcome((output,), pullback)
 

@@ -78,7 +78,8 @@ class Gradient:
     `coherence` is the correlation of the gradients at two far positions of a channel, and `local`
     what adjacent positions have beyond it, as a share of what is missing to 1. `through` is the
     activation that the gradient has just come back through. `phases` are what it owes to gradients
-    where paths part, as amplitudes along orthonormal ones: (number, amplitude).
+    where paths part, as amplitudes along orthonormal ones: (number, amplitude). `in_step`: all
+    channels have one gradient, for their sum was taken.
     """
 
     parts: tuple[Array, ...]
@@ -86,6 +87,7 @@ class Gradient:
     local: float = 0.0
     through: Activation | None = None
     phases: tuple[tuple[int, float], ...] = ()
+    in_step: bool = False
 
     def with_parts(self, parts: tuple[Array, ...]) -> "Gradient":
         """Other second moments, as coherent."""
