@@ -94,7 +94,7 @@ def commit(model: Any, changes: Sequence[Change], *, reset_optimizer: bool = Fal
                 # A copy: on JAX a training step takes over the buffers of both.
                 assign(averages[id(change.variable)], keras.ops.copy(change.value))
             if change.attribute is not None:
-                previous = getattr(change.layer, change.attribute)
+                previous = getattr(change.layer, change.attribute, None)
                 replaced.append((change.layer, change.attribute, previous))
                 graph.replace_initializer(change.layer, change.attribute, change.initializer)
         if reset_optimizer:
@@ -104,7 +104,7 @@ def commit(model: Any, changes: Sequence[Change], *, reset_optimizer: bool = Fal
     except BaseException as error:
         # What cannot be put back must not keep the rest from it.
         for layer, attribute, previous in reversed(replaced):
-            if getattr(layer, attribute) is not previous:
+            if getattr(layer, attribute, None) is not previous:
                 with _noting(error, f"{layer.name}.{attribute}"):
                     graph.replace_initializer(layer, attribute, previous)
         for target, value in reversed(undo):

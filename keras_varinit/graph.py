@@ -78,6 +78,9 @@ def initializer_attributes(layer: Any, cls: type) -> Iterator[tuple[str, Any]]:
 
 def variable_of_initializer(layer: Any, attribute: str) -> Any | None:
     """The variable that Keras's naming ties to an attribute such as `recurrent_initializer`."""
+    if attribute == "initializer":  # of the one weight that there is
+        floats = [v for v in own_variables(layer) if keras.backend.is_float_dtype(v.dtype)]
+        return floats[0] if len(floats) == 1 else None
     stem = attribute.removesuffix("_initializer")
     names = (stem, f"{stem}_kernel", *(["kernel"] if stem == "depthwise" else []))
     variables = (own_variable(layer, name) for name in names)
@@ -90,6 +93,13 @@ def initializers_of(layer: Any) -> Iterator[tuple[int, str]]:
         variable = variable_of_initializer(layer, attribute)
         if variable is not None:
             yield id(variable), attribute
+
+
+def layer_being_built() -> Any | None:
+    """The layer that is making a variable right now, or None."""
+    scopes = global_state.get_global_attribute("name_scope_stack")
+    caller = scopes[-1].caller if scopes else None
+    return caller if isinstance(caller, keras.Layer) else None
 
 
 def is_raw_operation(operation: Any) -> bool:
@@ -108,8 +118,14 @@ def assign(variable: Any, value: Any) -> None:
 
 
 def replace_initializer(layer: Any, attribute: str, initializer: Any) -> None:
-    """Puts an initializer where the layer keeps it, so that it is saved with the layer."""
-    setattr(layer, attribute, initializer)
+    """Puts an initializer where the layer keeps it, so that it is saved with the layer.
+
+    None takes away one that the layer did not keep.
+    """
+    if initializer is None:
+        delattr(layer, attribute)
+    else:
+        setattr(layer, attribute, initializer)
 
 
 def moving_averages(model: Any) -> dict[int, Any]:
@@ -252,6 +268,11 @@ def keeping_names() -> Iterator[None]:
         if counted is not None:
             counters.clear()
             counters.update(counted)
+
+
+def is_float(variable: Any) -> bool:
+    """Whether a variable holds floating-point numbers."""
+    return bool(keras.backend.is_float_dtype(variable.dtype))
 
 
 def is_variable(value: Any) -> bool:

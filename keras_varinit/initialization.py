@@ -99,6 +99,7 @@ def _planned(
         raise ValueError(
             f"initialize: no kernel of model {model.name!r} is selected. Received: "
             f"layers={layers!r}; known kernels: {list(analysis.contexts)[:5]}."
+            + ("" if analysis.contexts else " ".join(("", *analysis.notes[:1])))
         )
     plan.keep_apart()
     return plan
@@ -191,6 +192,9 @@ class _Plan:
                 self._add_kernel(layer, variable, attribute, context)
             elif attribute is not None:
                 self._add_other(layer, variable, attribute)
+            elif graph.is_float(variable):
+                reason = self.analysis.reason_listed(variable) or _NO_INITIALIZER
+                self._leave(layer, variable, None, reason)
 
     def _add_kernel(
         self, layer: Any, variable: Any, attribute: str | None, context: LayerContext
@@ -280,6 +284,9 @@ class _Plan:
         if attribute == "bias_initializer" and getattr(layer, "unit_forget_bias", False):
             value = _open_forget_gate(value)
         self.changes.append(Change(variable, value, layer, None, initializer))
+
+
+_NO_INITIALIZER = "its use is not known, and its layer keeps no initializer for it"
 
 
 def _open_forget_gate(bias: Any) -> Any:

@@ -4,15 +4,17 @@ import dataclasses
 from collections.abc import Iterator
 from typing import Any
 
-import keras
+import numpy as np
 
 from keras_varinit import graph
-from keras_varinit.analysis import Analysis, read
+from keras_varinit.analysis import Analysis, Reading, read
 from keras_varinit.changes import Change, commit, drawn_value, holds_own_draw
 from keras_varinit.context import LayerContext
 from keras_varinit.initializers import ContextualInitializer
+from keras_varinit.owners import owners
 from keras_varinit.prediction import with_signal_gains
 from keras_varinit.reports import DRAWN, Report, ReportRow
+from keras_varinit.values import to_numpy
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,7 +63,7 @@ def inject(model: Any, *, force: bool = False) -> Report:
     kept = {id(item.variable) for item in owned if item.frozen and not force}
     analysis, notes = with_signal_gains(model, analysis, reading, schemes, kept)
     rows, changes = [], []
-    for item, context, status in _decisions(owned, analysis, force):
+    for item, context, status in _decisions(model, owned, analysis, reading, force):
         row, change = _plan(item, context, status)
         rows.append(row)
         if change is not None:
@@ -77,21 +79,8 @@ def _owned_variables(model: Any) -> Iterator[_Owned]:
         return _Owned(layer, attribute, variable, initializer, frozen)
 
     for layer in [model, *graph.layers_of(model)]:
-        claimed: set[int] = set()
-        unnamed = []
-        for attribute, initializer in graph.initializer_attributes(layer, ContextualInitializer):
-            variable = graph.variable_of_initializer(layer, attribute)
-            if variable is None:
-                unnamed.append((attribute, initializer))
-                continue
-            claimed.add(id(variable))
+        for attribute, variable, initializer in owners(layer):
             yield owned(layer, attribute, variable, initializer)
-        for attribute, initializer in unnamed:
-            for variable in graph.own_variables(layer):
-                if id(variable) not in claimed and _may_have_drawn(initializer, variable):
-                    claimed.add(id(variable))
-                    yield owned(layer, attribute, variable, initializer)
-                    break
 
 
 def _check_any(model: Any, owned: list[_Owned], analysis: Analysis) -> None:
@@ -109,7 +98,7 @@ def _check_any(model: Any, owned: list[_Owned], analysis: Analysis) -> None:
 
 
 def _decisions(
-    owned: list[_Owned], analysis: Analysis, force: bool
+    model: Any, owned: list[_Owned], analysis: Analysis, reading: Reading, force: bool
 ) -> list[tuple[_Owned, LayerContext | None, str]]:
     """What is to happen to each variable, and for which context.
 
@@ -122,6 +111,8 @@ def _decisions(
         for item in owned
         for context in [analysis.context_of(item.variable)]
     ]
+    if not force:
+        decided = _leaving_what_was_trained_around(model, decided, reading)
     kept = {
         item.initializer.context.stream
         for item, _, status in decided
@@ -139,6 +130,46 @@ def _decisions(
     return result
 
 
+_AROUND = "skipped: injected before, and a kernel behind it was trained, loaded or set since"
+
+
+def _leaving_what_was_trained_around(
+    model: Any, decided: list[tuple[_Owned, LayerContext | None, str]], reading: Reading
+) -> list[tuple[_Owned, LayerContext | None, str]]:
+    """Keeps kernels that were injected, then stayed as drawn while those behind them were trained.
+
+    They were frozen as part of another model; what follows them has learned to read them.
+    """
+    again = [s == DRAWN and item.initializer.context is not None for item, _, s in decided]
+    if not any(again):
+        return decided
+    ours = {id(item.variable): status == _CHANGED for item, _, status in decided}
+    trained = {key for key, is_trained in ours.items() if is_trained}
+    trained |= {key for key in _changed_since_drawn(model) if key not in ours}
+    return [
+        (item, context, _AROUND if is_again and reading.behind(item.variable) & trained else status)
+        for is_again, (item, context, status) in zip(again, decided, strict=True)
+    ]
+
+
+def _changed_since_drawn(model: Any) -> Iterator[int]:
+    """The `id` of each variable of Keras's own initializers that holds another draw than theirs."""
+    for layer in [model, *graph.layers_of(model)]:
+        attributes = dict(graph.initializers_of(layer))
+        for variable in graph.own_variables(layer):
+            initializer = getattr(layer, attributes.get(id(variable), ""), None)
+            if initializer is None or isinstance(initializer, ContextualInitializer):
+                continue
+            if len(variable.shape) >= 2 and not _repeats(initializer, variable):
+                yield id(variable)
+
+
+def _repeats(initializer: Any, variable: Any) -> bool:
+    """Whether an initializer, called again, draws what a variable holds."""
+    again = initializer(tuple(variable.shape), dtype=variable.dtype)
+    return bool(np.array_equal(to_numpy(again), to_numpy(variable)))
+
+
 def _plan(
     item: _Owned, context: LayerContext | None, status: str
 ) -> tuple[ReportRow, Change | None]:
@@ -154,6 +185,7 @@ def _plan(
 
 
 _DONE = "skipped: already drawn for this context"
+_CHANGED = "skipped: trained, loaded or set since it was drawn"
 
 
 def _status(
@@ -169,17 +201,8 @@ def _status(
     if item.frozen:
         return "skipped: frozen (trainable=False)"
     if not holds_own_draw(item.initializer, item.variable):
-        return "skipped: trained, loaded or set since it was drawn"
+        return _CHANGED
     return DRAWN
-
-
-def _may_have_drawn(initializer: ContextualInitializer, variable: Any) -> bool:
-    """Whether a variable that no name ties to an initializer comes from it."""
-    if not keras.backend.is_float_dtype(variable.dtype):
-        return False
-    if initializer.context is not None:
-        return tuple(variable.shape) == initializer.context.kernel_shape
-    return holds_own_draw(initializer, variable)
 
 
 def _row(

@@ -10,8 +10,8 @@ import numpy as np
 
 from keras_varinit import graph
 from keras_varinit.analysis import Analysis, Reading, read
-from keras_varinit.initializers import ContextualInitializer
 from keras_varinit.initializers.laws import as_drawn, describe
+from keras_varinit.owners import owners
 from keras_varinit.values import to_numpy, view
 
 _DEAD, _EXPLODED = 1e-6, 1e6
@@ -126,10 +126,14 @@ def _wrong_fans(model: Any, analysis: Analysis) -> Iterator[Finding]:
 
 
 def _not_injected(model: Any, analysis: Analysis) -> Iterator[Finding]:
-    for layer, variable, context in _kernels(model, analysis):
-        attribute = dict(graph.initializers_of(layer)).get(id(variable))
-        initializer = None if attribute is None else getattr(layer, attribute)
-        if isinstance(initializer, ContextualInitializer) and initializer.context is None:
+    held = {
+        id(variable): initializer
+        for layer in [model, *graph.layers_of(model)]
+        for _, variable, initializer in owners(layer)
+    }
+    for _, variable, context in _kernels(model, analysis):
+        initializer = held.get(id(variable))
+        if initializer is not None and initializer.context is None:
             yield Finding(
                 "not-injected",
                 context.path,

@@ -15,7 +15,7 @@ from keras_varinit.graph import (
     own_variables,
     standardized_inputs,
 )
-from keras_varinit.recording import leaving_no_trace, shadowed
+from keras_varinit.reading import leaving_no_trace, shadowed
 from keras_varinit.values import snapshot
 
 

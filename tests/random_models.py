@@ -91,6 +91,26 @@ LAYERS = {
         "pool": _weightless(lambda: L.MaxPooling2D(2, 1, padding="same")),
     },
 }
+# Further layers and what users write by hand, which `architectures(rich=True)` adds.
+FURTHER = {
+    "dropout": _weightless(lambda: L.Dropout(0.3)),
+    "layer_norm": _weightless(L.LayerNormalization),
+    "leaky": _weightless(L.LeakyReLU),
+    "einsum": lambda width, new, **o: L.EinsumDense(
+        "...a,ab->...b", width, kernel_initializer=new(), **o
+    ),
+}
+RAW = {
+    "tanh": ops.tanh,
+    "square": ops.square,
+    "softmax": lambda x: ops.softmax(x, axis=-1),
+    "flip": lambda x: ops.flip(x, axis=-1),
+    "scale": lambda x: 0.5 * x - 0.1,
+    "rms": lambda x: x * ops.rsqrt(ops.mean(ops.square(x), axis=-1, keepdims=True) + 1e-3),
+    "halves": lambda x: ops.concatenate(ops.split(x, [1], axis=-1)[::-1], axis=-1),
+}
+TWO = {"multiply": ops.multiply, "maximum": ops.maximum, "gate": lambda x, y: x * ops.sigmoid(y)}
+WEIGHTLESS = {"norm", "relu", "pool", *FURTHER} - {"einsum"}
 # MultiHeadAttention takes two tensors, so it stands in no chain.
 _NOT_IN_CHAINS = {"attention"}
 
@@ -152,12 +172,12 @@ class _Builder:
 
     def layer(self, block):
         options = {}
-        if block["layer"] not in ("norm", "relu", "pool"):
+        if block["layer"] not in WEIGHTLESS:
             options = {
                 "activation": block["activation"],
                 "bias_initializer": BIASES[block["bias"]](),
             }
-        layer = LAYERS[self.rank][block["layer"]](
+        layer = {**LAYERS[self.rank], **FURTHER}[block["layer"]](
             block["width"], lambda: self.initializer(block["initializer"]), **options
         )
         layer.trainable = block["trainable"]
@@ -188,6 +208,11 @@ class _Builder:
         if "residual" in block:
             y = self.follow(block["residual"], x)
             return x + self._dense(block, y, x.shape[-1])
+        if "raw" in block:
+            return RAW[block["raw"]](x)
+        if "two" in block:
+            first, second = (self.follow(branch, x) for branch in block["branches"])
+            return TWO[block["two"]](first, self._dense(block, second, first.shape[-1]))
         if "branches" in block:
             return L.Concatenate()([self.follow(branch, x) for branch in block["branches"]])
         if "twice" in block:
@@ -265,26 +290,31 @@ def _nested(kinds, body):
     return st.fixed_dictionaries({"nested": kinds, "body": body, "trainable": _MOSTLY})
 
 
-def _chains(rank, depth):
-    steps = _layers(LAYERS[rank].keys() - _NOT_IN_CHAINS)
+def _chains(rank, depth, further=frozenset()):
+    steps = _layers((LAYERS[rank].keys() | further) - _NOT_IN_CHAINS)
     if depth:
         kinds = st.sampled_from(["sequential", "chain"])
-        steps = st.one_of(steps, steps, _nested(kinds, _chains(rank, depth - 1)))
+        steps = st.one_of(steps, steps, _nested(kinds, _chains(rank, depth - 1, further)))
     return st.lists(steps, min_size=1, max_size=3)
 
 
-def _graphs(rank, depth):
-    steps = [_layers(LAYERS[rank].keys())] * 2
+def _graphs(rank, depth, further=frozenset()):
+    steps = [_layers(LAYERS[rank].keys() | further)] * 2
+    if further:
+        steps.append(st.fixed_dictionaries({"raw": st.sampled_from(sorted(RAW))}))
     if depth:
-        inner = _graphs(rank, depth - 1)
+        inner = _graphs(rank, depth - 1, further)
         numbered = {"initializer": _NUMBERS}
         steps += [
             st.fixed_dictionaries({"residual": inner, **numbered}),
             st.fixed_dictionaries({"branches": st.lists(inner, min_size=2, max_size=2)}),
             st.fixed_dictionaries({"twice": st.just(True), **numbered}),
             _nested(st.just("functional"), inner),
-            _nested(st.sampled_from(["sequential", "chain"]), _chains(rank, depth - 1)),
+            _nested(st.sampled_from(["sequential", "chain"]), _chains(rank, depth - 1, further)),
         ]
+    if further and depth:
+        pairs = {"branches": st.lists(inner, min_size=2, max_size=2), **numbered}
+        steps.append(st.fixed_dictionaries({"two": st.sampled_from(sorted(TWO)), **pairs}))
     return st.lists(st.one_of(steps), min_size=1, max_size=3)
 
 
@@ -294,19 +324,25 @@ def kernels_in(body):
     for block in body:
         inner = [block.get("body", ()), block.get("residual", ()), *block.get("branches", ())]
         count += sum(kernels_in(part) for part in inner)
-        count += block.get("layer") not in (None, "norm", "relu", "pool")
+        count += block.get("layer") not in {None, *WEIGHTLESS}
         count += "twice" in block
     return count
 
 
 @st.composite
-def architectures(draw, *, seeds=None, depth=2):
-    """Descriptions; `seeds` draws the seed of each initializer, None or an integer if not given."""
-    kind = draw(st.sampled_from(sorted(INPUTS)))
+def architectures(draw, *, seeds=None, depth=2, rich=False, chain=False):
+    """Descriptions; `seeds` draws the seed of each initializer, None or an integer if not given.
+
+    `rich` adds the layers of `FURTHER`, and operations that stand in no layer; `chain` gives models
+    with a `call` of their own alone.
+    """
+    kind = draw(st.sampled_from(sorted(INPUTS.keys() - ({"tokens"} if chain else ()))))
     top = draw(st.sampled_from(["functional", "functional", "sequential", "chain"]))
+    top = "chain" if chain else top
+    further = FURTHER.keys() if rich else frozenset()
     graphs = top == "functional" or kind == "tokens"
     body = draw(
-        (_graphs(RANKS[kind], depth) if graphs else _chains(RANKS[kind], depth)).filter(
+        (_graphs if graphs else _chains)(RANKS[kind], depth, further).filter(
             lambda body: 1 <= kernels_in(body) <= 8
         )
     )

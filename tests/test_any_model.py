@@ -1,13 +1,100 @@
-"""Models of every kind are read, and nothing of the reading stays behind."""
+"""Models of every kind are read, and nothing of the reading stays behind.
+
+First those that Hypothesis draws, whose failures shrink to the smallest model; then some by name.
+"""
+
+import dataclasses
+import json
+import re
 
 import keras
 import numpy as np
 import pytest
+from hypothesis import given, note
 from keras import ops
 
 import keras_varinit as kv
+from tests.ledger import assert_same, bits, layers, whole
+from tests.random_models import architectures, build, data
 
 L = keras.layers
+
+
+def drawn(description):
+    """The model of a description, made as in a fresh process."""
+    note(json.dumps(description))
+    keras.utils.clear_session(free_memory=False)
+    keras.utils.set_random_seed(0)
+    return build(description)
+
+
+def kernels_of(model):
+    """Variables that a product or convolution uses, found without the library."""
+    names = {"kernel", "recurrent_kernel", "depthwise_kernel", "pointwise_kernel", "embeddings"}
+    found = [v for layer in layers(model) for v in layer._trainable_variables]
+    found += [v for layer in layers(model) for v in layer._non_trainable_variables]
+    return [v for v in found if v.name in names]
+
+
+@given(architectures(rich=True))
+def test_every_kernel_of_a_drawn_model_has_a_context(description):
+    model = drawn(description)
+    before = whole(model)
+    analysis = kv.analyze(model)
+    assert_same(whole(model), before)
+    assert analysis.unknown == ()
+    found = [analysis.context_of(kernel) for kernel in kernels_of(model)]
+    assert None not in found
+    assert {c.path for c in found} == set(analysis.contexts) == set(analysis.predicted)
+    for context in found:
+        assert 1 <= context.depth <= context.total_depth
+        # A mean over all positions, of which those at a border have fewer connections.
+        assert 0 < context.mean_fan_in <= context.fan_in
+        assert context.connections <= context.input_size * context.output_size
+        assert kv.LayerContext.from_dict(json.loads(json.dumps(context.to_dict()))) == context
+    for prediction in analysis.predicted.values():
+        for value in (prediction.forward, prediction.backward):
+            assert value is None or (np.isfinite(value) and value >= 0)
+    again = kv.analyze(model)
+    assert (again.contexts, again.predicted, again.notes) == (
+        analysis.contexts,
+        analysis.predicted,
+        analysis.notes,
+    )
+
+
+@given(architectures(rich=True))
+def test_a_drawn_model_is_initialized_and_measured(description):
+    model = drawn(description)
+    kernels = kernels_of(model)
+    runs = []
+    for seed in (0, 0, 1):
+        report = kv.initialize(model, "asv_forward", seed=seed, include_frozen=True)
+        runs.append([bits(kernel) for kernel in kernels if kernel.name != "embeddings"])
+    assert runs[0] == runs[1]
+    assert not {*runs[0]} & {*runs[2]}
+    assert len({*runs[0]}) == len(runs[0])
+    assert all(path in report for path in kv.analyze(model).contexts)
+    assert {row.status for row in report} == {"drawn"}
+    before = whole(model)
+    signal = kv.measure_signal(model, data(description))
+    assert_same(whole(model), before)
+    assert all(row.nonfinite_count == 0 for row in signal)
+    outputs = ops.convert_to_numpy(model(data(description), training=True))
+    assert [row for row in signal if row.shape == outputs.shape[1:]]
+
+
+@given(architectures(rich=True, chain=True))
+def test_a_drawn_call_is_read_like_the_functional_model_of_the_same_layers(description):
+    model = drawn(description)
+    inputs = keras.Input(data(description).shape[1:])
+    twin = keras.Model(inputs, model.call(inputs))
+    own, functional = kv.analyze(model), kv.analyze(twin)
+    for kernel in kernels_of(model):
+        contexts = [dataclasses.asdict(each.context_of(kernel)) for each in (own, functional)]
+        for context in contexts:
+            context.pop("path"), context.pop("stream")
+        assert contexts[0] == contexts[1]
 
 
 class Block(L.Layer):
@@ -204,5 +291,11 @@ def test_a_call_that_cannot_be_followed_says_what_to_pass():
         model.build((None, 4))
     else:
         model(np.ones((1, 4), "float32"))
-    with pytest.raises(ValueError, match=r"cannot be followed on symbolic tensors .* Functional"):
-        kv.analyze(model)
+    analysis = kv.analyze(model)
+    assert re.search(r"cannot be followed on symbolic tensors .* Functional", analysis.notes[0])
+    assert [(c.layer, c.fan_in, c.fan_out) for c in analysis.contexts.values()] == [
+        (model.dense.name, 4, 2)
+    ]
+    assert [prediction.forward for prediction in analysis.predicted.values()] == [None]
+    assert ("unknown-layer", "branching") in [(f.rule, f.path) for f in kv.lint(model)]
+    assert len(kv.initialize(model, "asv_backward", seed=0).drawn) == 2

@@ -15,6 +15,7 @@ import pytest
 from keras import ops
 
 import keras_varinit as kv
+from keras_varinit.analysis import recurrent_signals
 from tests.gradients import vector_jacobian
 
 L = keras.layers
@@ -177,3 +178,108 @@ def test_one_layer(kind, options, sequences):
 
 def test_two_layers_on_inputs_of_nonzero_mean():
     check(L.LSTM(128, return_sequences=True), L.GRU(128), mean=1.0)
+
+
+def sequence_model(*layers, steps=6, features=8, **options):
+    inputs = keras.Input((steps, features), **options)
+    x = inputs
+    for layer in layers:
+        x = layer(x)
+    return keras.Model(inputs, L.Dense(4, name="end")(x))
+
+
+class OwnCell(L.LSTMCell):
+    def call(self, inputs, states, training=False):
+        return super().call(inputs, states, training)
+
+
+@pytest.mark.parametrize(
+    ("layer", "steps", "reason"),
+    [
+        (lambda: L.LSTM(4), None, "the number of its steps is not known"),
+        (lambda: L.RNN(OwnCell(4)), 6, "OwnCell has a `call` of its own"),
+        (lambda: L.SimpleRNN(4, "softmax"), 6, "its activation softmax acts on rows"),
+        (
+            lambda: L.SimpleRNN(4, None, recurrent_initializer=keras.initializers.Identity()),
+            200,
+            "its state does not settle in 64 steps",
+        ),
+    ],
+    ids=["length", "call", "rows", "settles"],
+)
+def test_what_is_not_known_is_none_with_its_reason(layer, steps, reason):
+    made = layer()
+    analysis = kv.analyze(sequence_model(made, steps=steps))
+    noted = f"{made.name}: {reason}, so what it puts out is not known"
+    assert [note for note in analysis.notes if "not known" in note] == [noted]
+    assert analysis.predicted["end/kernel"].forward is None
+    assert analysis.predicted[made.cell.kernel.path].forward is not None
+    assert analysis.predicted[made.cell.kernel.path].backward is None
+
+
+def test_gradients_that_do_not_settle_are_not_known():
+    """Near the edge of chaos, Var(U)·m·E f'² = 1, gradients from the end fade too slowly."""
+    made = L.SimpleRNN(64)
+    model = sequence_model(made, steps=400)
+    made.cell.recurrent_initializer = keras.initializers.RandomNormal(0, 1.6 / 8)
+    analysis = kv.analyze(model)
+    assert analysis.notes == (f"{made.name}: gradients do not settle in 64 steps",)
+    assert analysis.predicted["end/kernel"].forward is not None
+    assert analysis.predicted[made.cell.kernel.path].backward is None
+
+
+def test_all_steps_are_counted_where_some_are_left_out(monkeypatch):
+    """Following half of the steps gives what following all of them does, to 3 %."""
+    for sequences in (True, False):
+        found = []
+        for limit in (96, 48):
+            kinds = tuple((*kind[:-1], limit) for kind in recurrent_signals._KINDS)
+            monkeypatch.setattr(recurrent_signals, "_KINDS", kinds)
+            keras.utils.clear_session()
+            layers = [L.GRU(32, return_sequences=True), L.LSTM(32, return_sequences=sequences)]
+            last = [L.GlobalAveragePooling1D()] if sequences else []
+            model = sequence_model(*layers, *last, steps=96)
+            found.append([(p.forward, p.backward) for p in kv.analyze(model).predicted.values()])
+        np.testing.assert_allclose(found[0], found[1], rtol=0.03)
+
+
+def test_a_stateful_layer_starts_from_zeros():
+    made = L.LSTM(4, stateful=True)
+    model = sequence_model(made, batch_size=2)
+    assert kv.analyze(model).notes == (f"{made.name}: stateful, and counted from a state of zeros",)
+
+
+def test_one_step_leaves_the_recurrent_kernel_without_a_scale():
+    model = sequence_model(L.LSTM(64), steps=1)
+    path = model.layers[1].cell.recurrent_kernel.path
+    assert kv.analyze(model).predicted[path].forward is None
+    assert [f for f in kv.lint(model) if "scale" in f.rule] == []
+
+
+@pytest.mark.parametrize("kind", [L.SimpleRNN, L.LSTM, L.GRU])
+def test_signal_preserving_by_measurement(kind):
+    """W and what follows get E u² = 1; U, whose input it makes itself, is drawn as by ASV."""
+    layer = kind(128)
+    model = sequence_model(layer, steps=10, features=64)
+    samples = {layer.cell.kernel.path: [], "end/kernel": []}
+    rng = np.random.default_rng(0)
+    inner = keras.Model(model.input, layer.output)
+    for seed in range(32):
+        report = kv.initialize(model, "signal_preserving", seed=seed)
+        x = rng.standard_normal((32, 10, 64)).astype("float32")
+        samples[layer.cell.kernel.path].append(np.mean((x @ array(layer.cell.kernel)) ** 2))
+        # Over draws of the last kernel: its variance times Σ h².
+        variance = report["end/kernel"].stddev ** 2
+        samples["end/kernel"].append(variance * 128 * np.mean(array(inner(x)) ** 2))
+    for path, each in samples.items():
+        compare(1.0, each, path)
+    asv = kv.ASVForward(context=report[layer.cell.recurrent_kernel.path].context)
+    shape = tuple(layer.cell.recurrent_kernel.shape)
+    assert report[layer.cell.recurrent_kernel.path].stddev == pytest.approx(asv.stddev(shape))
+    assert kv.lint(model) == []
+
+
+def test_a_linear_layer_is_not_compared_with_its_kernel_alone():
+    model = sequence_model(L.SimpleRNN(8, None))
+    rows = list(kv.measure_signal(model, np.ones((2, 6, 8), "float32")))
+    assert [row.predicted_second_moment is None for row in rows] == [True, False]

@@ -20,10 +20,12 @@ ROOMS = {
     "attention_patterns": {"numpy"},
     "attention_moments": {"numpy", "attention_patterns"},
     "graph": {"keras"},
+    "reading": {"keras", "graph"},
+    "recording": {"keras", "graph", "reading"},
     "seeds": set(),
     "values": {"keras", "numpy"},
     "analysis": {
-        *("keras", "values", "numpy", "graph", "fans", "context"),
+        *("keras", "values", "numpy", "graph", "reading", "recording", "fans", "context"),
         *("moments", "pair_moments", "joint_moments", "recurrent_moments"),
         *("attention_moments", "attention_patterns"),
     },
@@ -31,9 +33,10 @@ ROOMS = {
     "prediction": {"keras", "values", "numpy", "graph", "analysis", "initializers"},
     "reports": {"context"},
     "changes": {"keras", "values", "numpy", "graph"},
+    "owners": {"keras", "values", "graph", "changes", "initializers"},
     "injection": {
         *("keras", "values", "numpy", "graph", "context", "analysis", "initializers", "prediction"),
-        *("changes", "reports"),
+        *("changes", "owners", "reports"),
     },
     "initialization": {
         *("keras", "values", "graph", "context", "analysis", "initializers", "prediction"),
@@ -41,9 +44,9 @@ ROOMS = {
     },
     "selection": {"graph"},
     "builtin": {"keras", "graph", "seeds", "initializers"},
-    "lint": {"keras", "values", "numpy", "graph", "analysis", "initializers"},
+    "lint": {"keras", "values", "numpy", "graph", "analysis", "initializers", "owners"},
     "callbacks": {"keras", "values", "graph", "injection", "reports"},
-    "live": {"keras", "graph", "values", "torch"},
+    "live": {"keras", "graph", "reading", "values", "torch"},
     "diagnostics": {
         *("keras", "numpy", "graph", "live", "moments", "analysis", "prediction", "plotting"),
         *("tensorflow", "jax", "torch"),
@@ -58,7 +61,7 @@ ROOMS = {
 STANDARD = {
     "collections", "concurrent", "contextlib", "copy", "csv", "dataclasses", "difflib",
     "functools", "hashlib", "inspect", "itertools", "json", "math", "numbers", "os", "pathlib",
-    "random", "re", "time", "typing", "warnings",
+    "random", "re", "threading", "time", "typing", "warnings", "weakref",
 }  # fmt: skip
 
 

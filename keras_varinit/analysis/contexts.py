@@ -22,12 +22,12 @@ import dataclasses
 import math
 from typing import Any
 
-import keras
-
 from keras_varinit.analysis import activation_rules, signal_rules, weight_rules
 from keras_varinit.analysis.attention_signals import is_customized
+from keras_varinit.analysis.closed import FAN_FIELDS, Completion, may_be_kernel
 from keras_varinit.analysis.names import variable_names
-from keras_varinit.analysis.reader import Graph, Node, build_graph, takes_training
+from keras_varinit.analysis.opening import NotFollowedError, build_graph
+from keras_varinit.analysis.reader import Graph, Node, takes_training
 from keras_varinit.analysis.result import Analysis, Reading
 from keras_varinit.analysis.rules import (
     Call,
@@ -41,16 +41,17 @@ from keras_varinit.analysis.rules import (
     Transparent,
     Unknown,
     Weights,
+    has_own_rule,
     has_rule,
     role_of,
 )
-from keras_varinit.analysis.signals import has_signal_rule
+from keras_varinit.analysis.signals import has_own_signal_rule, has_signal_rule
 from keras_varinit.analysis.stages import Gains, Signal, StageAhead
 from keras_varinit.context import LayerContext
-from keras_varinit.fans import Fans
 from keras_varinit.graph import (
     check_built,
     functional_of,
+    is_keras_class,
     is_raw_operation,
     layers_of,
     own_variables,
@@ -60,7 +61,6 @@ from keras_varinit.graph import (
 _RULES = (activation_rules, signal_rules, weight_rules)
 
 _INFINITE = math.inf
-_FANS = tuple(field.name for field in dataclasses.fields(Fans))
 
 
 def read(model: Any) -> tuple[Analysis, Reading]:
@@ -71,55 +71,62 @@ def read(model: Any) -> tuple[Analysis, Reading]:
 
     Raises:
         TypeError: `model` is no Keras model.
-        ValueError: it is not built, or its own `call` cannot be followed symbolically.
+        ValueError: it is not built.
     """
     names = variable_names(check_built(model))
-    analyzer = _Analyzer(build_graph(model, is_known), names)
+    notes: tuple[str, ...] = ()
+    try:
+        graph = build_graph(model, is_known)
+    except NotFollowedError as error:
+        graph, notes = Graph(), (f"{error} {_BY_CLASS_ALONE}",)
+    analyzer = _Analyzer(graph, names)
     found = analyzer.run()
-    readings = [Reading(analyzer.graph, tuple(analyzer.roles))]
-    missing = _kernels_without(found, model, analyzer)
-    if missing and functional_of(model) is None and takes_training(model):
+    readings = [Reading(graph, tuple(analyzer.roles))]
+    if notes:
+        reason = "its `call` cannot be followed; " + _BY_CLASS_ALONE
+        found = dataclasses.replace(found, notes=notes, unknown=((model.name, reason),))
+    elif functional_of(model) is None and takes_training(model) and _lacks_kernels(found, model):
         # What only training uses may never have been built; the rest is known without it.
         with contextlib.suppress(ValueError):
             in_training = _Analyzer(build_graph(model, is_known, training=True), names)
             found = found.extended(in_training.run())
             readings.append(Reading(in_training.graph, tuple(in_training.roles)))
-            missing = _kernels_without(found, model, analyzer)
-    unknown = [(names[id(v)][0], "how it is used is not known") for v in missing]
-    notes = (*found.notes, *(f"{name}: {reason}" for name, reason in unknown))
-    result = dataclasses.replace(
-        found,
-        notes=tuple(dict.fromkeys(notes)),
-        unknown=tuple(dict.fromkeys((*found.unknown, *unknown))),
-    )
-    return result, readings[-1]
+            analyzer = in_training
+    completion = Completion(model, names, analyzer.graph, analyzer.roles, analyzer.depths)
+    return completion.of(found), readings[-1]
+
+
+_BY_CLASS_ALONE = (
+    "Contexts are from the kernels' shapes and their layers' classes, depths in the order in which "
+    "the layers were made."
+)
 
 
 def is_known(operation: Any) -> bool:
     """Whether an operation is one node of the graph: any rule says what it does.
 
-    An attention layer whose class computes attention in its own way is opened instead.
+    A user's class with a `call` of its own is not what the rule of its base says.
     """
-    return (has_rule(operation) or has_signal_rule(operation)) and not is_customized(operation)
+    if is_customized(operation) or not (has_rule(operation) or has_signal_rule(operation)):
+        return False
+    if is_raw_operation(operation):
+        return True
+    for cls in type(operation).__mro__:
+        if has_own_rule(cls) or has_own_signal_rule(cls):
+            return True
+        if "call" in vars(cls) and not is_keras_class(cls):
+            return False
+    return True
 
 
-def _kernels_without(found: Analysis, model: Any, analyzer: "_Analyzer") -> list[Any]:
-    """Variables that look like kernels and have no context, in layers that no rule explains."""
-    explained = {
-        id(node.operation)
-        for node, role in zip(analyzer.graph.nodes, analyzer.roles, strict=True)
-        if not isinstance(role, Unknown)
-    }
-    missing = []
-    for layer in [model, *layers_of(model)]:
-        variables = own_variables(layer)
-        has_kernel = any(found.context_of(v) or found.reason_to_leave(v) for v in variables)
-        if has_kernel or id(layer) in explained:
-            continue
-        missing += [
-            v for v in variables if len(v.shape) >= 2 and keras.backend.is_float_dtype(v.dtype)
-        ]
-    return missing
+def _lacks_kernels(found: Analysis, model: Any) -> bool:
+    """Whether a layer with weights of the rank of kernels has none with a context."""
+    return any(
+        any(may_be_kernel(v) for v in variables)
+        and not any(found.context_of(v) or found.reason_to_leave(v) for v in variables)
+        for layer in [model, *layers_of(model)]
+        for variables in [own_variables(layer)]
+    )
 
 
 class _Analyzer:
@@ -132,9 +139,11 @@ class _Analyzer:
         self.roles = [self._role(node) for node in graph.nodes]
         self.distances = self._distances_to_weights()
         self.gains = Gains()
+        self.depths: list[int] = []
 
     def run(self) -> Analysis:
         signals, depths = self._forward()
+        self.depths = depths
         total_depth = max(
             (
                 depths[node.outputs[0]]
@@ -171,6 +180,11 @@ class _Analyzer:
         }
 
     def _role(self, node: Node) -> Role:
+        if node.index in self.graph.closed:
+            reason = f"could not be opened: {self.graph.closed[node.index]}"
+            if node.operation.weights:
+                self.unknown.append((node.operation.name, reason))
+            return Unknown(reason)
         shapes = self.graph.shapes
         call = Call(
             node,
@@ -238,7 +252,9 @@ class _Analyzer:
             depth = max((depths[t] for t in node.inputs), default=0)
             if isinstance(role, Weights):
                 depth += 1 + max(kernel.level for kernel in role.kernels)
-            elif isinstance(role, LeftAlone):
+            elif isinstance(role, LeftAlone) or (
+                node.index in self.graph.closed and node.operation.weights
+            ):
                 depth += 1
             signal = self._signal_after(node, role, signals)
             for tensor in node.outputs:
@@ -310,7 +326,7 @@ class _Analyzer:
                 pool_size=ahead.pool_size,
                 forward_gain=tau,
                 backward_gain=self.gains.of(ahead.steps)[1],
-                **{name: getattr(kernel.fans, name) for name in _FANS},
+                **{name: getattr(kernel.fans, name) for name in FAN_FIELDS},
             )
             found.append((context, kernel.variable))
         return found

@@ -1,5 +1,7 @@
 """Operations that leave a signal as it is, by name: nothing else counts as the identity."""
 
+import dataclasses
+
 import keras
 
 from keras_varinit.analysis.axes import axes_of
@@ -40,7 +42,9 @@ def unchanged(visit: Visit) -> Outcome:
 @follows_channel_axes
 @signal_rule("StopGradient")
 def _stop_gradient(visit: Visit) -> Outcome:
-    return Outcome(visit.inputs[:1], lambda _: [None])
+    """The same moments, but no longer a function of what gradients would reach."""
+    output = visit.inputs[0].each(lambda m: dataclasses.replace(m.plain(), terms=()))
+    return Outcome((output,), lambda _: [None])
 
 
 @follows_channel_axes

@@ -60,8 +60,8 @@ from keras_varinit.values import view
 _Law = Callable[[Steps, Cell, Sequence[Moment]], States]
 _KINDS: tuple[tuple[type, int, _Law, int], ...] = (
     (keras.layers.SimpleRNNCell, 1, simple_recurrence, 128),
-    (keras.layers.LSTMCell, 4, lstm_recurrence, 64),
-    (keras.layers.GRUCell, 3, gru_recurrence, 64),
+    (keras.layers.LSTMCell, 4, lstm_recurrence, 48),
+    (keras.layers.GRUCell, 3, gru_recurrence, 48),
 )
 _OF_ROWS = ("softmax", "log_softmax", "sparsemax")
 
@@ -209,7 +209,11 @@ class _Layer:
         inputs = steps.scaled(variance * fan_in / kept, variance * fan_in)
         given = [_moment_of(visit.inputs[each.number]) for each in starts]
         states = law(inputs, _numbers(cell, gates, scale), given or (ZERO, ZERO))
-        visit.forward(recurrent.variable, clock.average(states.recurrent))
+        read = clock.average(states.recurrent)
+        if not math.isfinite(read + states.last[0][1]):
+            raise _NotModelledError("its state grows beyond all numbers")
+        if read > 0:  # else U reads zeros alone: its scale is none
+            visit.forward(recurrent.variable, read)
         if not has_settled(np.diagonal(states.outputs.own), clock):
             raise _NotModelledError(f"its state does not settle in {clock.middle} steps")
         return _Run(kernel, recurrent, variance, kept, gates, int(cell.units), starts, states)
@@ -262,6 +266,8 @@ class _Layer:
         matrix, recurrent = returned.kernel, returned.recurrent
         if clock.is_long:
             factors = faded(np.diagonal(matrix), np.diagonal(arriving), clock)
+            if np.any(np.isnan(factors)):
+                visit.note(f"{self.layer.name}: gradients do not settle in {clock.middle} steps")
             matrix = matrix * np.sqrt(np.outer(factors, factors))
             recurrent = recurrent * factors
         visit.backward(run.kernel.variable, clock.average(np.diagonal(matrix)) / run.gates)

@@ -154,7 +154,7 @@ def faded(seconds: Array, arriving: Array, clock: Clock) -> Array:
     """What the gradients of the steps in the middle and before lose over the steps left out.
 
     Where gradients arrive at every step they have settled; where they come from the end alone they
-    fade geometrically, or nothing is known of the middle.
+    fade geometrically. NaN where they do neither.
     """
     middle, many = clock.middle, float(clock.shares[clock.middle])
     later = float(np.mean(seconds[middle + _APART - 2 : middle + _APART + 3]))
@@ -162,7 +162,7 @@ def faded(seconds: Array, arriving: Array, clock: Clock) -> Array:
     if not math.isfinite(here + later) or later == 0:
         return np.ones_like(seconds)
     factors = np.ones_like(seconds)
-    if arriving[middle] > 0.05 * float(np.max(arriving)):
+    if arriving[middle] > 0.1 * here:
         return factors if abs(here / later - 1) < 0.15 else factors * math.nan
     ratio = (here / later) ** (1 / _APART)
     if ratio > 0.97:

@@ -241,7 +241,7 @@ def _extreme_of_channels(visit: Visit, axes: Sequence[int], sign: float) -> Outc
         return unknown(visit, "channels of several kinds are not modelled")
     root, function = moments.pre or moments, moments.function or IDENTITY
     mean, std = root.spread
-    law = maximum_law(function, mean, std, 0.0, float(count))
+    law = maximum_law(function, ((mean, std, float(count)),), 0.0)
     own = law_of(root, function)
     scale = np.sqrt(moments.second / own.second) if own.second > 0 else np.zeros_like(moments.mean)
     # Two positions share their maximum as far as their channels are correlated.

@@ -6,7 +6,7 @@ from typing import Any
 
 from keras_varinit.analysis.engine import Prediction, Variances, propagate
 from keras_varinit.analysis.reader import Graph
-from keras_varinit.analysis.rules import Role
+from keras_varinit.analysis.rules import Role, Weights
 from keras_varinit.context import LayerContext
 
 
@@ -19,6 +19,7 @@ class Analysis:
     by_variable: dict[int, LayerContext] = dataclasses.field(repr=False)
     unknown: tuple[tuple[str, str], ...] = ()
     left_alone: dict[int, str] = dataclasses.field(default_factory=dict, repr=False)
+    tables: dict[int, str] = dataclasses.field(default_factory=dict, repr=False)
     predicted: dict[str, Prediction] = dataclasses.field(default_factory=dict)
 
     def __contains__(self, path: object) -> bool:
@@ -33,6 +34,10 @@ class Analysis:
         """Why a variable is not to be drawn (quantized, or with LoRA), or None."""
         return self.left_alone.get(id(variable))
 
+    def reason_listed(self, variable: Any) -> str | None:
+        """Why a weight is listed though it is not a kernel, or None."""
+        return self.tables.get(id(variable))
+
     def extended(self, other: "Analysis") -> "Analysis":
         """This analysis with what only the other one saw."""
         return Analysis(
@@ -41,6 +46,7 @@ class Analysis:
             {**other.by_variable, **self.by_variable},
             (*self.unknown, *other.unknown),
             {**other.left_alone, **self.left_alone},
+            {**other.tables, **self.tables},
             self.predicted,
         )
 
@@ -87,6 +93,20 @@ class Reading:
 
     graph: Graph
     roles: tuple[Role, ...]
+
+    def behind(self, variable: Any) -> set[int]:
+        """The `id` of each variable of kernels that read, near or far, what a kernel puts out."""
+        reached: set[int] = set()
+        found: set[int] = set()
+        for node, role in zip(self.graph.nodes, self.roles, strict=True):
+            own = {id(k.variable) for k in role.kernels} if isinstance(role, Weights) else set()
+            if reached.intersection(node.inputs):
+                reached.update(node.outputs)
+                found |= own
+            elif id(variable) in own:
+                reached.update(node.outputs)
+                found |= own - {id(variable)}
+        return found
 
     def predict(
         self,

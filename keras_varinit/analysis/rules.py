@@ -170,6 +170,11 @@ def has_rule(operation: Any) -> bool:
     return any(cls in _BY_CLASS for cls in type(operation).__mro__)
 
 
+def has_own_rule(cls: type) -> bool:
+    """Whether a rule was registered for that very class."""
+    return cls in _BY_CLASS
+
+
 def operation_classes(operation: Any) -> tuple[type, ...]:
     """The class of an operation and its bases, the most specific first."""
     return type(operation).__mro__

@@ -278,6 +278,11 @@ def takes_channel_axes(function: SignalRule) -> bool:
     return function in _FOLLOWING
 
 
+def has_own_signal_rule(cls: type) -> bool:
+    """Whether a rule of the engine was registered for that very class."""
+    return cls in _RULES
+
+
 def alike(shape: Shape, channel_axis: int, mean: float, second: float, pair: float) -> Signal:
     """A signal of that shape with equal moments everywhere."""
     axes, channels = layout(shape, channel_axis)

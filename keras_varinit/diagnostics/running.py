@@ -6,7 +6,8 @@ from typing import Any, Protocol
 
 import keras
 
-from keras_varinit.analysis.reader import Graph, Node, build_graph
+from keras_varinit.analysis.opening import build_graph
+from keras_varinit.analysis.reader import Graph, Node
 from keras_varinit.analysis.rules import has_rule
 from keras_varinit.diagnostics.points import Namer, Point, point_of
 from keras_varinit.graph import is_raw_operation, is_symbolic, layers_of, with_mask_of
@@ -53,7 +54,9 @@ class GraphRunner:
         self.model = model
         self.keep_recorded = keep_recorded
         self.training = training if takes(model, "training") else None
-        self.graph: Graph = build_graph(model, has_rule, training=bool(self.training))
+        self.graph: Graph = build_graph(
+            model, has_rule, training=bool(self.training), examples=False
+        )
         name = Namer()
         self.points = [
             None

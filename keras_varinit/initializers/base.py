@@ -17,6 +17,7 @@ import numpy.typing as npt
 
 from keras_varinit import graph
 from keras_varinit.context import LayerContext
+from keras_varinit.initializers.memory import remember
 from keras_varinit.seeds import checked_seed
 
 Float32Array = npt.NDArray[np.float32]
@@ -98,7 +99,8 @@ class ContextualInitializer(keras.initializers.Initializer):
             )
         values = self._sample(shape)
         if isinstance(values, np.ndarray) and self._context is None:
-            self._digests[shape] = _digest(values)
+            self._digests[shape] = digest(values)
+            remember(self, shape, self._digests[shape])
         return keras.ops.cast(keras.ops.convert_to_tensor(values), dtype)
 
     def is_own_draw(self, values: npt.NDArray[Any], dtype: str) -> bool:
@@ -108,7 +110,7 @@ class ContextualInitializer(keras.initializers.Initializer):
         when `inject` comes, and drawing again takes several times longer.
         """
         if dtype == "float32" and values.shape in self._digests:
-            return _digest(values) == self._digests[values.shape]
+            return digest(values) == self._digests[values.shape]
         again = keras.ops.convert_to_numpy(self(values.shape, dtype=dtype))
         return bool(np.array_equal(again, values))
 
@@ -241,7 +243,8 @@ def draw(key: int, shape: tuple[int, ...], distribution: str, stddev: float = 1.
     return values
 
 
-def _digest(values: npt.NDArray[Any]) -> bytes:
+def digest(values: npt.NDArray[Any]) -> bytes:
+    """A digest of an array's entries."""
     return hashlib.sha256(np.ascontiguousarray(values).data).digest()
 
 

@@ -49,6 +49,7 @@ class Network:
         self.kernels = list(_kernels(self.model, self.analysis))
         self.step = _STEPS[keras.backend.backend()](self.first, self.second)
         self.rng = np.random.default_rng(0)
+        self.shape = None
 
     def predicted(self):
         """E u² at the probe and at the end, E (dL/du)² at the probe."""
@@ -60,10 +61,10 @@ class Network:
         """The mean squares of one draw of kernels, inputs and gradient."""
         for variable, draw in self.kernels:
             variable.assign(draw(self.rng).astype("float32"))
-        count = self.case.examples
-        inputs = self._inputs(count)
-        shape = (count, *self.end.shape[1:])
-        given = self.rng.standard_normal(shape).astype("float32")
+        inputs = self._inputs(self.case.examples)
+        if self.shape is None:  # of what comes out, which may depend on the numbers
+            self.shape = self.second([self.first(inputs[0]), *inputs[1:]]).shape
+        given = self.rng.standard_normal(tuple(self.shape)).astype("float32")
         values = self.step(inputs, given)
         return [np.mean(np.square(np.asarray(v, np.float64))) for v in values]
 

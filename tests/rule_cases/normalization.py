@@ -79,6 +79,23 @@ NORMALIZATIONS = (
 )
 
 
+SOFTMAX = tuple(
+    Case(
+        kind,
+        vector,
+        lambda u, function=function: dense()(function(u)),
+        VECTOR,
+        note="inside a network",
+        known=False,
+    )
+    for kind, function in (
+        ("Softmax", ops.softmax),
+        ("LogSoftmax", ops.log_softmax),
+        (L.Softmax, lambda u: L.Softmax()(u)),
+    )
+)
+
+
 def noisy(kind, layer, front=maps, shape=MAPS, rank=2, note=""):
     def back(u):
         return conv(64, rank=rank)(layer(ops.relu(u)))
@@ -101,4 +118,4 @@ NOISE = (
     noisy(L.SpatialDropout3D, lambda x: L.SpatialDropout3D(0.25)(x), volume, VOLUME, 3),
 )
 
-CASES = (*NORMALIZATIONS, *NOISE)
+CASES = (*NORMALIZATIONS, *SOFTMAX, *NOISE)

@@ -11,8 +11,8 @@ from tests.rule_cases.case import LINE, TOKENS, VECTOR, Allowance, Case, dense, 
 
 L = keras.layers
 
-# The paths of an LSTM or GRU are those of 2,048 units, and widths count as large.
-PATHS = Allowance(0.03, 0.04, "widths count as large, and the law is that of 2,048 paths")
+# The paths of an LSTM or GRU are those of 4,096 units, and widths count as large.
+PATHS = Allowance(0.03, 0.04, "widths count as large, and the law is that of 4,096 paths")
 LONG = Allowance(0.04, 0.06, "steps in the middle of a long sequence count as settled")
 
 

@@ -39,7 +39,15 @@ def gated(parts):
     return ops.silu(one) * other
 
 
+def stopped(x):
+    """Nothing comes back through one of two branches."""
+    return ops.relu(x) + ops.stop_gradient(ops.tanh(x))
+
+
 CASES = (
+    of_vectors("StopGradient", stopped),
+    of_maps("Fliplr", ops.fliplr),
+    of_maps("Flipud", ops.flipud),
     of_tokens("GetItem", lambda x: x[:, 0], "first token"),
     of_tokens("GetItem", lambda x: x[:, -1], "last token"),
     of_tokens("GetItem", lambda x: x[:, 2:8:2], "tokens"),

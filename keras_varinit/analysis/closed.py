@@ -1,0 +1,240 @@
+"""Weights that the graph does not explain: kernels by the class of their layer, and the others.
+
+A layer whose `call` cannot be followed keeps its kernels' surroundings to itself. What its class
+and the shape of its kernels tell is known all the same: fans far from any boundary, and the
+activation that the layer applies itself.
+"""
+
+import contextlib
+import dataclasses
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import keras
+
+from keras_varinit import fans
+from keras_varinit.analysis.reader import Graph, Node
+from keras_varinit.analysis.result import Analysis
+from keras_varinit.analysis.rules import Call, Kernel, Role, Unknown, Weights, has_rule, role_of
+from keras_varinit.analysis.stages import Gains
+from keras_varinit.context import LayerContext
+from keras_varinit.graph import (
+    Shape,
+    build_shapes,
+    initializers_of,
+    is_variable,
+    layers_of,
+    own_variables,
+)
+
+FAN_FIELDS = tuple(field.name for field in dataclasses.fields(fans.Fans))
+
+NO_KERNEL = "no kernel but a weight that signals are added to, scaled by or looked up in"
+
+# Weights that are added to signals, multiplied with them or looked up, by the names in use.
+_NOT_A_KERNEL = re.compile(
+    r"token|cls|class_emb|pos|register|relative|rel_|table|bias|gamma|beta|scale|mask|segment"
+    r"|embed|encod|lambda|level|time_|query_feat",
+    re.IGNORECASE,
+)
+
+
+def role_by_class(layer: Any) -> Weights | None:
+    """The kernels that a layer has by its class, or by their names; None if it has none.
+
+    All sizes but those of the kernels count as unknown.
+    """
+    role: Role = Unknown()
+    if has_rule(layer):
+        shape = _shape_without_sizes(layer)
+        with contextlib.suppress(ValueError):  # of an activation that is not element-wise
+            role = role_of(Call(Node(0, layer, (0,), (1,)), (shape,), (shape,)))
+            if not isinstance(role, Weights):
+                return None
+    if isinstance(role, Weights):
+        return role
+    named = [v for v in own_variables(layer) if re.fullmatch(r"(.*_)?kernel", v.name)]
+    kernels = tuple(Kernel(v, _fans(tuple(v.shape))) for v in named if may_be_kernel(v))
+    return Weights(kernels) if kernels else None
+
+
+def may_be_kernel(variable: Any) -> bool:
+    """Whether a variable has the shape and type of a kernel."""
+    return len(variable.shape) >= 2 and bool(keras.backend.is_float_dtype(variable.dtype))
+
+
+def uses_outside_kernels(graph: Graph, roles: Sequence[Role]) -> set[int]:
+    """The `id` of each variable that an operation with a rule takes as an argument."""
+    return {
+        id(value)
+        for node, role in zip(graph.nodes, roles, strict=True)
+        if node.arguments is not None and not isinstance(role, Unknown | Weights)
+        for value in keras.tree.flatten((list(node.arguments.args), dict(node.arguments.kwargs)))
+        if is_variable(value)
+    }
+
+
+def is_table_by_name(variable: Any) -> bool:
+    """Whether a variable is named like a token, a position, a scale or a table of them."""
+    return bool(_NOT_A_KERNEL.search(variable.name))
+
+
+def _shape_without_sizes(layer: Any) -> Shape:
+    """A shape of the rank that the layer takes."""
+    rank = getattr(layer, "rank", None)
+    if isinstance(rank, int):
+        return (None,) * (rank + 2)
+    for shape in build_shapes(layer).values():
+        if isinstance(shape, list | tuple) and all(n is None or isinstance(n, int) for n in shape):
+            return (None,) * len(shape)
+    return (None,) * 3
+
+
+def _fans(shape: tuple[int, ...]) -> fans.Fans:
+    """Fans of a kernel of which only the shape is known, in Keras's layouts."""
+    if len(shape) == 2:
+        return fans.dense(shape, None)
+    window = len(shape) - 2
+    ones = (1,) * window
+    return fans.conv(shape, (None,) * window, strides=ones, padding="valid", dilation=ones)
+
+
+class Completion:
+    """Adds to an analysis what the graph does not tell.
+
+    Args:
+        model: The model.
+        names: Path, layer and stream of each variable.
+        graph: The model's graph, empty where the model's own `call` cannot be followed.
+        roles: The role of each node.
+        depths: The depth of each tensor.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        names: dict[int, tuple[str, str, str]],
+        graph: Graph,
+        roles: Sequence[Role],
+        depths: Sequence[int],
+    ) -> None:
+        self.model = model
+        self.names = names
+        self.graph = graph
+        self.gains = Gains()
+        self.tables = uses_outside_kernels(graph, roles)
+        self.explained = {
+            id(node.operation)
+            for node, role in zip(graph.nodes, roles, strict=True)
+            if not isinstance(role, Unknown)
+        }
+        self.depths = self._depths_of_layers(depths)
+        self.hidden = {
+            id(layer)
+            for index in graph.closed
+            for operation in [graph.nodes[index].operation]
+            for layer in [operation, *layers_of(operation)]
+        }
+        self.counted = 0
+
+    def _depths_of_layers(self, depths: Sequence[int]) -> dict[int, int]:
+        """The depth in front of each layer that was opened or could not be, by its `id`."""
+        nodes = self.graph.nodes
+        found: dict[int, int] = {}
+        for index in self.graph.closed:
+            operation = nodes[index].operation
+            before = max((depths[t] for t in nodes[index].inputs), default=0)
+            for layer in [operation, *layers_of(operation)]:
+                found.setdefault(id(layer), before)
+        for key, index in self.graph.opened.items():
+            if index < len(nodes):
+                found.setdefault(key, max((depths[t] for t in nodes[index].inputs), default=0))
+        return found
+
+    def of(self, found: Analysis) -> Analysis:
+        """The analysis with contexts of all kernels, and with the weights that are not kernels."""
+        by_variable = dict(found.by_variable)
+        tables, unknown, notes = dict(found.tables), list(found.unknown), list(found.notes)
+        for layer in [self.model, *layers_of(self.model)]:
+            if id(layer) in self.explained:
+                continue
+            for context, variable in self._contexts(layer, found):
+                by_variable[id(variable)] = context
+                if id(layer) not in self.hidden and self.graph.nodes:
+                    unknown.append((context.path, _UNSEEN))
+                    notes.append(f"{context.path}: {_UNSEEN}")
+            for variable in self._others(layer, found, by_variable):
+                path = self.names[id(variable)][0]
+                if id(variable) in self.tables or is_table_by_name(variable):
+                    tables[id(variable)] = NO_KERNEL
+                    notes.append(f"{path}: {NO_KERNEL}")
+                else:
+                    unknown.append((path, "how it is used is not known"))
+                    notes.append(f"{path}: how it is used is not known")
+        total = max((c.total_depth for c in by_variable.values()), default=1)
+        by_variable = {
+            key: dataclasses.replace(c, total_depth=total) if c.total_depth != total else c
+            for key, c in by_variable.items()
+        }
+        return dataclasses.replace(
+            found,
+            contexts={context.path: context for context in by_variable.values()},
+            by_variable=by_variable,
+            tables=tables,
+            unknown=tuple(dict.fromkeys(unknown)),
+            notes=tuple(dict.fromkeys(notes)),
+        )
+
+    def _contexts(self, layer: Any, found: Analysis) -> list[tuple[LayerContext, Any]]:
+        """A context for each kernel of a layer that has none."""
+        role = role_by_class(layer)
+        kernels = [] if role is None else [k for k in role.kernels if not _is_known(found, k)]
+        if role is None or not kernels:
+            return []
+        activation = () if role.activation is None else (role.activation,)
+        before = self.depths.get(id(layer), 0) if self.graph.nodes else self.counted
+        self.counted += 1 + max(kernel.level for kernel in kernels)
+        contexts = []
+        for kernel in kernels:
+            path, name, stream = self.names[id(kernel.variable)]
+            depth = before + 1 + kernel.level
+            context = LayerContext(
+                path=path,
+                layer=name,
+                stream=stream,
+                kernel_shape=tuple(int(n) for n in kernel.variable.shape),
+                depth=depth,
+                total_depth=max(depth, self._total(found)),
+                activation=role.activation.name if role.activation else None,
+                backward_gain=self.gains.of(activation)[1],
+                **{name: getattr(kernel.fans, name) for name in FAN_FIELDS},
+            )
+            contexts.append((context, kernel.variable))
+        return contexts
+
+    @staticmethod
+    def _total(found: Analysis) -> int:
+        return max((c.total_depth for c in found.by_variable.values()), default=1)
+
+    @staticmethod
+    def _others(layer: Any, found: Analysis, known: dict[int, LayerContext]) -> list[Any]:
+        """Weights of the rank of a kernel that are none and that no initializer draws by name."""
+        held = dict(initializers_of(layer))
+        with_kernel = any(id(v) in known for v in own_variables(layer))
+        return [
+            v
+            for v in own_variables(layer)
+            if may_be_kernel(v)
+            and id(v) not in known
+            and found.reason_to_leave(v) is None
+            and not (with_kernel and id(v) in held)
+        ]
+
+
+_UNSEEN = "how it is used is not known, so its context is from its shape and its layer's class"
+
+
+def _is_known(found: Analysis, kernel: Kernel) -> bool:
+    variable = kernel.variable
+    return found.context_of(variable) is not None or found.reason_to_leave(variable) is not None
