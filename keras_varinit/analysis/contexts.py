@@ -107,7 +107,7 @@ def is_known(operation: Any) -> bool:
 
     A user's class with a `call` of its own is not what the rule of its base says.
     """
-    if not (has_rule(operation) or has_signal_rule(operation)):
+    if is_customized(operation) or not (has_rule(operation) or has_signal_rule(operation)):
         return False
     if is_raw_operation(operation):
         return True

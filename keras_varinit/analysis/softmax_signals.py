@@ -92,6 +92,15 @@ def softmax(visit: Visit, axes: Sequence[int]) -> Outcome:
     return _over_positions(visit, axes)
 
 
+def as_activation(visit: Visit, outputs: tuple[Signal, ...], name: str) -> Outcome:
+    """Softmax, or one of its kin, as the activation of a layer with kernels."""
+    call = dataclasses.replace(visit.call, input_shapes=visit.call.output_shapes)
+    moved = dataclasses.replace(visit, inputs=outputs, call=call)
+    if name != "softmax":
+        return unknown(moved, f"its activation {name} is not modelled")
+    return softmax(moved, [len(visit.output_shape) - 1])
+
+
 def _over_channels(visit: Visit, count: int) -> Outcome:
     """Logits that different rows of a kernel made are independent."""
     signal = visit.inputs[0]

@@ -33,9 +33,8 @@ from keras_varinit.analysis.signals import (
     layout,
     only_first,
     signal_rule,
-    unknown,
 )
-from keras_varinit.analysis.softmax_signals import softmax
+from keras_varinit.analysis.softmax_signals import as_activation
 from keras_varinit.fans import padding_and_outputs
 
 
@@ -187,12 +186,7 @@ def with_activation(visit: Visit, linear: Outcome) -> Outcome:
     if not isinstance(role, Weights) or role.activation is None:
         return linear
     if acts_on_rows(role.activation) and not visit.at_output:
-        call = dataclasses.replace(visit.call, input_shapes=visit.call.output_shapes)
-        moved = dataclasses.replace(visit, inputs=linear.outputs, call=call)
-        if role.activation.name == "softmax":
-            after = softmax(moved, [len(visit.output_shape) - 1])
-        else:
-            after = unknown(moved, f"its activation {role.activation.name} is not modelled")
+        after = as_activation(visit, linear.outputs, role.activation.name)
     else:
         after = after_activation(linear.outputs[0], role.activation)
 
