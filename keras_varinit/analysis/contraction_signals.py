@@ -29,13 +29,13 @@ from keras_varinit.analysis.signals import (
     signal_rule,
     unknown,
 )
+from keras_varinit.analysis.taps import windows_of
 from keras_varinit.analysis.weight_signals import (
     Weighing,
     in_layout,
     in_place,
     labels_of,
     shared_kernel,
-    windows_of,
     with_activation,
 )
 from keras_varinit.graph import is_variable

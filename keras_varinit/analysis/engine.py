@@ -37,18 +37,16 @@ from keras_varinit.analysis import (
     weight_signals,
 )
 from keras_varinit.analysis.axes import Array
-from keras_varinit.analysis.catalogue import reason_of
 from keras_varinit.analysis.constants import constant_signal
 from keras_varinit.analysis.layouts import fitting, flat_channels
 from keras_varinit.analysis.lineage import Family
 from keras_varinit.analysis.masks import Masks
 from keras_varinit.analysis.reader import Graph, Node, computed
+from keras_varinit.analysis.role_rules import reason_against, rule_of_role
 from keras_varinit.analysis.row_signals import outcome_of_rows
 from keras_varinit.analysis.rules import (
     Call,
-    Concatenation,
     Elementwise,
-    Merge,
     Role,
     Unknown,
     Weights,
@@ -65,7 +63,7 @@ from keras_varinit.analysis.signals import (
     takes_channel_axes,
     unknown,
 )
-from keras_varinit.graph import is_raw_operation, operation_name
+from keras_varinit.graph import is_raw_operation
 from keras_varinit.moments import Activation
 
 # Importing these registers the rules of Keras's own layers.
@@ -288,9 +286,9 @@ class _Engine:
         if not visit.inputs and not isinstance(role, Weights):
             return unknown(visit, "it has no input")
         if function is None:
-            function = _rule_of_role(role, raw=is_raw_operation(visit.operation))
+            function = rule_of_role(role, raw=is_raw_operation(visit.operation))
         if function is None:
-            return unknown(visit, _reason(visit))
+            return unknown(visit, reason_against(visit))
         if not takes_channel_axes(function) and any(s.other_axes for s in visit.inputs):
             return _flattened(visit, function)
         result = function(visit)
@@ -335,25 +333,6 @@ def _fitted(gradient: Gradient, signal: Signal) -> Gradient:
         return gradient
     mean = float(np.mean([np.mean(g) for g in gradient.parts]))
     return gradient.with_parts(tuple(np.full(shape, mean) for shape in shapes))
-
-
-def _reason(visit: Visit) -> str:
-    if is_raw_operation(visit.operation):
-        return reason_of(operation_name(visit.operation))
-    return visit.role.reason if isinstance(visit.role, Unknown) else "it is not modelled"
-
-
-def _rule_of_role(role: Role, *, raw: bool) -> SignalRule | None:
-    """The rule of what several operations have in common; None where a role says too little."""
-    if isinstance(role, Weights):
-        return contraction_signals.raw_kernels if raw else weight_signals.general_kernels
-    if isinstance(role, Elementwise):
-        return pointwise_signals.elementwise
-    if isinstance(role, Merge):
-        return merging_signals.merged
-    if isinstance(role, Concatenation):
-        return concatenating_signals.concatenated
-    return None
 
 
 def _no_gradient(node: Node, signals: dict[int, Signal]) -> Outcome:

@@ -150,7 +150,11 @@ class Moments:
 
     def average(self, values: Array) -> float:
         """Mean over positions of a value by class."""
-        return float(np.sum(position_weights(self.axes) * values))
+        return float(np.sum(self._weights * values))
+
+    @functools.cached_property
+    def _weights(self) -> Array:
+        return position_weights(self.axes)
 
     def is_known(self) -> bool:
         """Whether the moments are numbers."""

@@ -19,12 +19,8 @@ from keras_varinit.analysis.signals import (
     only_first,
     signal_rule,
 )
-from keras_varinit.analysis.weight_signals import (
-    channel_axis_of,
-    in_layout,
-    summed_back,
-    through_taps,
-)
+from keras_varinit.analysis.taps import summed_back, through_taps
+from keras_varinit.analysis.weight_signals import channel_axis_of, in_layout
 from keras_varinit.fans import padding_and_outputs
 
 

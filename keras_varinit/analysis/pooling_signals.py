@@ -43,7 +43,8 @@ from keras_varinit.analysis.signals import (
     signal_rule,
     unknown,
 )
-from keras_varinit.analysis.weight_signals import channel_axis_of, in_layout, summed_back
+from keras_varinit.analysis.taps import summed_back
+from keras_varinit.analysis.weight_signals import channel_axis_of, in_layout
 from keras_varinit.fans import padding_and_outputs
 from keras_varinit.pair_moments import maximum_over_positions
 

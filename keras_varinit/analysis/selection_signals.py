@@ -27,7 +27,7 @@ from keras_varinit.analysis.signals import (
     signal_rule,
     unknown,
 )
-from keras_varinit.analysis.weight_signals import summed_back
+from keras_varinit.analysis.taps import summed_back
 from keras_varinit.graph import Shape
 
 Cut = tuple[int, int, int]  # start, number of entries, step

@@ -4,8 +4,6 @@ Kernels are independent and zero-mean, so E u_p u_q = Var(w)·Σ E z z over the 
 in common, and the gradient comes back through the same sums.
 """
 
-import dataclasses
-import functools
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -14,15 +12,15 @@ import keras
 import numpy as np
 
 from keras_varinit.analysis import rules
-from keras_varinit.analysis.axes import AnyWindow, Array, Window
+from keras_varinit.analysis.axes import Window
 from keras_varinit.analysis.layouts import back_to, with_channel_axes
-from keras_varinit.analysis.moment_maps import Axes, Moments, axis_maps, uniform
+from keras_varinit.analysis.moment_maps import Axes, Moments, uniform
 from keras_varinit.analysis.pointwise_signals import (
     acts_on_rows,
     after_activation,
     moments_of_variable,
 )
-from keras_varinit.analysis.rules import Call, Weights, layer_classes, per_dimension
+from keras_varinit.analysis.rules import Weights, layer_classes
 from keras_varinit.analysis.signals import (
     Gradient,
     Gradients,
@@ -35,7 +33,7 @@ from keras_varinit.analysis.signals import (
     signal_rule,
 )
 from keras_varinit.analysis.softmax_signals import as_activation
-from keras_varinit.fans import padding_and_outputs
+from keras_varinit.analysis.taps import summed_back, through_taps, transposed_windows, windows
 
 
 def channel_axis_of(layer: Any, default: int = -1) -> int:
@@ -49,61 +47,6 @@ def channel_axis_of(layer: Any, default: int = -1) -> int:
 def in_layout(visit: Visit, channel_axis: int) -> Signal:
     """The first input with its channels where a layer expects them."""
     return with_channel_axes(visit.inputs[0], visit.call.input_shapes[0], (channel_axis,))
-
-
-def windows(call: Call, source: Axes, target: Axes) -> list[Window]:
-    """The windows of a convolution layer."""
-    layer, rank = call.operation, len(source)
-    sizes = per_dimension(layer.kernel_size, rank)
-    strides = per_dimension(layer.strides, rank)
-    dilation = per_dimension(layer.dilation_rate, rank)
-    return windows_of(sizes, strides, dilation, layer.padding, source, target)
-
-
-def windows_of(
-    sizes: Sequence[int],
-    strides: Sequence[int],
-    dilation: Sequence[int],
-    padding: str,
-    source: Axes,
-    target: Axes,
-) -> list[Window]:
-    """The windows of a convolution, axis by axis."""
-    found = []
-    for k, s, d, before, after in zip(sizes, strides, dilation, source, target, strict=True):
-        low, _ = padding_and_outputs(before.size or 10**6, k, s, d, padding)
-        found.append(Window("conv", k, s, d, low, before, after))
-    return found
-
-
-def transposed_windows(call: Call, source: Axes, target: Axes) -> list[Window]:
-    """The windows of a transposed convolution layer."""
-    layer = call.operation
-    rank = len(source)
-    sizes = per_dimension(layer.kernel_size, rank)
-    strides = per_dimension(layer.strides, rank)
-    dilation = per_dimension(layer.dilation_rate, rank)
-    found = []
-    for axis in range(rank):
-        n, m, low = source[axis].size, target[axis].size, 0
-        k, s, d = sizes[axis], strides[axis], dilation[axis]
-        if layer.padding == "same" and n is not None and m is not None:
-            low = max((n - 1) * s + (k - 1) * d + 1 - m, 0) // 2
-        found.append(Window("transposed", k, s, d, low, source[axis], target[axis]))
-    return found
-
-
-def summed_back(windows: Sequence[AnyWindow], moments: Moments, gradient: Array) -> Array:
-    """Σ over the outputs that read an input of E g², by class of the input's position."""
-    for axis, (window, each) in enumerate(zip(windows, axis_maps(moments, windows), strict=True)):
-        source, target = window.inputs, window.outputs
-        if source.size is None or target.size is None:
-            ratio = float(window.stride) if window.kind == "transposed" else 1 / window.stride
-        else:
-            ratio = target.size / source.size
-        matrix = each.means.T * target.weights[None, :] / source.weights[:, None] * ratio
-        gradient = np.moveaxis(np.tensordot(matrix, gradient, axes=(1, axis)), 0, axis)
-    return gradient
 
 
 class Weighing:
@@ -127,57 +70,6 @@ class Weighing:
         """Takes down the gradient at the kernel's output."""
         if gradient is not None:
             self.visit.backward(self.kernel.variable, gradient.second_moment(output))
-
-
-def through_taps(gradient: Gradient, windows: Sequence[Window]) -> Gradient:
-    """Gradients of two inputs are alike in the taps that both have.
-
-    With n_pq of them, and n_p that p has, the correlation is the mean of n_pq over that of
-    √(n_p n_q), for p ≠ q.
-    """
-    shared = [_taps_in_common(window) for window in windows]
-    own = math.prod(each.own for each in shared)
-    pairs = math.prod(each.pairs for each in shared) - own
-    scale = math.prod(each.scale for each in shared) - own
-    far = pairs / scale if scale > 1e-9 else 1.0
-    near = [each.adjacent for each in shared if each.adjacent is not None]
-    return gradient.less_coherent(far, float(np.mean(near)) if near else 1.0)
-
-
-@dataclasses.dataclass(frozen=True)
-class _Shared:
-    """Means over pairs of inputs, along one axis, of the taps in common and of √(n_p n_q).
-
-    `own` is the share of an input's pairs with itself. `adjacent` is None for a single input.
-    """
-
-    pairs: float
-    scale: float
-    own: float
-    adjacent: float | None
-
-
-@functools.lru_cache(maxsize=1024)
-def _taps_in_common(window: Window) -> _Shared:
-    if window.kind == "transposed":
-        return _Shared(1.0, 1.0, 0.0, 1.0)
-    if window.inputs.size is None or window.outputs.size is None:
-        # Those of different phases of a stride have none.
-        return _Shared(1 / window.stride, 1.0, 0.0, float(window.stride == 1))
-    inputs = window.inputs.size
-    reads = window.reads(np.arange(window.outputs.size))
-    reached = np.zeros((window.taps, inputs))
-    taps, outputs = np.nonzero((reads >= 0) & (reads < inputs))
-    reached[taps, reads[taps, outputs]] = 1
-    roots = np.sqrt(reached.sum(axis=0))
-    adjacent = float(np.sum(reached[:, 1:] * reached[:, :-1]))
-    scale = float(np.sum(roots[1:] * roots[:-1]))
-    return _Shared(
-        float(np.sum(reached.mean(axis=1) ** 2)),
-        float(np.mean(roots)) ** 2,
-        float(np.mean(roots**2)) / inputs,
-        (adjacent / scale if scale > 0 else 0.0) if inputs > 1 else None,
-    )
 
 
 def with_activation(visit: Visit, linear: Outcome) -> Outcome:
