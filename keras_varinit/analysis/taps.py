@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from keras_varinit.analysis.axes import AnyWindow, Array, Window
-from keras_varinit.analysis.moment_maps import Axes, Moments, axis_maps
+from keras_varinit.analysis.moment_maps import Axes, Moments, axis_maps, in_place
 from keras_varinit.analysis.rules import Call, per_dimension
 from keras_varinit.analysis.signals import Gradient
 from keras_varinit.fans import padding_and_outputs
@@ -58,6 +58,8 @@ def transposed_windows(call: Call, source: Axes, target: Axes) -> list[Window]:
 
 def summed_back(windows: Sequence[AnyWindow], moments: Moments, gradient: Array) -> Array:
     """Σ over the outputs that read an input of E g², by class of the input's position."""
+    if all(in_place(window) for window in windows):
+        return gradient
     for axis, (window, each) in enumerate(zip(windows, axis_maps(moments, windows), strict=True)):
         source, target = window.inputs, window.outputs
         if source.size is None or target.size is None:
