@@ -108,7 +108,7 @@ def test_a_maximum_takes_the_border_in(activation, value):
 
 
 @pytest.mark.parametrize("coherence", [0.0, 0.6])
-@pytest.mark.parametrize("local", [0.0, 0.5])
+@pytest.mark.parametrize("local", [0.0, 0.5, 0.7])
 def test_gradients_of_means_and_interpolation(coherence, local):
     """Aᵀ C A with the whole matrix C of correlations that a `Gradient` stands for."""
     for size, matrix in {
@@ -132,7 +132,8 @@ def check_gradient(windows, matrices, sizes, coherence, local):
     whole, alike = np.ones((1, 1)), np.ones((1, 1))
     for matrix, count in zip(matrices, outputs, strict=True):
         whole = np.kron(whole, matrix)
-        near = np.eye(count) + local * (np.eye(count, k=1) + np.eye(count, k=-1))
+        apart = np.abs(np.arange(count)[:, None] - np.arange(count))
+        near = np.maximum(1 - apart * (1 - local), 0.0)
         alike = np.kron(alike, near)
     covariance = 1.7 * (coherence + (1 - coherence) * alike)
     back = whole.T @ covariance @ whole

@@ -2,11 +2,13 @@
 
 An output y = A x gives x the gradient Aᵀ g. Of the gradients g of two outputs p and q a share
 `coherence` is common to all positions; what is left correlates by `local` between neighbours along
-an axis and not at all farther apart: E g_p g_q = √(G_p G_q)·(c + (1 - c)·Π L(p - q)), G = E g².
+an axis and by less farther apart, as means over windows do, L(d) = max(1 - |d|·(1 - local), 0):
+E g_p g_q = √(G_p G_q)·(c + (1 - c)·Π L(p - q)), with G = E g².
 """
 
 import dataclasses
 import functools
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -14,6 +16,8 @@ import numpy as np
 from keras_varinit.analysis.axes import AnyWindow, Array, entries_read, members_of
 from keras_varinit.analysis.moment_maps import apply, grouped, outer, position_weights
 from keras_varinit.analysis.signals import Gradient
+
+_FARTHEST = 4
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,8 +53,9 @@ def back_map(window: AnyWindow, local: float) -> BackMap:
     for a in range(window.taps):
         ok = valid[a]
         np.add.at(covers, (reads[a][ok] - first, target_classes[ok]), shares[a][ok])
-    for offset in (-1, 0, 1) if local else (0,):
-        weight = local if offset else 1.0
+    reach = min(math.ceil(1 / (1 - local)) - 1, _FARTHEST) if local < 1 else _FARTHEST
+    for offset in range(-reach, reach + 1):
+        weight = 1 - abs(offset) * (1 - local)
         others = outputs + offset
         other_reads, other_valid = entries_read(window, others)
         other_shares = weight * window.shares(other_valid, others)
