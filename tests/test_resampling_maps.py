@@ -8,12 +8,11 @@ import pytest
 
 from keras_varinit.analysis.axes import Axis, Linear, Window, axes_of, axis_map
 from keras_varinit.analysis.borders import bordered
-from keras_varinit.analysis.gradient_maps import back_map, through_linear
+from keras_varinit.analysis.gradient_maps import back_map, through_linear, through_taps
 from keras_varinit.analysis.moment_maps import uniform
 from keras_varinit.analysis.nonlinear import activated, max_pooled
 from keras_varinit.analysis.resampling_signals import resizing
 from keras_varinit.analysis.signals import Gradient
-from keras_varinit.analysis.weight_signals import through_taps
 from keras_varinit.moments import named_activation
 from tests.test_signal_maps import Full, assert_agree, op, walked
 

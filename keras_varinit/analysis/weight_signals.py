@@ -5,7 +5,6 @@ in common, and the gradient comes back through the same sums.
 """
 
 import dataclasses
-import functools
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -15,6 +14,7 @@ import numpy as np
 
 from keras_varinit.analysis import rules
 from keras_varinit.analysis.axes import AnyWindow, Array, Window
+from keras_varinit.analysis.gradient_maps import through_taps
 from keras_varinit.analysis.layouts import back_to, with_channel_axes
 from keras_varinit.analysis.moment_maps import Axes, Moments, axis_maps, uniform
 from keras_varinit.analysis.pointwise_signals import (
@@ -128,57 +128,6 @@ class Weighing:
         """Takes down the gradient at the kernel's output."""
         if gradient is not None:
             self.visit.backward(self.kernel.variable, gradient.second_moment(output))
-
-
-def through_taps(gradient: Gradient, windows: Sequence[Window]) -> Gradient:
-    """Gradients of two inputs are alike in the taps that both have.
-
-    With n_pq of them, and n_p that p has, the correlation is the mean of n_pq over that of
-    √(n_p n_q), for p ≠ q.
-    """
-    shared = [_taps_in_common(window) for window in windows]
-    own = math.prod(each.own for each in shared)
-    pairs = math.prod(each.pairs for each in shared) - own
-    scale = math.prod(each.scale for each in shared) - own
-    far = pairs / scale if scale > 1e-9 else 1.0
-    near = [each.adjacent for each in shared if each.adjacent is not None]
-    return gradient.less_coherent(far, float(np.mean(near)) if near else 1.0)
-
-
-@dataclasses.dataclass(frozen=True)
-class _Shared:
-    """Means over pairs of inputs, along one axis, of the taps in common and of √(n_p n_q).
-
-    `own` is the share of an input's pairs with itself. `adjacent` is None for a single input.
-    """
-
-    pairs: float
-    scale: float
-    own: float
-    adjacent: float | None
-
-
-@functools.lru_cache(maxsize=1024)
-def _taps_in_common(window: Window) -> _Shared:
-    if window.kind == "transposed":
-        return _Shared(1.0, 1.0, 0.0, 1.0)
-    if window.inputs.size is None or window.outputs.size is None:
-        # Those of different phases of a stride have none.
-        return _Shared(1 / window.stride, 1.0, 0.0, float(window.stride == 1))
-    inputs = window.inputs.size
-    reads = window.reads(np.arange(window.outputs.size))
-    reached = np.zeros((window.taps, inputs))
-    taps, outputs = np.nonzero((reads >= 0) & (reads < inputs))
-    reached[taps, reads[taps, outputs]] = 1
-    roots = np.sqrt(reached.sum(axis=0))
-    adjacent = float(np.sum(reached[:, 1:] * reached[:, :-1]))
-    scale = float(np.sum(roots[1:] * roots[:-1]))
-    return _Shared(
-        float(np.sum(reached.mean(axis=1) ** 2)),
-        float(np.mean(roots)) ** 2,
-        float(np.mean(roots**2)) / inputs,
-        (adjacent / scale if scale > 0 else 0.0) if inputs > 1 else None,
-    )
 
 
 def with_activation(visit: Visit, linear: Outcome) -> Outcome:
