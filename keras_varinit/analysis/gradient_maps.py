@@ -2,8 +2,8 @@
 
 With fixed coefficients an output y = A x gives x the gradient Aᵀ g. Of the gradients g of two
 outputs p and q a share `coherence` is common to all positions; what is left correlates by `local`
-between neighbours along an axis and by less farther apart, as means over windows do, L(d) = max(1 - |d|·(1 - local), 0):
-E g_p g_q = √(G_p G_q)·(c + (1 - c)·Π L(p - q)), with G = E g².
+between neighbours along an axis and by less farther apart, as means over windows do,
+L(d) = max(1 - |d|·(1 - local), 0): E g_p g_q = √(G_p G_q)·(c + (1 - c)·Π L(p - q)), with G = E g².
 """
 
 import dataclasses

@@ -78,7 +78,14 @@ ORDER = (
     moved("Flip", lambda x: ops.flip(x, axis=(-1, 2)), "channels"),
     moved("Roll", lambda x: ops.roll(x, (2, -3), axis=(1, 2)), padding="valid"),
     moved("Roll", lambda x: ops.roll(x, 5), "flattened", known=False),
-    moved(L.UpSampling1D, lambda x: ops.flip(L.UpSampling1D(3)(x), axis=1), "", line, LINE, rank=1),
+    moved(
+        L.UpSampling1D,
+        lambda x: ops.flip(L.UpSampling1D(3)(x), axis=1),
+        "flipped",
+        line,
+        LINE,
+        rank=1,
+    ),
     moved(
         ("CropImages"), lambda x: ops.image.crop_images(x, 1, 2, target_height=5, target_width=4)
     ),
