@@ -4,7 +4,6 @@ import keras
 from keras import ops
 
 from tests.rule_cases.case import (
-    FINITE,
     LINE,
     MAPS,
     VOLUME,
@@ -19,6 +18,7 @@ from tests.rule_cases.case import (
 
 L = keras.layers
 
+IN_PHASE = Allowance(0.03, 0.10, "pairs of positions have one correlation, and neighbours another")
 WINDOWS = Allowance(0.06, 0.10, "the entries of a window count as equicorrelated")
 
 
@@ -134,7 +134,7 @@ SHARED = tuple(
         maps,
         lambda u, p=pool: dense(64)(L.GlobalAveragePooling2D()(conv(96)(p(u)))),
         (5, 5, 24),
-        FINITE,
+        IN_PHASE,
         f"{note}, one gradient",
         examples=4,
     )
