@@ -66,6 +66,7 @@ UNKNOWN_OPERATIONS: dict[str, tuple[str, ...]] = {
         *("PSNR", "PerspectiveTransform", "RGBToGrayscale", "RGBToHSV", "Rot90", "SSIM"),
         *("ScaleAndTranslate", "SobelEdges"),
     ),
+    "it is a name that `keras.ops` does not use": ("Abs",),
     "it is a loss": (
         *("BinaryCrossentropy", "CTCDecode", "CTCLoss", "CategoricalCrossentropy"),
         *("SparseCategoricalCrossentropy",),

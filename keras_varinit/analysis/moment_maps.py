@@ -50,7 +50,7 @@ class Moments:
     Where `pre` is given the signal is `function` of it entry by entry, and `pre` is Gaussian but
     for its `third` central moment, that of a typical entry. Where `border` is given the signal has
     a number around another signal, whose law is that of its entries. `terms` are what the signal is
-    a sum of, where it is one.
+    a sum of, where it is one. `inverse` is E σ²·E 1/σ² over the channels of a kernel's output.
     """
 
     axes: Axes
@@ -63,6 +63,7 @@ class Moments:
     third: float = 0.0
     border: "Border | None" = None
     terms: tuple[Term, ...] = ()
+    inverse: float = 1.0
 
     @functools.cached_property
     def second(self) -> Array:
@@ -155,7 +156,11 @@ class Moments:
 
     @property
     def _offset_zero(self) -> tuple[int | slice, ...]:
-        return tuple(i for r in self.radius for i in (r, slice(None)))
+        return self.offset_of((0,) * len(self.axes))
+
+    def offset_of(self, offset: Sequence[int]) -> tuple[int | slice, ...]:
+        """Where `excess` holds the pairs of that offset."""
+        return tuple(i for r, o in zip(self.radius, offset) for i in (r + o, slice(None)))  # noqa: B905
 
     def average(self, values: Array) -> float:
         """Mean over positions of a value by class."""

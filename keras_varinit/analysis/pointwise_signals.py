@@ -178,7 +178,20 @@ def _batch_normalization(visit: Visit) -> Outcome:
         return centred.scaled(factors[id(moments)]).shifted(beta)
 
     output = signal.each(normalized)
-    return Outcome((output,), _per_part(signal, factors, len(visit.inputs)))
+    back = _per_part(signal, factors, len(visit.inputs))
+    here = signal.parts[0][1].inverse
+    if math.isnan(here):
+        visit.note(
+            f"{visit.operation.name}: so few inputs make each of its channels that the mean of "
+            "their inverse variances, and so of the gradients' squares, does not exist"
+        )
+
+    def pullback(gradients: Gradients) -> Gradients:
+        # Channels of small variance get large gradients, which their small kernels take away again.
+        first, *others = back(gradients)
+        return (first and dataclasses.replace(first, here=here), *others)
+
+    return Outcome((output,), pullback)
 
 
 def _renewed(moments: Moments, gamma: float, beta: tuple[float, float]) -> Moments:

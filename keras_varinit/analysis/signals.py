@@ -79,7 +79,8 @@ class Gradient:
     what adjacent positions have beyond it, as a share of what is missing to 1. `through` is the
     activation that the gradient has just come back through. `phases` are what it owes to gradients
     where paths part, as amplitudes along orthonormal ones: (number, amplitude). `in_step`: all
-    channels have one gradient, for their sum was taken.
+    channels have one gradient, for their sum was taken. `here` is a factor on the second moment at
+    the kernel in front that does not go on through it: channels of small kernels were scaled up.
     """
 
     parts: tuple[Array, ...]
@@ -88,6 +89,7 @@ class Gradient:
     through: Activation | None = None
     phases: tuple[tuple[int, float], ...] = ()
     in_step: bool = False
+    here: float = 1.0
 
     def with_parts(self, parts: tuple[Array, ...]) -> "Gradient":
         """Other second moments, as coherent."""

@@ -1,5 +1,7 @@
 """What the taps of a convolution read, and how gradients come back through them."""
 
+import itertools
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -65,3 +67,33 @@ def summed_back(windows: Sequence[AnyWindow], moments: Moments, gradient: Array)
         matrix = each.means.T * target.weights[None, :] / source.weights[:, None] * ratio
         gradient = np.moveaxis(np.tensordot(matrix, gradient, axes=(1, axis)), 0, axis)
     return gradient
+
+
+def mean_inverse(moments: Moments, windows: Sequence[AnyWindow], fan_in: int) -> float:
+    """E σ²·E 1/σ² over channels u = Σ w·z of `fan_in` inputs through windows; NaN if unbounded.
+
+    Given the kernel a channel's variance over examples and positions is Σ w_a w_b C_ab, a sum of
+    squares with the eigenvalues λ of the taps' covariance, each `fan_in` times, and
+    E 1/σ² = ∫ Π (1 + 2tλ)^(-fan_in/2) dt.
+    """
+    kinds = [(w.taps, w.dilation) if isinstance(w, Window) else (1, 1) for w in windows]
+    places = list(itertools.product(*(range(taps) for taps, _ in kinds)))
+    own = moments.average(moments.excess[moments.offset_of((0,) * len(kinds))])
+    if fan_in * len(places) > 200 or not own > 0:
+        return 1.0
+
+    def shared(one: tuple[int, ...], other: tuple[int, ...]) -> float:
+        pairs = zip(one, other, kinds, strict=True)
+        offset = [(b - a) * dilation for a, b, (_, dilation) in pairs]
+        if any(abs(o) > r for o, r in zip(offset, moments.radius, strict=True)):
+            return 0.0
+        return moments.average(moments.excess[moments.offset_of(offset)]) / own
+
+    covariance = np.array([[shared(one, other) for other in places] for one in places])
+    values = np.maximum(np.linalg.eigvalsh(covariance), 0.0) / len(places)
+    if fan_in * np.sum(values > 1e-3) < 4:
+        return math.nan
+    steps = np.linspace(-12.0, 12.0, 400)
+    t = np.exp(steps) / fan_in
+    logs = fan_in / 2 * np.log1p(2 * t[:, None] * values[None, :]).sum(axis=1)
+    return float(np.sum(t * np.exp(-logs)) * (steps[1] - steps[0]) * fan_in)

@@ -4,6 +4,7 @@ Kernels are independent and zero-mean, so E u_p u_q = Var(w)·Σ E z z over the 
 in common, and the gradient comes back through the same sums.
 """
 
+import dataclasses
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -34,7 +35,7 @@ from keras_varinit.analysis.signals import (
     signal_rule,
 )
 from keras_varinit.analysis.softmax_signals import as_activation
-from keras_varinit.analysis.taps import summed_back, transposed_windows, windows
+from keras_varinit.analysis.taps import mean_inverse, summed_back, transposed_windows, windows
 
 
 def channel_axis_of(layer: Any, default: int = -1) -> int:
@@ -70,7 +71,8 @@ class Weighing:
     def came_back(self, gradient: Gradient | None, output: Signal) -> None:
         """Takes down the gradient at the kernel's output."""
         if gradient is not None:
-            self.visit.backward(self.kernel.variable, gradient.second_moment(output))
+            second = gradient.second_moment(output) * gradient.here
+            self.visit.backward(self.kernel.variable, second)
 
 
 def with_activation(visit: Visit, linear: Outcome) -> Outcome:
@@ -126,6 +128,8 @@ def shared_kernel(
     unit = merged.weighted(taps, fan_in)
     weighing = Weighing(visit, role.kernels[0], [(channels, unit)])
     output = weighing.output(moments_of_variable(visit.operation, "bias"), signal.channel_axis)
+    inverse = mean_inverse(merged, taps, fan_in)
+    output = output.each(lambda m: dataclasses.replace(m, inverse=inverse))
 
     def pullback(gradients: Gradients) -> Gradients:
         gradient = gradients[0]
@@ -180,6 +184,8 @@ def _each_channel(visit: Visit, multiplier: int) -> tuple[Outcome, Signal]:
     output = weighing.output(
         moments_of_variable(layer, "bias") if single else (0.0, 0.0), channel_axis
     )
+    inverse = mean_inverse(signal.merged, taps, 1)
+    output = output.each(lambda m: dataclasses.replace(m, inverse=inverse))
 
     def pullback(gradients: Gradients) -> Gradients:
         gradient = gradients[0]
