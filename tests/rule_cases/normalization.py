@@ -115,6 +115,24 @@ def noisy(kind, layer, front=maps, shape=MAPS, rank=2, note=""):
     return Case(kind, front, back, shape, FINITE, note, examples=4)
 
 
+def depthwise(x):
+    """A channel's variance is that of its nine taps, so that small kernels have large gradients."""
+    taps = L.DepthwiseConv2D(3, padding="same", depthwise_initializer="he_normal")
+    return taps(ops.relu(conv(96)(x)))
+
+
+NARROW = (
+    Case(
+        L.BatchNormalization,
+        depthwise,
+        lambda u: conv(64)(ops.relu(L.BatchNormalization()(u))),
+        MAPS,
+        FINITE,
+        "few inputs a channel",
+        examples=16,
+    ),
+)
+
 NOISE = (
     noisy(L.Dropout, lambda x: L.Dropout(0.3)(x)),
     noisy(L.Dropout, lambda x: L.AveragePooling2D(2)(L.Dropout(0.5)(x)), note="pooled"),
@@ -131,4 +149,4 @@ NOISE = (
     noisy(L.SpatialDropout3D, lambda x: L.SpatialDropout3D(0.25)(x), volume, VOLUME, 3),
 )
 
-CASES = (*NORMALIZATIONS, *BY_NUMBERS, *SOFTMAX, *NOISE)
+CASES = (*NORMALIZATIONS, *BY_NUMBERS, *SOFTMAX, *NARROW, *NOISE)
