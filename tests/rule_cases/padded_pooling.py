@@ -4,7 +4,6 @@ import keras
 from keras import ops
 
 from tests.rule_cases.case import (
-    FINITE,
     LINE,
     MAPS,
     VOLUME,
