@@ -52,7 +52,7 @@ def einsum(
         ValueError: the pattern is none, or does not fit the shapes.
     """
     try:
-        (data, weights), output = _subscripts(equation, (inputs or None, kernel), kernel_first)
+        (data, weights), output = subscripts(equation, (inputs or None, kernel), kernel_first)
         in_data, in_kernel = _sizes(data, inputs or None), _sizes(weights, kernel)
         for letter in in_data.keys() & in_kernel.keys():
             if in_data[letter] not in (None, in_kernel[letter]):
@@ -64,7 +64,7 @@ def einsum(
     def product(letters: Iterable[str]) -> int:
         return math.prod(sizes.get(letter) or 1 for letter in letters)
 
-    summed = sizes.keys() - output
+    summed = sizes.keys() - {*output}
     diagonal = {letter for letter in in_data if data.count(letter) > 1}
     beside = product(letter for letter in diagonal for _ in range(data.count(letter) - 1))
     reached = product(in_kernel.keys() - in_data.keys())
@@ -76,16 +76,19 @@ def einsum(
     if any(sizes[letter] is None for letter in {*summed, *diagonal}):
         return fans
     entries = product(in_data.keys() & {*in_kernel, *summed, *diagonal}) * beside
-    outputs = product({*in_kernel, *diagonal} & output)
+    outputs = product({*in_kernel, *diagonal} & {*output})
     return _with_counts(fans, product(summed) * outputs, entries, outputs)
 
 
-def _subscripts(
-    equation: str, shapes: tuple[Spatial | None, Spatial], kernel_first: bool
-) -> tuple[list[list[str]], set[str]]:
-    """A name for every axis of the input and of the kernel, and the names that the output has.
+def subscripts(
+    equation: str, shapes: tuple[Spatial | None, Spatial], kernel_first: bool = False
+) -> tuple[list[list[str]], list[str]]:
+    """A name for every axis of the input and of the kernel, and for those of the output.
 
     The axes of an ellipsis are numbered from the right, as they are broadcast.
+
+    Raises:
+        ValueError: the pattern is none, or has not the axes of the shapes.
     """
     left, arrow, right = equation.replace(" ", "").partition("->")
     operands = left.split(",")
@@ -104,15 +107,17 @@ def _subscripts(
             raise ValueError(f"{part!r} has not the axes of a shape {shape}")
         axes.append([*before, *(f"...{n}" for n in reversed(range(hidden))), *after])
     letters = [*axes[0], *axes[1]]
-    hidden_axes = {letter for letter in letters if letter.startswith("...")}
+    hidden_axes = sorted({k for k in letters if k.startswith("...")}, reverse=True)
     if not arrow:
-        return axes, hidden_axes | {k for k in letters if letters.count(k) == 1}
+        once = (k for k in letters if letters.count(k) == 1 and k not in hidden_axes)
+        return axes, [*hidden_axes, *sorted(once)]
     named = right.replace("...", "")
     if len({*named}) < len(named) or not {*named} <= {*letters}:
         raise ValueError(f"the output {right!r} has a letter twice, or one that no operand has")
     if hidden_axes and "..." not in right:
         raise ValueError(f"the output {right!r} lacks the ellipsis")
-    return axes, hidden_axes | {*named}
+    before, _, after = right.partition("...")
+    return axes, [*before, *hidden_axes, *after]
 
 
 def _sizes(axes: Sequence[str], shape: Spatial | None) -> dict[str, int | None]:

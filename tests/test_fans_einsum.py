@@ -78,6 +78,12 @@ def check_counts(found, pattern, shape, kernel, kernel_first):
 def test_counts_are_those_of_numpy(drawn):
     pattern, shape, kernel, kernel_first = drawn
     found = fans.einsum(pattern, kernel, shape, kernel_first=kernel_first)
+    (data, own), output = fans.subscripts(pattern, (shape, kernel), kernel_first)
+    sizes = {}
+    for letter, size in zip([*data, *own], [*shape, *kernel], strict=True):
+        sizes[letter] = max(size, sizes.get(letter, 1))
+    zeros = np.zeros(shape), np.zeros(kernel)
+    assert contracted(pattern, *zeros, kernel_first).shape == tuple(sizes[k] for k in output)
     check_counts(found, *drawn)
 
 
@@ -155,10 +161,24 @@ def test_patterns_of_users_layers_are_read(pattern, kernel_first):
     shape = (8, 6) if "dC" not in pattern else (6, 8)
     layer = Product(pattern, shape, kernel_first, name="product")
     model = keras.Sequential([keras.Input((4, 8)), layer, L.Dense(2)])
+    layer.w.assign(np.full(shape, 0.5))  # of He's variance 2/8 exactly
     analysis = kv.analyze(model)
     context = analysis.contexts[layer.w.path]
     assert (context.fan_in, context.fan_out) == (8, 6)
     assert analysis.unknown == ()
+    assert analysis.predicted[layer.w.path].forward == pytest.approx(2.0)
+
+
+@pytest.mark.parametrize("pattern", ["abb,bc->ac", "abc,ccd->abd", "abc,cde->abd"])
+def test_patterns_that_the_engine_does_not_follow_have_no_number(pattern):
+    """Fans are counted; a diagonal, or a sum over the kernel alone, has no second moment."""
+    shapes = {"abb,bc->ac": (8, 6), "abc,ccd->abd": (8, 8, 6)}
+    layer = Product(pattern, shapes.get(pattern, (8, 6, 5)))
+    model = keras.Sequential([keras.Input((8, 8)), layer])
+    analysis = kv.analyze(model)
+    assert analysis.contexts[layer.w.path].fan_in > 0
+    assert analysis.predicted[layer.w.path].forward is None
+    assert any("einsum" in note for note in analysis.notes)
 
 
 def test_a_pattern_that_the_layer_cannot_mean_is_noted_with_the_layer(monkeypatch):

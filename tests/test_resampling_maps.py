@@ -8,12 +8,11 @@ import pytest
 
 from keras_varinit.analysis.axes import Axis, Linear, Window, axes_of, axis_map
 from keras_varinit.analysis.borders import bordered
-from keras_varinit.analysis.gradient_maps import back_map, through_linear
+from keras_varinit.analysis.gradient_maps import back_map, through_linear, through_taps
 from keras_varinit.analysis.moment_maps import uniform
 from keras_varinit.analysis.nonlinear import activated, max_pooled
 from keras_varinit.analysis.resampling_signals import resizing
 from keras_varinit.analysis.signals import Gradient
-from keras_varinit.analysis.weight_signals import through_taps
 from keras_varinit.moments import named_activation
 from tests.test_signal_maps import Full, assert_agree, op, walked
 
@@ -108,7 +107,7 @@ def test_a_maximum_takes_the_border_in(activation, value):
 
 
 @pytest.mark.parametrize("coherence", [0.0, 0.6])
-@pytest.mark.parametrize("local", [0.0, 0.5])
+@pytest.mark.parametrize("local", [0.0, 0.5, 0.7])
 def test_gradients_of_means_and_interpolation(coherence, local):
     """Aᵀ C A with the whole matrix C of correlations that a `Gradient` stands for."""
     for size, matrix in {
@@ -132,7 +131,8 @@ def check_gradient(windows, matrices, sizes, coherence, local):
     whole, alike = np.ones((1, 1)), np.ones((1, 1))
     for matrix, count in zip(matrices, outputs, strict=True):
         whole = np.kron(whole, matrix)
-        near = np.eye(count) + local * (np.eye(count, k=1) + np.eye(count, k=-1))
+        apart = np.abs(np.arange(count)[:, None] - np.arange(count))
+        near = np.maximum(1 - apart * (1 - local), 0.0)
         alike = np.kron(alike, near)
     covariance = 1.7 * (coherence + (1 - coherence) * alike)
     back = whole.T @ covariance @ whole

@@ -28,22 +28,22 @@ class Aligned:
     """A signal as it was (`source`) and on the positions and channels of the result.
 
     `repeats`: at how many positions each of its entries stands. `rearranged`: its channels were in
-    other dimensions.
+    other dimensions. `copies`: how many channels each of its channels became.
     """
 
     signal: Signal
     source: Signal
     repeats: float
     rearranged: bool = False
+    copies: int = 1
 
     def back(self, gradient: Gradient, output: Signal) -> Gradient:
         """The gradient of the source: sums over all entries that it was repeated at."""
         coherence = gradient.coherence
         times = self.repeats
         grown = times * (1 + coherence * (times - 1)) if math.isfinite(times) and times > 1 else 1.0
-        if self.source.channels != self.signal.channels and not self.rearranged:
-            # The gradients of channels have independent signs.
-            grown *= self.signal.channels / self.source.channels
+        # The gradients of channels have independent signs.
+        grown *= self.copies
         parts = parts_for(gradient.parts, output, self.source)
         parts = [
             g if g.shape == m.mean.shape else np.full_like(m.mean, self._mean(g, output))
@@ -107,7 +107,9 @@ def align(signal: Signal, before: Shape, shape: Shape, target: Signal) -> Aligne
     repeats = math.prod(
         math.inf if shape[positions[n]] is None else shape[positions[n]] or 1 for n in numbers
     )
-    return Aligned(result, signal, repeats, channel_axes(known, rank) != tuple(channels))
+    copies = math.prod(shape[a] or 1 for a in wider)
+    rearranged = channel_axes(known, rank) != tuple(channels)
+    return Aligned(result, signal, repeats, rearranged, copies)
 
 
 def _with_channels(signal: Signal, shape: Shape, channels: Sequence[int]) -> Signal | None:

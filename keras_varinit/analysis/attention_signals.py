@@ -33,12 +33,13 @@ from keras_varinit.moments import FUNCTIONS, Activation
 _SIGMOID = Activation("sigmoid", FUNCTIONS["sigmoid"], ("sigmoid",))
 _SOURCES = {"query": "query", "gate": "query", "key": "key", "value": "value"}
 # Methods by which a subclass computes attention in its own way.
+_LAYERS = layer_classes("MultiHeadAttention", "GroupQueryAttention")
 _COMPUTING = {"call", "_compute_attention", "_compute_attention_mask", "_masked_softmax"}
 
 
 def is_customized(layer: Any) -> bool:
     """Whether it is an attention layer whose own class computes attention, on a base of Keras's."""
-    if not isinstance(layer, layer_classes("MultiHeadAttention", "GroupQueryAttention")):
+    if not isinstance(layer, _LAYERS):
         return False
     for cls in type(layer).__mro__:
         if cls.__module__.startswith("keras."):

@@ -38,6 +38,7 @@ from keras_varinit.analysis.weight_signals import (
     shared_kernel,
     with_activation,
 )
+from keras_varinit.fans import subscripts
 from keras_varinit.graph import is_variable
 
 
@@ -99,14 +100,25 @@ def raw_kernels(visit: Visit) -> Outcome:
     if name == "Tensordot":
         return _tensordot(visit, labels)
     if name == "Einsum":
-        equation = visit.operation.subscripts
-        if is_variable(visit.call.node.arguments.args[0]):
-            left, output = equation.split("->")
-            equation = ",".join(reversed(left.split(","))) + "->" + output
-        return contracted(visit, *labels_of(equation, len(shape)))
+        return _einsum(visit)
     if name == "Conv":
         return _conv(visit)
     return unknown(visit, "its kernel is used in a way that is not modelled")
+
+
+def _einsum(visit: Visit) -> Outcome:
+    role, shape = visit.role, visit.call.input_shapes[0]
+    if not isinstance(role, Weights):
+        raise TypeError("a rule of weight layers met another role")
+    own = tuple(role.kernels[0].variable.shape)
+    first = is_variable(visit.call.node.arguments.args[0])
+    (data, kernel), output = subscripts(visit.operation.subscripts, (shape, own), first)
+    sizes = dict(zip(kernel, own, strict=True))
+    broadcast = any(sizes.get(k, n) != n for k, n in zip(data, shape, strict=True))
+    repeats = any(len(set(labels)) < len(labels) for labels in (data, kernel))
+    if broadcast or repeats or not {*kernel} <= {*data, *output}:
+        return unknown(visit, "it takes a diagonal, is broadcast, or sums over its kernel alone")
+    return contracted(visit, data, kernel, output)
 
 
 def _tensordot(visit: Visit, labels: list[str]) -> Outcome:

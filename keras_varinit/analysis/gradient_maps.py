@@ -1,19 +1,23 @@
-"""Gradients through linear maps with fixed coefficients: means, repetitions, interpolation.
+"""Gradients through linear maps: means, repetitions, interpolation, and what taps have in common.
 
-An output y = A x gives x the gradient Aᵀ g. Of the gradients g of two outputs p and q a share
-`coherence` is common to all positions; what is left correlates by `local` between neighbours along
-an axis and not at all farther apart: E g_p g_q = √(G_p G_q)·(c + (1 - c)·Π L(p - q)), G = E g².
+With fixed coefficients an output y = A x gives x the gradient Aᵀ g. Of the gradients g of two
+outputs p and q a share `coherence` is common to all positions; what is left correlates by `local`
+between neighbours along an axis and by less farther apart, as means over windows do,
+L(d) = max(1 - |d|·(1 - local), 0): E g_p g_q = √(G_p G_q)·(c + (1 - c)·Π L(p - q)), with G = E g².
 """
 
 import dataclasses
 import functools
+import math
 from collections.abc import Sequence
 
 import numpy as np
 
-from keras_varinit.analysis.axes import AnyWindow, Array, entries_read, members_of
+from keras_varinit.analysis.axes import AnyWindow, Array, Window, entries_read, members_of
 from keras_varinit.analysis.moment_maps import apply, grouped, outer, position_weights
 from keras_varinit.analysis.signals import Gradient
+
+_FARTHEST = 4
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,8 +53,9 @@ def back_map(window: AnyWindow, local: float) -> BackMap:
     for a in range(window.taps):
         ok = valid[a]
         np.add.at(covers, (reads[a][ok] - first, target_classes[ok]), shares[a][ok])
-    for offset in (-1, 0, 1) if local else (0,):
-        weight = local if offset else 1.0
+    reach = min(math.ceil(1 / (1 - local)) - 1, _FARTHEST) if local < 1 else _FARTHEST
+    for offset in range(-reach, reach + 1):
+        weight = 1 - abs(offset) * (1 - local)
         others = outputs + offset
         other_reads, other_valid = entries_read(window, others)
         other_shares = weight * window.shares(other_valid, others)
@@ -107,3 +112,54 @@ def through_linear(gradient: Gradient, windows: Sequence[AnyWindow]) -> Gradient
         total += float((weights * parts[-1]).sum())
     left = min(shared / total, 1.0) if total > 0 else 0.0
     return Gradient(tuple(parts), left, float(np.mean([m.adjacent for m in maps])))
+
+
+def through_taps(gradient: Gradient, windows: Sequence[Window]) -> Gradient:
+    """Gradients of two inputs are alike in the taps that both have.
+
+    With n_pq of them, and n_p that p has, the correlation is the mean of n_pq over that of
+    √(n_p n_q), for p ≠ q.
+    """
+    shared = [_taps_in_common(window) for window in windows]
+    own = math.prod(each.own for each in shared)
+    pairs = math.prod(each.pairs for each in shared) - own
+    scale = math.prod(each.scale for each in shared) - own
+    far = pairs / scale if scale > 1e-9 else 1.0
+    near = [each.adjacent for each in shared if each.adjacent is not None]
+    return gradient.less_coherent(far, float(np.mean(near)) if near else 1.0)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Shared:
+    """Means over pairs of inputs, along one axis, of the taps in common and of √(n_p n_q).
+
+    `own` is the share of an input's pairs with itself. `adjacent` is None for a single input.
+    """
+
+    pairs: float
+    scale: float
+    own: float
+    adjacent: float | None
+
+
+@functools.lru_cache(maxsize=1024)
+def _taps_in_common(window: Window) -> _Shared:
+    if window.kind == "transposed":
+        return _Shared(1.0, 1.0, 0.0, 1.0)
+    if window.inputs.size is None or window.outputs.size is None:
+        # Those of different phases of a stride have none.
+        return _Shared(1 / window.stride, 1.0, 0.0, float(window.stride == 1))
+    inputs = window.inputs.size
+    reads = window.reads(np.arange(window.outputs.size))
+    reached = np.zeros((window.taps, inputs))
+    taps, outputs = np.nonzero((reads >= 0) & (reads < inputs))
+    reached[taps, reads[taps, outputs]] = 1
+    roots = np.sqrt(reached.sum(axis=0))
+    adjacent = float(np.sum(reached[:, 1:] * reached[:, :-1]))
+    scale = float(np.sum(roots[1:] * roots[:-1]))
+    return _Shared(
+        float(np.sum(reached.mean(axis=1) ** 2)),
+        float(np.mean(roots)) ** 2,
+        float(np.mean(roots**2)) / inputs,
+        (adjacent / scale if scale > 0 else 0.0) if inputs > 1 else None,
+    )

@@ -92,6 +92,8 @@ def _identity(node: Node) -> tuple[Any, ...]:
         name = (id(operation), node.part)
     if node.arguments is None:
         return name
+    if not node.arguments.kwargs and all(map(is_symbolic, node.arguments.args)):
+        return name
     given = keras.tree.flatten((tuple(node.arguments.args), dict(node.arguments.kwargs)))
     return (*name, *(_plain(v) for v in given if not is_symbolic(v)))
 

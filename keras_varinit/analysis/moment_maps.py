@@ -20,7 +20,16 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from keras_varinit.analysis.axes import AnyWindow, Array, Axis, AxisMap, Integers, aligned, axis_map
+from keras_varinit.analysis.axes import (
+    AnyWindow,
+    Array,
+    Axis,
+    AxisMap,
+    Integers,
+    Window,
+    aligned,
+    axis_map,
+)
 from keras_varinit.moments import Activation
 
 Axes = tuple[Axis, ...]
@@ -199,6 +208,8 @@ class Moments:
 
     def mapped(self, windows: Sequence[AnyWindow]) -> "Moments":
         """After a linear operation with a window along each axis."""
+        if all(in_place(window) for window in windows):
+            return Moments(self.axes, self.mean, self.far, self.excess, self.radius)
         maps = [axis_map(w, r) for w, r in zip(windows, self.radius, strict=True)]
         axes = tuple(w.outputs for w in windows)
         counts = [a.count for a in axes]
@@ -231,11 +242,6 @@ class Moments:
         """Its averages, alike at all positions of other axes: what reshaping leaves of it."""
         return uniform(axes, self.average(self.mean), self.second_moment, self.pair_moment)
 
-    def flattened(self) -> "Moments":
-        """All positions as features: averages at equal positions."""
-        mean = self.average(self.mean)
-        return uniform((), mean, self.second_moment, self.average(diagonal(self.far)))
-
 
 @dataclasses.dataclass(frozen=True)
 class Border:
@@ -244,6 +250,15 @@ class Border:
     source: Moments
     pads: tuple[tuple[int, int], ...]
     value: float
+
+
+def in_place(window: AnyWindow) -> bool:
+    """Whether each output reads the input at its own position alone."""
+    return (
+        isinstance(window, Window)
+        and (window.kind, window.taps, window.stride, window.low) == ("conv", 1, 1, 0)
+        and window.inputs == window.outputs
+    )
 
 
 def uniform(axes: Axes, mean: float, second: float, pair: float) -> Moments:

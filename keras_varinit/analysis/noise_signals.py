@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable
 
+from keras_varinit.analysis.layouts import position_axes
 from keras_varinit.analysis.moment_maps import Moments
 from keras_varinit.analysis.rules import layer_classes
 from keras_varinit.analysis.signals import (
@@ -32,11 +33,24 @@ def _noisy(visit: Visit, change: Callable[[Moments], Moments], factor: float) ->
 @follows_channel_axes
 @signal_rule(*layer_classes("Dropout"))
 def _dropout(visit: Visit) -> Outcome:
-    """Entries are 0 with probability p, the others divided by 1 - p: E y² = E z²/(1 - p)."""
-    if visit.operation.noise_shape is not None:
-        return unknown(visit, "dropout of a noise shape is not modelled")
-    kept = 1 - float(visit.operation.rate)
-    return _noisy(visit, lambda m: m.with_second(m.second / kept), 1 / kept)
+    """Entries are 0 with probability p, the others divided by 1 - p: E y² = E z²/(1 - p).
+
+    A noise shape of ones, as in stochastic depth, has all positions of a channel share their fate.
+    """
+    kept, shape = 1 - float(visit.operation.rate), visit.operation.noise_shape
+    rank = len(visit.output_shape)
+    positions = position_axes(visit.inputs[0], rank)
+    if shape is None or all(shape[a] != 1 for a in range(1, rank)):
+        return _noisy(visit, lambda m: m.with_second(m.second / kept), 1 / kept)
+    if any(shape[a] != 1 for a in positions):
+        return unknown(visit, f"dropout of the noise shape {tuple(shape)} is not modelled")
+    return _noisy(visit, lambda m: _dropped_whole(m, kept), 1 / kept)
+
+
+def _dropped_whole(moments: Moments, kept: float) -> Moments:
+    """All positions of a channel are dropped together: pairs of them grow as squares do."""
+    scaled = moments.scaled(1 / kept)
+    return Moments(moments.axes, moments.mean, scaled.far, scaled.excess, moments.radius)
 
 
 @follows_channel_axes
@@ -44,12 +58,7 @@ def _dropout(visit: Visit) -> Outcome:
 def _spatial_dropout(visit: Visit) -> Outcome:
     """Whole channels are dropped, so that all positions of one share their fate."""
     kept = 1 - float(visit.operation.rate)
-
-    def dropped(moments: Moments) -> Moments:
-        scaled = moments.scaled(1 / kept)
-        return Moments(moments.axes, moments.mean, scaled.far, scaled.excess, moments.radius)
-
-    return _noisy(visit, dropped, 1 / kept)
+    return _noisy(visit, lambda m: _dropped_whole(m, kept), 1 / kept)
 
 
 @follows_channel_axes

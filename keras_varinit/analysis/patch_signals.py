@@ -6,6 +6,7 @@ import math
 import numpy as np
 
 from keras_varinit.analysis.axes import Window
+from keras_varinit.analysis.gradient_maps import through_taps
 from keras_varinit.analysis.moment_maps import Moments, apply, axis_maps, outer
 from keras_varinit.analysis.resampling_signals import not_modelled
 from keras_varinit.analysis.rules import per_dimension
@@ -19,7 +20,7 @@ from keras_varinit.analysis.signals import (
     only_first,
     signal_rule,
 )
-from keras_varinit.analysis.taps import summed_back, through_taps
+from keras_varinit.analysis.taps import summed_back
 from keras_varinit.analysis.weight_signals import channel_axis_of, in_layout
 from keras_varinit.fans import padding_and_outputs
 

@@ -1,16 +1,12 @@
 """What the taps of a convolution read, and how gradients come back through them."""
 
-import dataclasses
-import functools
-import math
 from collections.abc import Sequence
 
 import numpy as np
 
 from keras_varinit.analysis.axes import AnyWindow, Array, Window
-from keras_varinit.analysis.moment_maps import Axes, Moments, axis_maps
+from keras_varinit.analysis.moment_maps import Axes, Moments, axis_maps, in_place
 from keras_varinit.analysis.rules import Call, per_dimension
-from keras_varinit.analysis.signals import Gradient
 from keras_varinit.fans import padding_and_outputs
 
 
@@ -58,6 +54,8 @@ def transposed_windows(call: Call, source: Axes, target: Axes) -> list[Window]:
 
 def summed_back(windows: Sequence[AnyWindow], moments: Moments, gradient: Array) -> Array:
     """Σ over the outputs that read an input of E g², by class of the input's position."""
+    if all(in_place(window) for window in windows):
+        return gradient
     for axis, (window, each) in enumerate(zip(windows, axis_maps(moments, windows), strict=True)):
         source, target = window.inputs, window.outputs
         if source.size is None or target.size is None:
@@ -67,54 +65,3 @@ def summed_back(windows: Sequence[AnyWindow], moments: Moments, gradient: Array)
         matrix = each.means.T * target.weights[None, :] / source.weights[:, None] * ratio
         gradient = np.moveaxis(np.tensordot(matrix, gradient, axes=(1, axis)), 0, axis)
     return gradient
-
-
-def through_taps(gradient: Gradient, windows: Sequence[Window]) -> Gradient:
-    """Gradients of two inputs are alike in the taps that both have.
-
-    With n_pq of them, and n_p that p has, the correlation is the mean of n_pq over that of
-    √(n_p n_q), for p ≠ q.
-    """
-    shared = [_taps_in_common(window) for window in windows]
-    own = math.prod(each.own for each in shared)
-    pairs = math.prod(each.pairs for each in shared) - own
-    scale = math.prod(each.scale for each in shared) - own
-    far = pairs / scale if scale > 1e-9 else 1.0
-    near = [each.adjacent for each in shared if each.adjacent is not None]
-    return gradient.less_coherent(far, float(np.mean(near)) if near else 1.0)
-
-
-@dataclasses.dataclass(frozen=True)
-class _Shared:
-    """Means over pairs of inputs, along one axis, of the taps in common and of √(n_p n_q).
-
-    `own` is the share of an input's pairs with itself. `adjacent` is None for a single input.
-    """
-
-    pairs: float
-    scale: float
-    own: float
-    adjacent: float | None
-
-
-@functools.lru_cache(maxsize=1024)
-def _taps_in_common(window: Window) -> _Shared:
-    if window.kind == "transposed":
-        return _Shared(1.0, 1.0, 0.0, 1.0)
-    if window.inputs.size is None or window.outputs.size is None:
-        # Those of different phases of a stride have none.
-        return _Shared(1 / window.stride, 1.0, 0.0, float(window.stride == 1))
-    inputs = window.inputs.size
-    reads = window.reads(np.arange(window.outputs.size))
-    reached = np.zeros((window.taps, inputs))
-    taps, outputs = np.nonzero((reads >= 0) & (reads < inputs))
-    reached[taps, reads[taps, outputs]] = 1
-    roots = np.sqrt(reached.sum(axis=0))
-    adjacent = float(np.sum(reached[:, 1:] * reached[:, :-1]))
-    scale = float(np.sum(roots[1:] * roots[:-1]))
-    return _Shared(
-        float(np.sum(reached.mean(axis=1) ** 2)),
-        float(np.mean(roots)) ** 2,
-        float(np.mean(roots**2)) / inputs,
-        (adjacent / scale if scale > 0 else 0.0) if inputs > 1 else None,
-    )

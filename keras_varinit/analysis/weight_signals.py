@@ -13,6 +13,7 @@ import numpy as np
 
 from keras_varinit.analysis import rules
 from keras_varinit.analysis.axes import Window
+from keras_varinit.analysis.gradient_maps import through_taps
 from keras_varinit.analysis.layouts import back_to, with_channel_axes
 from keras_varinit.analysis.moment_maps import Axes, Moments, uniform
 from keras_varinit.analysis.pointwise_signals import (
@@ -33,7 +34,7 @@ from keras_varinit.analysis.signals import (
     signal_rule,
 )
 from keras_varinit.analysis.softmax_signals import as_activation
-from keras_varinit.analysis.taps import summed_back, through_taps, transposed_windows, windows
+from keras_varinit.analysis.taps import summed_back, transposed_windows, windows
 
 
 def channel_axis_of(layer: Any, default: int = -1) -> int:

@@ -195,6 +195,7 @@ def _with_torch(first, second):
     import torch
 
     def step(inputs, given):
+        inputs = [ops.convert_to_tensor(x) for x in inputs]
         with torch.no_grad():
             u = first(inputs[0], training=True)
         u = u.detach().requires_grad_(True)

@@ -18,6 +18,7 @@ from tests.rule_cases.case import (
 
 L = keras.layers
 
+IN_PHASE = Allowance(0.03, 0.10, "pairs of positions have one correlation, and neighbours another")
 WINDOWS = Allowance(0.06, 0.10, "the entries of a window count as equicorrelated")
 
 
@@ -127,14 +128,13 @@ GLOBAL = (
                 known=False),
 )  # fmt: skip
 
-NEXT = Allowance(0.06, 0.10, "gradients of positions two apart count as uncorrelated")
 SHARED = tuple(
     Case(
         L.AveragePooling2D,
         maps,
         lambda u, p=pool: dense(64)(L.GlobalAveragePooling2D()(conv(96)(p(u)))),
         (5, 5, 24),
-        NEXT,
+        IN_PHASE,
         f"{note}, one gradient",
         examples=4,
     )
