@@ -18,7 +18,7 @@ ONCE = {
     *("plotting", "readme", "rooms", "signal_engine", "signal_maps", "signal_preserving"),
 }
 # Measured draws, for which JAX compiles again and again: PyTorch stands for it.
-NOT_TWICE = {"jax": {"fails_closed", "fans_gradient"}}
+NOT_TWICE = {"jax": {"every_rule", "fails_closed", "fans_gradient"}}
 # Two workers with two threads each are slower than two with one.
 THREADS = {"OMP_NUM_THREADS": "1", "TF_NUM_INTRAOP_THREADS": "1"}
 

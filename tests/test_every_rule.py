@@ -69,6 +69,8 @@ def parameter(case):
 @pytest.mark.slow
 @pytest.mark.parametrize("case", [parameter(case) for case in CASES])
 def test_what_is_predicted_is_what_is_measured(case):
+    if keras.backend.backend() in case.not_on:
+        pytest.skip("the backend cannot run this model")
     network = Network(case)
     kinds = {kind_of(node.operation) for node in network.nodes}
     assert shown(set(case.all_kinds) - kinds) == [], "operations that the case does not hold"
@@ -82,7 +84,9 @@ def test_what_is_predicted_is_what_is_measured(case):
     allowed = dict(probe=case.allowance[0], end=case.allowance[0], gradient=case.allowance[1])
     for name, measured in network.measure().items():
         assert measured.error <= 0.03, f"{name}: uncertain by {measured.error:.1%}"
-        off = measured.mean / predicted[name] - 1
+        if measured.mean == predicted[name] == 0:
+            continue
+        off = measured.mean / max(predicted[name], 1e-300) - 1
         assert abs(off) <= max(4 * measured.error, allowed[name]), (
             f"{name}: measured {measured.mean:.4g}, predicted {predicted[name]:.4g}, off by "
             f"{off:.1%} with a standard error of {measured.error:.1%}"

@@ -110,9 +110,14 @@ def _elu(call: Call) -> Role:
     return Elementwise(activation)
 
 
-@rule(keras.layers.Softmax, "Softmax", "LogSoftmax")
+@rule(keras.layers.Softmax, "Softmax")
 def _softmax(call: Call) -> Role:
     return Elementwise(Activation("softmax", lambda s: s, ("softmax",)))
+
+
+@rule("LogSoftmax")
+def _log_softmax(call: Call) -> Role:
+    return Elementwise(Activation("log_softmax", lambda s: s, ("log_softmax",)))
 
 
 ELEMENTWISE_OPERATIONS = (

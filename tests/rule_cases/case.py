@@ -36,6 +36,8 @@ class Case:
     mean: float = 0.0
     inputs: Callable[..., Any] | None = None
     known: bool = True
+    # Backends that cannot run the model, so that nothing is measured there.
+    not_on: tuple[str, ...] = ()
     # What the rule gets wrong today: the case must fail, so that whoever mends it takes this away.
     wrong: str = ""
     # Draws go on until each mean is certain to `precision`; a draw is a batch of `examples`.

@@ -63,7 +63,8 @@ class Network:
             variable.assign(draw(self.rng).astype("float32"))
         inputs = self._inputs(self.case.examples)
         if self.shape is None:  # of what comes out, which may depend on the numbers
-            self.shape = self.second([self.first(inputs[0]), *inputs[1:]]).shape
+            tensors = [ops.convert_to_tensor(x) for x in inputs]
+            self.shape = self.second([self.first(tensors[0]), *tensors[1:]]).shape
         given = self.rng.standard_normal(tuple(self.shape)).astype("float32")
         values = self.step(inputs, given)
         return [np.mean(np.square(np.asarray(v, np.float64))) for v in values]
@@ -194,6 +195,7 @@ def _with_torch(first, second):
     import torch
 
     def step(inputs, given):
+        inputs = [ops.convert_to_tensor(x) for x in inputs]
         with torch.no_grad():
             u = first(inputs[0], training=True)
         u = u.detach().requires_grad_(True)

@@ -46,7 +46,7 @@ SUMS = (
     joined("Logaddexp2", ops.logaddexp2),
     joined(L.Maximum, lambda a, b: L.Maximum()([a, b])),
     joined(L.Minimum, lambda a, b: L.Minimum()([a, b])),
-    joined(L.Dot, lambda a, b: L.Dot(1)([a, b]), known=False),
+    joined(L.Dot, lambda a, b: L.Dot(1)([a, b])),
     joined("Where", lambda a, b: ops.where(a > 0.5, a, b)),
     joined("Where", lambda a, b: ops.where(b > 0.5, a, 0.0), note="and a number"),
 )

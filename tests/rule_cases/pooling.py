@@ -75,8 +75,8 @@ WINDOWED = (
 )
 
 ADAPTIVE = (
-    pooled(L.AdaptiveAveragePooling2D, lambda x: L.AdaptiveAveragePooling2D(4)(x), "", known=False),
-    pooled(L.AdaptiveMaxPooling2D, lambda x: L.AdaptiveMaxPooling2D(4)(x), "", known=False),
+    pooled(L.AdaptiveAveragePooling2D, lambda x: L.AdaptiveAveragePooling2D(4)(x), ""),
+    pooled(L.AdaptiveMaxPooling2D, lambda x: L.AdaptiveMaxPooling2D(4)(x), ""),
     pooled(
         L.AdaptiveAveragePooling1D,
         lambda x: L.AdaptiveAveragePooling1D(8)(x),
@@ -84,7 +84,6 @@ ADAPTIVE = (
         line,
         LINE,
         rank=1,
-        known=False,
     ),
     pooled(
         L.AdaptiveMaxPooling1D,
@@ -93,7 +92,6 @@ ADAPTIVE = (
         line,
         LINE,
         rank=1,
-        known=False,
     ),
     pooled(
         L.AdaptiveAveragePooling3D,
@@ -102,7 +100,6 @@ ADAPTIVE = (
         volume,
         VOLUME,
         rank=3,
-        known=False,
     ),
     pooled(
         L.AdaptiveMaxPooling3D,
@@ -111,7 +108,6 @@ ADAPTIVE = (
         volume,
         VOLUME,
         rank=3,
-        known=False,
     ),
 )
 

@@ -19,7 +19,7 @@ from tests.rule_cases.case import (
 
 L = keras.layers
 
-COMMON = Allowance(0.05, 0.08, "what all channels have in common counts as its mean")
+COMMON = Allowance(0.08, 0.10, "what all channels have in common counts as its mean")
 WINDOW = Allowance(0.06, 0.10, "the entries of a map count as jointly Gaussian")
 
 

@@ -23,8 +23,9 @@ def of_vectors(kind, function, note="", **options):
     return Case(kind, vector, lambda u: dense()(function(u)), VECTOR, FINITE, note, **options)
 
 
-def of_tokens(kind, function, note=""):
-    return Case(kind, tokens, lambda u: dense()(function(ops.relu(u))), TOKENS, FINITE, note)
+def of_tokens(kind, function, note="", **options):
+    back = lambda u: dense()(function(ops.relu(u)))  # noqa: E731
+    return Case(kind, tokens, back, TOKENS, FINITE, note, **options)
 
 
 def of_maps(kind, function, note=""):
@@ -58,7 +59,7 @@ CASES = (
     of_tokens("GetItem", lambda x: x[:, -1], "last token"),
     of_tokens("GetItem", lambda x: x[:, 2:8:2], "tokens"),
     of_tokens("GetItem", lambda x: x[:, None, :, :48], "half the channels"),
-    of_tokens("GetItem", lambda x: x[..., ::-1], "backwards"),
+    of_tokens("GetItem", lambda x: x[..., ::-1], "backwards", not_on=("torch",)),
     of_maps("GetItem", lambda x: x[:, 1:7, ::2], "maps"),
     of_vectors("GetItem", lambda x: x[:, :64] * ops.tanh(x[:, 64:]), "gated"),
     of_vectors("Split", lambda x: gated(ops.split(x, 2, axis=-1)), "gated"),
