@@ -22,6 +22,8 @@ _STEP = 1 / 8
 _NODES = np.arange(-8.5, 8.5 + _STEP / 2, _STEP)
 _DENSITY = _STEP * np.exp(-(_NODES**2) / 2) / math.sqrt(2 * math.pi)
 _RADII, _COUNTS = 5, 24
+# Beyond it one key takes all, and the grid of the integrals would need many points.
+LARGEST_VARIANCE = 1e4
 
 
 def shares(variance: float, counts: Array) -> Array:
@@ -36,10 +38,10 @@ def shares(variance: float, counts: Array) -> Array:
         counts: n, in an array of any shape.
 
     Returns:
-        The three moments, along a new first axis.
+        The three moments, along a new first axis; NaN for a variance above `LARGEST_VARIANCE`.
     """
     counts = np.asarray(counts, np.float64)
-    if not math.isfinite(variance):
+    if not math.isfinite(variance) or variance > LARGEST_VARIANCE:
         return np.full((3, *counts.shape), math.nan)
     if variance <= 0:
         return np.stack([1 / counts, counts**-2, counts**-2])

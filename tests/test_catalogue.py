@@ -15,9 +15,10 @@ from keras_varinit.analysis import catalogue, rules, signals
 def operations():
     """The classes of operations in Keras's modules, by name."""
     found = {}
-    for module in pkgutil.iter_modules(modules.__path__):
-        if not module.name.endswith("_test"):
-            members = vars(importlib.import_module(f"keras.src.ops.{module.name}"))
+    names = [f"keras.src.ops.{module.name}" for module in pkgutil.iter_modules(modules.__path__)]
+    for name in [*names, "keras.src.activations.activations"]:
+        if not name.endswith("_test"):
+            members = vars(importlib.import_module(name))
             found |= {n: c for n, c in members.items() if inspect.isclass(c)}
     return {
         name: cls
@@ -70,6 +71,8 @@ def test_a_function_of_keras_ops_makes_the_operation_of_its_name():
     x = keras.KerasTensor((2, 4, 4, 8))
     for function, name in (
         (keras.ops.relu, "Relu"),
+        (keras.activations.relu, "ReLU"),
+        (keras.activations.mish, "Mish"),
         (keras.ops.silu, "Silu"),
         (keras.ops.softmax, "Softmax"),
         (keras.ops.square, "Square"),

@@ -374,16 +374,20 @@ def test_of_masked_sequences_only_what_is_assumed_is_noted():
     x = L.Embedding(20, 8, mask_zero=True)(inputs)
     x = L.Bidirectional(L.GRU(4, return_sequences=True))(x)
     analysis = reading_leaves_no_trace(keras.Model(inputs, dense(2)(L.LSTM(4)(x))))
-    assert all(note.endswith("which count as without padding") for note in analysis.notes)
+    assert all(note.endswith("count as without padding") for note in analysis.notes)
     assert len(analysis.contexts) == 1 + 4 + 2 + 1
 
 
-def test_a_mask_in_arithmetic_is_noted():
+def test_a_mask_made_of_the_signal_itself_is_followed():
+    """z·[z > 0] is a rectifier: half of the second moment is left."""
     inputs = keras.Input((6,))
-    x = dense(3)(inputs * ops.cast(inputs > 0, "float32"))
-    assert kv.analyze(keras.Model(inputs, x)).notes == (
-        "multiply: the scale of its mask is not known",
-    )
+    layer = dense(3)
+    model = keras.Model(inputs, layer(inputs * ops.cast(inputs > 0, "float32")))
+    kv.initialize(model, "he_normal", seed=0)
+    analysis = kv.analyze(model)
+    assert analysis.notes == ()
+    gain = analysis.predicted[layer.kernel.path].gain
+    assert gain == pytest.approx(6 / 2, rel=1e-6)
 
 
 class Transformer(keras.Model):

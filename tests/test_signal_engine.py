@@ -451,8 +451,8 @@ def test_an_unknown_layer_is_noted_and_nothing_behind_it_is_known():
     model = keras.Sequential([keras.Input((64,)), *layers])
     analysis = kv.analyze(model)
     assert set(analysis.notes) == {
-        "sort (Sort): no rule",
-        "sort: the scale of its output is not known",
+        "sort (Sort): its output depends on the order or the ranks of entries; the scale of its "
+        "output is not known",
     }
     found = {path.split("/")[-2]: p for path, p in analysis.predicted.items()}
     assert found["a"].forward == pytest.approx(2.0)

@@ -268,12 +268,21 @@ class _Engine:
 
     def _outcome(self, visit: Visit) -> Outcome:
         """What a rule says; a rule that fails on what it did not expect makes nothing known."""
+        said = len(self.notes)
         try:
-            return self._by_rule(visit)
+            outcome = self._by_rule(visit)
         except Exception as error:
             if RAISES:
                 raise
             return unknown(visit, f"its rule failed, {type(error).__name__}: {error}")
+        came_known = bool(visit.inputs) and all(s.is_known() for s in visit.inputs)
+        if came_known and len(self.notes) == said and not outcome.outputs[0].is_known():
+            kind = type(visit.operation).__name__
+            self.notes.append(
+                f"{visit.operation.name} ({kind}): the moments of its output are too large or too "
+                "small to be computed"
+            )
+        return outcome
 
     def _by_rule(self, visit: Visit) -> Outcome:
         """By the operation's own rule, else by its role; what has neither is not known."""

@@ -71,11 +71,13 @@ def reshape(signal: Signal, before: Shape, after: Shape) -> Signal | None:
     if blocks is None or len(after) < 2:
         return None
     channels = set(channel_axes(signal, len(before)))
+    several = any(before[a] != 1 for a in channels)
     last = max((o for _, outs in blocks for o in outs), default=len(after) - 1)
     kept, target = set(), []
     for ins, outs in blocks:
         inside = channels & set(ins)
-        if inside and (inside == set(ins) or last in outs):
+        # A single channel has no dimension of its own in the groups.
+        if (inside and inside == set(ins)) or (last in outs and (inside or not several)):
             kept |= set(ins)
             target += outs
     if not kept:
