@@ -11,7 +11,7 @@ import numpy as np
 from keras_varinit import graph
 from keras_varinit.analysis import Analysis, Prediction, Reading, read
 from keras_varinit.initializers import ContextualInitializer
-from keras_varinit.initializers.laws import as_drawn, describe
+from keras_varinit.initializers.laws import as_drawn, describe, mean_of
 from keras_varinit.values import view
 
 
@@ -132,6 +132,8 @@ def present_variances(model: Any) -> Callable[[Any, float], float]:
         found = holders.get(id(variable))
         if found is not None and model.trainable and variable.trainable:
             initializer = as_drawn(found[0], getattr(*found))
+            if mean_of(initializer):
+                return math.nan  # the engine's kernels have mean 0
             stddev = _stddev(initializer, tuple(int(n) for n in variable.shape))
             if stddev is not None:
                 return stddev**2

@@ -18,7 +18,7 @@ CALLS = {
     # Hides steps that are 0 throughout, which random numbers are not.
     L.Masking: lambda: L.Masking(),
     "Cast": lambda: lambda x: ops.cast(x, "float32"),
-    "ConvertToTensor": lambda: lambda x: ops.convert_to_tensor(x),
+    "ConvertToTensor": lambda: ops.convert_to_tensor,
     "Copy": lambda: ops.copy,
     "SaturateCast": lambda: lambda x: ops.saturate_cast(x, "float32"),
 }

@@ -185,6 +185,13 @@ def _fan(mode: str, fan_in: float, fan_out: float) -> float:
     return max(1.0, fans[mode])
 
 
+def mean_of(initializer: Any) -> float:
+    """The mean of what one of Keras's random initializers draws; 0 for those without one."""
+    if isinstance(initializer, keras.initializers.RandomUniform):
+        return (float(initializer.minval) + float(initializer.maxval)) / 2
+    return float(getattr(initializer, "mean", 0.0))
+
+
 def _check_zero_mean(owner: str, base: Any) -> None:
     mean, expected = None, "have mean 0"
     if isinstance(base, keras.initializers.RandomNormal | keras.initializers.TruncatedNormal):
