@@ -279,7 +279,7 @@ class _Engine:
         if came_known and len(self.notes) == said and not outcome.outputs[0].is_known():
             kind = type(visit.operation).__name__
             self.notes.append(
-                f"{visit.operation.name} ({kind}): the moments of its output are not known: they are "
+                f"{visit.operation.name} ({kind}): the moments of its output are not known: "
                 "too large or too small, or its kernel has no known variance or has a mean"
             )
         return outcome
