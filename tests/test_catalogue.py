@@ -72,7 +72,6 @@ def test_a_function_of_keras_ops_makes_the_operation_of_its_name():
     for function, name in (
         (keras.ops.relu, "Relu"),
         (keras.activations.relu, "ReLU"),
-        (keras.activations.mish, "Mish"),
         (keras.ops.silu, "Silu"),
         (keras.ops.softmax, "Softmax"),
         (keras.ops.square, "Square"),

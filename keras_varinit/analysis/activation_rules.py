@@ -140,7 +140,6 @@ ELEMENTWISE_OPERATIONS = (
     "LeakyRelu",
     "Log1p",
     "LogSigmoid",
-    "Mish",
     "Negative",
     "ReLU",  # what `keras.activations.relu` makes
     "Relu",

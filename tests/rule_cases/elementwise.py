@@ -50,7 +50,6 @@ OPERATIONS = (
     of_each_entry("Negative", ops.negative),
     of_each_entry("Relu", ops.relu),
     of_each_entry("ReLU", keras.activations.relu),
-    of_each_entry("Mish", keras.activations.mish),
     of_each_entry("Relu6", lambda u: ops.relu6(4 * u)),
     of_each_entry("Selu", ops.selu),
     of_each_entry("Sigmoid", ops.sigmoid),
