@@ -1,6 +1,7 @@
 """Shared fixtures. The backend is the one of KERAS_BACKEND, as for any Keras program."""
 
 import gc
+import importlib.util
 import os
 import random
 
@@ -14,6 +15,19 @@ os.environ.setdefault("NEVER_LOST_SEED", str(random.SystemRandom().randrange(2**
 import keras
 import pytest
 from hypothesis import HealthCheck, settings
+
+# Modules of helpers that import what only the extra `hub` installs; doctests are looked for there.
+_NEEDS = {
+    "keras_hub": ("hub_backbones.py", "hub_data.py", "hub_models.py", "hub_table.py"),
+    "medicai": ("package_models.py",),
+    "tcn": ("package_models.py",),
+}
+collect_ignore = [
+    name
+    for package, names in _NEEDS.items()
+    if importlib.util.find_spec(package) is None
+    for name in names
+]
 
 _SLOW_MODELS = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow]}
 settings.register_profile("ci", max_examples=60, derandomize=True, **_SLOW_MODELS)
