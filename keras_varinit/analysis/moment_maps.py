@@ -160,7 +160,9 @@ class Moments:
 
     def offset_of(self, offset: Sequence[int]) -> tuple[int | slice, ...]:
         """Where `excess` holds the pairs of that offset."""
-        return tuple(i for r, o in zip(self.radius, offset) for i in (r + o, slice(None)))  # noqa: B905
+        return tuple(
+            i for r, o in zip(self.radius, offset, strict=True) for i in (r + o, slice(None))
+        )
 
     def average(self, values: Array) -> float:
         """Mean over positions of a value by class."""
@@ -280,10 +282,7 @@ def uniform(axes: Axes, mean: float, second: float, pair: float) -> Moments:
 @functools.lru_cache(maxsize=512)
 def position_weights(axes: Axes) -> Array:
     """Share of the positions in each class, over all axes."""
-    result = np.ones(())
-    for axis in axes:
-        result = result[..., None] * axis.weights
-    return result
+    return functools.reduce(lambda r, axis: r[..., None] * axis.weights, axes, np.ones(()))
 
 
 @functools.lru_cache(maxsize=512)
@@ -389,11 +388,9 @@ def widen(moments: Moments, radius: tuple[int, ...]) -> Moments:
     """With excess up to larger offsets, where it is 0."""
     if moments.radius == radius:
         return moments
-    pads = [
-        pad
-        for new, old in zip(radius, moments.radius, strict=True)
-        for pad in ((new - old, new - old), (0, 0))
-    ]
+    pads: list[tuple[int, int]] = []
+    for new, old in zip(radius, moments.radius, strict=True):
+        pads += [(new - old, new - old), (0, 0)]
     return dataclasses.replace(moments, excess=np.pad(moments.excess, pads), radius=radius)
 
 
