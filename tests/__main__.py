@@ -12,13 +12,14 @@ from pathlib import Path
 BACKENDS = ("tensorflow", "jax", "torch")
 # What reads models or draws with NumPy does the same on every backend.
 ONCE = {
-    *("asv", "asv_f34", "bad_arguments", "contexts", "enhanced", "examples_dense"),
-    "hub",
+    *("asv", "asv_f34", "attention_moments", "attention_signals", "bad_arguments", "catalogue"),
+    *("contexts", "enhanced", "examples_dense", "every_rule", "fails_closed", "fans_einsum", "hub"),
+    *("joint_moments", "packages", "recurrent_moments", "recurrent_signals", "twins"),
     *("examples_images", "fans_measured", "lint", "moments", "notebooks", "pair_moments"),
     *("plotting", "readme", "rooms", "signal_engine", "signal_maps", "signal_preserving"),
 }
 # Measured draws, for which JAX compiles again and again: PyTorch stands for it.
-NOT_TWICE = {"jax": {"every_rule", "fails_closed", "fans_gradient"}}
+NOT_TWICE = {"jax": {"fans_gradient", "resampling_maps"}}
 # Two workers with two threads each are slower than two with one.
 THREADS = {"OMP_NUM_THREADS": "1", "TF_NUM_INTRAOP_THREADS": "1"}
 
