@@ -60,9 +60,9 @@ def _fresh_keras():
 @pytest.fixture(autouse=True, scope="session")
 def _failing_rules_raise():
     """Users see a note where a rule of the engine fails; tests see the error."""
-    from keras_varinit.analysis import engine
+    from keras_varinit.analysis import propagate
 
-    engine.RAISES = True
+    propagate.RAISES = True
 
 
 @pytest.fixture(scope="session")

@@ -7,10 +7,10 @@ import keras
 import numpy as np
 
 import keras_varinit as kv
-from keras_varinit import graph
+from keras_varinit import keras_private
 from keras_varinit.analysis import contexts
-from keras_varinit.initializers import ContextualInitializer
-from keras_varinit.values import training_steps
+from keras_varinit.initializers.base import ContextualInitializer
+from keras_varinit.tensors import training_steps
 from tests.ledger import Ledger, assert_same, bits, layers, momenta, own_variables, values, whole
 from tests.models import FAMILIES, L
 from tests.random_models import Chain, build, data
@@ -25,7 +25,7 @@ ERRORS = {"broken": Broken, "memory": MemoryError, "interrupt": KeyboardInterrup
 PLACES = {
     "draw": (ContextualInitializer, "__call__"),
     "assign": (keras.Variable, "assign"),
-    "replace": (graph, "replace_initializer"),
+    "replace": (keras_private, "replace_initializer"),
     "rule": (contexts, "role_of"),
     "call": (keras.Layer, "__call__"),
 }
@@ -88,7 +88,7 @@ class History:
         if part is not None:  # a name stands for its layer and those inside
             named = {layer.name for layer in layers(self.model)[part::2]}
             units = [layer for layer in layers(self.model) if layer.name in named]
-            chosen = {id(each) for unit in units for each in (unit, *graph.layers_of(unit))}
+            chosen = {id(each) for unit in units for each in (unit, *keras_private.layers_of(unit))}
         free = self.ledger.may_be_initialized(chosen, include_frozen)
         analysis = kv.analyze(self.model)
         known = {

@@ -2,7 +2,7 @@
 
 import keras
 
-from keras_varinit.initializers import ContextualInitializer
+from keras_varinit.initializers.base import ContextualInitializer
 
 # The variables that Keras's layers draw with an initializer of that attribute.
 _KERNELS = {

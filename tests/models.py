@@ -4,8 +4,8 @@ import keras
 import numpy as np
 
 import keras_varinit as kv
-from keras_varinit import graph
-from keras_varinit.initializers import ContextualInitializer
+from keras_varinit import keras_private
+from keras_varinit.initializers.base import ContextualInitializer
 
 L = keras.layers
 
@@ -111,8 +111,8 @@ def initializers(model):
     """The initializer objects that the model's layers hold, with their configurations."""
     return [
         (layer.name, attribute, held, held.get_config())
-        for layer in graph.layers_of(model)
-        for attribute, held in graph.initializer_attributes(layer, ContextualInitializer)
+        for layer in keras_private.layers_of(model)
+        for attribute, held in keras_private.initializer_attributes(layer, ContextualInitializer)
     ]
 
 

@@ -8,8 +8,8 @@ over draws; what is approximate within its own allowance, stated beside it.
 import numpy as np
 import pytest
 
-from keras_varinit.attention_moments import Attending, Tokens, products, shares
-from keras_varinit.attention_patterns import banded, everything, of_mask
+from keras_varinit.maths.attention import Attending, Tokens, products, shares
+from keras_varinit.maths.patterns import banded, everything, of_mask
 
 SIZE = 16
 

@@ -8,7 +8,8 @@ import pytest
 from keras import ops
 
 import keras_varinit as kv
-from keras_varinit import changes, graph
+from keras_varinit import keras_private
+from keras_varinit.apply import transaction
 from tests.models import assert_equal, assert_same_state, cnn, state, weights
 from tests.test_calibrate import conv, draw, images
 
@@ -29,7 +30,7 @@ def test_nothing_but_kernels_changes():
     for variable in model.variables:
         same = np.array_equal(ops.convert_to_numpy(variable), variables[variable.path])
         assert same == (variable.path not in kernels)
-    averages = graph.moving_averages(model)
+    averages = keras_private.moving_averages(model)
     renewed = {id(a): v for v in model.variables if (a := averages.get(id(v))) is not None}
     for variable, was in zip(model.optimizer.variables, optimizer, strict=True):
         now = ops.convert_to_numpy(variable)
@@ -89,7 +90,7 @@ def test_an_error_while_reading_changes_nothing():
 def test_an_error_while_setting_changes_nothing(monkeypatch):
     """Three kernels are set when corrected, in the scopes of two runs, and in the model."""
     model = cnn()
-    before, assign, seen = state(model), graph.assign, []
+    before, assign, seen = state(model), keras_private.assign, []
 
     def failing(variable, value):
         seen.append(variable)
@@ -97,7 +98,7 @@ def test_an_error_while_setting_changes_nothing(monkeypatch):
             raise error
         assign(variable, value)
 
-    monkeypatch.setattr(changes.graph, "assign", failing)
+    monkeypatch.setattr(transaction.graph, "assign", failing)
     for at in range(1, 13):
         error = ERRORS[at % 2]
         seen.clear()

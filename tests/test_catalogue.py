@@ -9,7 +9,8 @@ import pytest
 from keras.src import ops as modules
 from keras.src.ops.operation import Operation
 
-from keras_varinit.analysis import catalogue, rules, signals
+from keras_varinit.families import catalogue, identity
+from keras_varinit.signals import registry
 
 
 def operations():
@@ -47,7 +48,11 @@ def test_every_layer_has_a_status():
 
 
 def names_of_rules():
-    named = {k for k in (*signals.registered(), *rules.registered()) if isinstance(k, str)}
+    named = {
+        k
+        for k in (*registry.registered_signals(), *registry.registered_roles())
+        if isinstance(k, str)
+    }
     unknown = {n for names in catalogue.UNKNOWN_OPERATIONS.values() for n in names}
     return sorted({*named, *unknown, *catalogue.OPERATIONS_BY_ROLE})
 
@@ -62,8 +67,10 @@ def test_names_are_those_of_operations():
 def test_no_operation_is_both_known_and_unknown():
     unknown = [n for names in catalogue.UNKNOWN_OPERATIONS.values() for n in names]
     assert len(unknown) == len(set(unknown))
-    known = {*catalogue.IDENTITY_OPERATIONS, *catalogue.OPERATIONS_BY_ROLE}
-    assert not set(unknown) & (known | {k for k in signals.registered() if isinstance(k, str)})
+    known = {*identity.IDENTITY_OPERATIONS, *catalogue.OPERATIONS_BY_ROLE}
+    assert not set(unknown) & (
+        known | {k for k in registry.registered_signals() if isinstance(k, str)}
+    )
 
 
 def test_a_function_of_keras_ops_makes_the_operation_of_its_name():

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import keras_varinit as kv
-from keras_varinit import graph
+from keras_varinit import keras_private
 from tests import fresh_process
 from tests.models import assert_equal, cnn, fit, weights
 
@@ -173,7 +173,7 @@ def test_distributed_model_is_injected_by_the_callback_and_trains(distribution, 
 
 def test_failed_injection_puts_distributed_variables_back(distribution, monkeypatch):
     model = cnn(kv.ASVBackward(seed=1))
-    before, places, original = weights(model), shardings(model), graph.assign
+    before, places, original = weights(model), shardings(model), keras_private.assign
     calls = itertools.count(1)
 
     def assign(variable, value):
@@ -181,7 +181,7 @@ def test_failed_injection_puts_distributed_variables_back(distribution, monkeypa
         if next(calls) == 2:
             raise MemoryError
 
-    monkeypatch.setattr(graph, "assign", assign)
+    monkeypatch.setattr(keras_private, "assign", assign)
     with pytest.raises(MemoryError):
         kv.inject(model)
     assert_equal(weights(model), before)

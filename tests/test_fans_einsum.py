@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from keras import ops
 
 import keras_varinit as kv
-from keras_varinit import fans
+from keras_varinit.maths import fans
 
 L = keras.layers
 

@@ -19,7 +19,7 @@ import pytest
 from keras import ops
 
 import keras_varinit as kv
-from keras_varinit import graph
+from keras_varinit import keras_private
 from tests.gradients import vector_jacobian
 
 L = keras.layers
@@ -211,7 +211,7 @@ def attention(make_layer, part):
     def make():
         layer, query, value = make_layer(), keras.Input((5, 48)), keras.Input((6, 48))
         model = keras.Model([query, value], layer(query, value))
-        projection = next(each for each in graph.layers_of(layer) if each.name == part)
+        projection = next(each for each in keras_private.layers_of(layer) if each.name == part)
         shape = (5, 4, 6) if part == "attention_output" else (5, 48)
         return Linear(model, shape, projection, projection.kernel)
 

@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 from keras import ops
 
-from keras_varinit.analysis import signals
-from keras_varinit.analysis.identity_signals import unchanged
+from keras_varinit.families.identity import unchanged
+from keras_varinit.signals import registry
 from tests.gradients import vector_jacobian
 
 L = keras.layers
@@ -30,7 +30,7 @@ def _input_alone():
 
 
 def listed():
-    return [kind for kind, rule in signals._RULES.items() if rule is unchanged]
+    return [kind for kind, rule in registry._RULES.items() if rule is unchanged]
 
 
 def shown(kind):

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import keras_varinit as kv
-import keras_varinit.graph
+import keras_varinit.keras_private
 
 L = keras.layers
 

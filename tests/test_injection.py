@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import keras_varinit as kv
-from keras_varinit import graph
+from keras_varinit import keras_private
 from tests import fresh_process
 from tests.models import (
     FAMILIES,
@@ -203,7 +203,7 @@ def test_failing_draw_is_told_with_its_kernel():
 def test_failing_change_is_undone(step, times, error, monkeypatch):
     """Every call fails in turn, before and after it did its work."""
     model = averaged(cnn(kv.ASVForward(seed=1)))
-    before, original = state(model), getattr(graph, step)
+    before, original = state(model), getattr(keras_private, step)
     for failing, works in itertools.product(range(1, times + 1), (False, True)):
         calls = itertools.count(1)
 
@@ -214,11 +214,11 @@ def test_failing_change_is_undone(step, times, error, monkeypatch):
             if fails:
                 raise error
 
-        monkeypatch.setattr(graph, step, fail)
+        monkeypatch.setattr(keras_private, step, fail)
         with pytest.raises(type(error)):
             kv.inject(model)
         assert_same_state(state(model), before)
-    monkeypatch.setattr(graph, step, original)
+    monkeypatch.setattr(keras_private, step, original)
     assert statuses(kv.inject(model)) == ["drawn"] * 3
 
 
@@ -226,14 +226,14 @@ def test_failing_change_is_undone(step, times, error, monkeypatch):
 def test_what_can_never_be_changed_leaves_the_rest_as_it_was(step, monkeypatch):
     """Putting back must not stop at the place whose failure began it."""
     model = cnn(kv.ASVForward(seed=1))
-    before, original = state(model), getattr(graph, step)
+    before, original = state(model), getattr(keras_private, step)
 
     def fail(place, *arguments):
         if place is model.layers[1] or place is model.layers[1].kernel:
             raise MemoryError("no memory")
         original(place, *arguments)
 
-    monkeypatch.setattr(graph, step, fail)
+    monkeypatch.setattr(keras_private, step, fail)
     with pytest.raises(MemoryError, match="no memory"):
         kv.inject(model)
     assert_same_state(state(model), before)

@@ -5,8 +5,8 @@ import math
 import numpy as np
 import pytest
 
-from keras_varinit.joint_moments import Combination, Root, joint_law, joint_point
-from keras_varinit.moments import named_activation
+from keras_varinit.maths.joint_moments import Combination, Root, joint_law, joint_point
+from keras_varinit.maths.quadrature import named_activation
 
 COMBINATIONS = {
     "product": lambda a, b: a * b,

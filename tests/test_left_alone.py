@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 import keras_varinit as kv
-from keras_varinit import graph
+from keras_varinit import keras_private
 from tests.models import assert_equal, weights
 
 L = keras.layers
@@ -39,13 +39,15 @@ MAKERS = {
 
 def with_lora(layer):
     if isinstance(layer, L.MultiHeadAttention):
-        layer = next(each for each in graph.layers_of(layer) if each.name == "value")
+        layer = next(each for each in keras_private.layers_of(layer) if each.name == "value")
     layer.enable_lora(2)
 
 
 def quantized(mode):
     def change(layer):
-        parts = graph.layers_of(layer) if isinstance(layer, L.MultiHeadAttention) else [layer]
+        parts = (
+            keras_private.layers_of(layer) if isinstance(layer, L.MultiHeadAttention) else [layer]
+        )
         for part in parts:
             if isinstance(part, L.EinsumDense | L.Dense):
                 part.quantize(mode)

@@ -9,8 +9,8 @@ import pytest
 from keras import ops
 
 import keras_varinit as kv
-from keras_varinit import graph
-from keras_varinit.diagnostics import gradients, statistics
+from keras_varinit import keras_private
+from keras_varinit.running import gradients, statistics
 from tests.models import OwnCall, arrays, assert_equal, weights
 
 L = keras.layers
@@ -238,7 +238,7 @@ class Counting(keras.Model):
 
 
 def everything_of(model):
-    layers = [model, *graph.layers_of(model)]
+    layers = [model, *keras_private.layers_of(model)]
     nodes = [(len(each._inbound_nodes), len(each._outbound_nodes)) for each in layers]
     attributes = [sorted(vars(each)) for each in layers]
     own = [(each.trainable, each.built, getattr(each, "activation", None)) for each in layers]
@@ -246,7 +246,7 @@ def everything_of(model):
     seeds = [g.state for each in layers for g in getattr(each, "_seed_generators", [])]
     values = arrays([*model.variables, *generators, *seeds, *model.optimizer.variables])
     values += arrays(metric for m in model.metrics for metric in m.variables)
-    names = dict(graph.global_state.get_global_attribute("object_name_uids"))
+    names = dict(keras_private.global_state.get_global_attribute("object_name_uids"))
     return values, (nodes, attributes, own, len(model.losses), names)
 
 

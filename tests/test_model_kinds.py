@@ -11,7 +11,7 @@ import pytest
 from keras import ops
 
 import keras_varinit as kv
-from keras_varinit import graph
+from keras_varinit import keras_private
 from tests.models import arrays, assert_equal, weights
 
 L = keras.layers
@@ -62,9 +62,9 @@ KINDS = (subclassed, functional, sequential, lazy_sequential)
 
 def trace_of(model):
     """All that a call on symbolic tensors may leave behind."""
-    layers = [model, *graph.layers_of(model)]
+    layers = [model, *keras_private.layers_of(model)]
     nodes = [(len(each._inbound_nodes), len(each._outbound_nodes)) for each in layers]
-    names = dict(graph.global_state.get_global_attribute("object_name_uids"))
+    names = dict(keras_private.global_state.get_global_attribute("object_name_uids"))
     built = [each.built for each in layers]
     held = [sorted(vars(each)) for each in layers]
     return nodes, built, held, len(model.losses), names, [v.path for v in model.variables]

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from scipy import integrate, special, stats
 
-from keras_varinit.moments import (
+from keras_varinit.maths.quadrature import (
     FUNCTIONS,
     Activation,
     Pool,

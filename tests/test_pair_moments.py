@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 from scipy import integrate, special, stats
 
-from keras_varinit.analysis.activation_rules import activation_of
-from keras_varinit.moments import Activation, Pool, named_activation, stage_gains
-from keras_varinit.pair_moments import (
+from keras_varinit.families.activations import activation_of
+from keras_varinit.maths.hermite import (
     is_homogeneous,
     maximum_law,
     maximum_over_positions,
     point_law,
 )
+from keras_varinit.maths.quadrature import Activation, Pool, named_activation, stage_gains
 
 # Where some activation has a kink: panels of the oracle's quadrature end there.
 KINKS = (-6.0, -3.0, -1.0, -0.5, 0.0, 0.5, 1.0, 3.0, 6.0)

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from keras_varinit import recurrent_moments as law
-from keras_varinit.moments import Activation, named_activation
+from keras_varinit.maths import recurrence as law
+from keras_varinit.maths.quadrature import Activation, named_activation
 
 LINEAR = named_activation("linear")
 ONE = Activation("one", np.ones_like, ("one",))

@@ -15,7 +15,7 @@ import pytest
 from keras import ops
 
 import keras_varinit as kv
-from keras_varinit.analysis import recurrent_signals
+from keras_varinit.families.recurrent import layers
 from tests.gradients import vector_jacobian
 
 L = keras.layers
@@ -235,7 +235,7 @@ def test_all_steps_are_counted_where_some_are_left_out(monkeypatch):
     for sequences in (True, False):
         found = []
         for limit in (96, 48):
-            monkeypatch.setattr(recurrent_signals, "_STEPS", limit)
+            monkeypatch.setattr(layers, "_STEPS", limit)
             keras.utils.clear_session()
             layers = [L.GRU(32, return_sequences=True), L.LSTM(32, return_sequences=sequences)]
             last = [L.GlobalAveragePooling1D()] if sequences else []

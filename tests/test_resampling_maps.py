@@ -6,14 +6,14 @@ import keras
 import numpy as np
 import pytest
 
-from keras_varinit.analysis.axes import Axis, Linear, Window, axes_of, axis_map
-from keras_varinit.analysis.borders import bordered
-from keras_varinit.analysis.gradient_maps import back_map, through_linear, through_taps
-from keras_varinit.analysis.moment_maps import uniform
-from keras_varinit.analysis.nonlinear import activated, max_pooled
-from keras_varinit.analysis.resampling_signals import resizing
-from keras_varinit.analysis.signals import Gradient
-from keras_varinit.moments import named_activation
+from keras_varinit.families.resampling import resizing
+from keras_varinit.maths.activated import activated, max_pooled
+from keras_varinit.maths.borders import bordered
+from keras_varinit.maths.covariance import uniform
+from keras_varinit.maths.quadrature import named_activation
+from keras_varinit.maths.windows import Axis, Linear, Window, axes_of, axis_map
+from keras_varinit.signals.gradient_maps import back_map, through_linear, through_taps
+from keras_varinit.signals.outcome import Gradient
 from tests.test_signal_maps import Full, assert_agree, op, walked
 
 
@@ -190,7 +190,7 @@ def test_two_inputs_share_the_taps_that_both_have(k, stride, padding):
 
 def test_average_pooling_is_padded_as_the_backend_does():
     """Uneven zeros: PyTorch repeats the border; the others leave it out."""
-    import keras_varinit.analysis.pooling_signals as pooling
+    import keras_varinit.families.pooling as pooling
 
     layer = keras.layers.AveragePooling2D(3, 2, padding="same")
     units = np.eye(8, dtype="float32").reshape(8, 8, 1, 1) * np.ones((1, 1, 8, 1), "float32")

@@ -12,9 +12,9 @@ import math
 import numpy as np
 import pytest
 
-from keras_varinit.analysis.axes import Window, axes_of
-from keras_varinit.analysis.moment_algebra import added, multiplied
-from keras_varinit.analysis.moment_maps import (
+from keras_varinit.maths.activated import activated, max_pooled
+from keras_varinit.maths.algebra import added, multiplied
+from keras_varinit.maths.covariance import (
     Moments,
     combined,
     far_matrix,
@@ -22,8 +22,8 @@ from keras_varinit.analysis.moment_maps import (
     own_classes,
     uniform,
 )
-from keras_varinit.analysis.nonlinear import activated, max_pooled
-from keras_varinit.moments import named_activation
+from keras_varinit.maths.quadrature import named_activation
+from keras_varinit.maths.windows import Window, axes_of
 
 RELU = named_activation("relu")
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import keras_varinit as kv
-from keras_varinit import monitor as monitor_module
+from keras_varinit.diagnostics import monitor as monitor_module
 from tests.models import arrays, assert_equal, cnn, data, fit, weights
 
 L = keras.layers

@@ -12,7 +12,7 @@ from keras import ops
 from scipy import integrate
 
 import keras_varinit as kv
-from keras_varinit import graph
+from keras_varinit import keras_private
 from tests.models import kernels, weights
 
 L = keras.layers
@@ -73,7 +73,7 @@ def held_initializers(model):
     return [
         (variable, getattr(layer, attribute))
         for layer in model.layers
-        for key, attribute in graph.initializers_of(layer)
+        for key, attribute in keras_private.initializers_of(layer)
         for variable in layer.weights
         if id(variable) == key and "kernel" in variable.path
     ]

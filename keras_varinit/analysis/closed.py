@@ -13,13 +13,10 @@ from typing import Any
 
 import keras
 
-from keras_varinit import fans
-from keras_varinit.analysis.reader import Graph, Node
 from keras_varinit.analysis.result import Analysis
-from keras_varinit.analysis.rules import Call, Kernel, Role, Unknown, Weights, has_rule, role_of
 from keras_varinit.analysis.stages import Gains
 from keras_varinit.context import LayerContext
-from keras_varinit.graph import (
+from keras_varinit.keras_private import (
     Shape,
     build_shapes,
     initializers_of,
@@ -27,6 +24,10 @@ from keras_varinit.graph import (
     layers_of,
     own_variables,
 )
+from keras_varinit.maths import fans
+from keras_varinit.signals.registry import has_role_rule, role_of
+from keras_varinit.signals.roles import Call, Kernel, Role, Unknown, Weights
+from keras_varinit.tracing.reader import Graph, Node
 
 FAN_FIELDS = tuple(field.name for field in dataclasses.fields(fans.Fans))
 
@@ -46,7 +47,7 @@ def role_by_class(layer: Any) -> Weights | None:
     All sizes but those of the kernels count as unknown.
     """
     role: Role = Unknown()
-    if has_rule(layer):
+    if has_role_rule(layer):
         shape = _shape_without_sizes(layer)
         with contextlib.suppress(ValueError):  # of an activation that is not element-wise
             role = role_of(Call(Node(0, layer, (0,), (1,)), (shape,), (shape,)))

@@ -22,14 +22,27 @@ import dataclasses
 import math
 from typing import Any
 
-from keras_varinit.analysis import activation_rules, signal_rules, weight_rules
-from keras_varinit.analysis.attention_signals import is_customized
 from keras_varinit.analysis.closed import FAN_FIELDS, Completion, may_be_kernel
-from keras_varinit.analysis.names import variable_names
-from keras_varinit.analysis.opening import NotFollowedError, build_graph
-from keras_varinit.analysis.reader import Graph, Node, takes_training
 from keras_varinit.analysis.result import Analysis, Reading
-from keras_varinit.analysis.rules import (
+from keras_varinit.analysis.stages import Gains, StageAhead, StageBehind
+from keras_varinit.context import LayerContext
+from keras_varinit.families.attention.multi_head import is_customized
+from keras_varinit.keras_private import (
+    check_built,
+    functional_of,
+    is_keras_class,
+    is_raw_operation,
+    layers_of,
+    own_variables,
+)
+from keras_varinit.signals.registry import (
+    has_own_role_rule,
+    has_own_signal_rule,
+    has_role_rule,
+    has_signal_rule,
+    role_of,
+)
+from keras_varinit.signals.roles import (
     Call,
     Concatenation,
     Elementwise,
@@ -41,24 +54,10 @@ from keras_varinit.analysis.rules import (
     Transparent,
     Unknown,
     Weights,
-    has_own_rule,
-    has_rule,
-    role_of,
 )
-from keras_varinit.analysis.signals import has_own_signal_rule, has_signal_rule
-from keras_varinit.analysis.stages import Gains, Signal, StageAhead
-from keras_varinit.context import LayerContext
-from keras_varinit.graph import (
-    check_built,
-    functional_of,
-    is_keras_class,
-    is_raw_operation,
-    layers_of,
-    own_variables,
-)
-
-# Importing these registers the rules of Keras's own layers.
-_RULES = (activation_rules, signal_rules, weight_rules)
+from keras_varinit.tracing.names import variable_names
+from keras_varinit.tracing.opening import NotFollowedError, build_graph
+from keras_varinit.tracing.reader import Graph, Node, takes_training
 
 _INFINITE = math.inf
 
@@ -107,14 +106,14 @@ def is_known(operation: Any) -> bool:
 
     A user's class with a `call` of its own is not what the rule of its base says.
     """
-    if is_customized(operation) or not (has_rule(operation) or has_signal_rule(operation)):
+    if is_customized(operation) or not (has_role_rule(operation) or has_signal_rule(operation)):
         return False
     if is_raw_operation(operation):
         return True
     if is_customized(operation):
         return False
     for cls in type(operation).__mro__:
-        if has_own_rule(cls) or has_own_signal_rule(cls):
+        if has_own_role_rule(cls) or has_own_signal_rule(cls):
             return True
         if "call" in vars(cls) and not is_keras_class(cls):
             return False
@@ -202,7 +201,7 @@ class _Analyzer:
         if (
             type(role) is Unknown
             and has_signal_rule(node.operation)
-            and not has_rule(node.operation)
+            and not has_role_rule(node.operation)
         ):
             return Transparent()  # a rule of the user's says what it does
         if isinstance(role, Unknown) and is_raw_operation(node.operation):
@@ -246,9 +245,9 @@ class _Analyzer:
                 distances[tensor] = min(distances[tensor], distance)
         return distances
 
-    def _forward(self) -> tuple[list[Signal], list[int]]:
+    def _forward(self) -> tuple[list[StageBehind], list[int]]:
         """What every tensor carries, and the depth of the deepest kernel behind it."""
-        signals = [Signal(raw=True)] * len(self.graph.shapes)
+        signals = [StageBehind(raw=True)] * len(self.graph.shapes)
         depths = [0] * len(self.graph.shapes)
         for node, role in zip(self.graph.nodes, self.roles, strict=True):
             depth = max((depths[t] for t in node.inputs), default=0)
@@ -263,12 +262,12 @@ class _Analyzer:
                 signals[tensor], depths[tensor] = signal, depth
         return signals, depths
 
-    def _signal_after(self, node: Node, role: Role, signals: list[Signal]) -> Signal:
+    def _signal_after(self, node: Node, role: Role, signals: list[StageBehind]) -> StageBehind:
         inputs = [signals[t] for t in node.inputs]
         if isinstance(role, Weights):
-            return Signal(() if role.activation is None else (role.activation,))
+            return StageBehind(() if role.activation is None else (role.activation,))
         if not inputs or isinstance(role, Source):
-            return Signal(raw=True)
+            return StageBehind(raw=True)
         if isinstance(role, Elementwise):
             return inputs[0].then(role.activation)
         if isinstance(role, Pooling):
@@ -277,12 +276,12 @@ class _Analyzer:
         if isinstance(role, Transparent | Padding):
             return inputs[0]
         if all(signal.raw for signal in inputs):
-            return Signal(raw=True)
+            return StageBehind(raw=True)
         if isinstance(role, Concatenation):
-            return Signal(value=self._concatenated(node, role, inputs))
-        return Signal()
+            return StageBehind(value=self._concatenated(node, role, inputs))
+        return StageBehind()
 
-    def _concatenated(self, node: Node, role: Concatenation, inputs: list[Signal]) -> float:
+    def _concatenated(self, node: Node, role: Concatenation, inputs: list[StageBehind]) -> float:
         shapes = [self.graph.shapes[t] for t in node.inputs]
         sizes = [shape[role.axis] for shape in shapes]
         weights = [1 if None in sizes or size is None else size for size in sizes]
@@ -296,7 +295,7 @@ class _Analyzer:
         self,
         node: Node,
         role: Weights,
-        signals: list[Signal],
+        signals: list[StageBehind],
         depths: list[int],
         total_depth: int,
     ) -> list[tuple[LayerContext, Any]]:

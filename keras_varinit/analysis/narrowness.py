@@ -12,11 +12,11 @@ from collections.abc import Sequence
 
 import keras
 
-from keras_varinit.analysis.moment_maps import Moments
-from keras_varinit.analysis.reader import Node
-from keras_varinit.analysis.rules import Role, Weights
-from keras_varinit.analysis.signals import Signal
-from keras_varinit.graph import operation_name
+from keras_varinit.keras_private import operation_name
+from keras_varinit.maths.covariance import Moments
+from keras_varinit.signals.outcome import Signal
+from keras_varinit.signals.roles import Role, Weights
+from keras_varinit.tracing.reader import Node
 
 _SUMS = ("Add", "Subtract", "Average")
 

@@ -4,10 +4,10 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from keras_varinit.analysis.engine import Prediction, Variances, propagate
-from keras_varinit.analysis.reader import Graph
-from keras_varinit.analysis.rules import Role, Weights
+from keras_varinit.analysis.propagate import Prediction, Variances, propagate
 from keras_varinit.context import LayerContext
+from keras_varinit.signals.roles import Role, Weights
+from keras_varinit.tracing.reader import Graph
 
 
 @dataclasses.dataclass(frozen=True)

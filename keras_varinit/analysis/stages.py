@@ -2,14 +2,14 @@
 
 import dataclasses
 
-from keras_varinit.analysis.rules import Pooling
-from keras_varinit.moments import Activation, Pool, stage_gains
+from keras_varinit.maths.quadrature import Activation, Pool, stage_gains
+from keras_varinit.signals.roles import Pooling
 
 Steps = tuple[Activation | Pool, ...]
 
 
 @dataclasses.dataclass(frozen=True)
-class Signal:
+class StageBehind:
     """What a tensor carries: steps since its stage began, or a known second moment.
 
     `raw` marks the model's input, `value` the mean second moment of a concatenation.
@@ -19,11 +19,11 @@ class Signal:
     value: float | None = None
     raw: bool = False
 
-    def then(self, step: Activation | Pool) -> "Signal":
+    def then(self, step: Activation | Pool) -> "StageBehind":
         """The signal after one more step; the model's input stays what it is."""
         if self.raw:
             return self
-        return Signal((*self.steps, step))
+        return StageBehind((*self.steps, step))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,7 +80,7 @@ class Gains:
             self._known[steps] = stage_gains(steps)
         return self._known[steps]
 
-    def second_moment(self, signal: Signal) -> float:
+    def second_moment(self, signal: StageBehind) -> float:
         """τ of a signal."""
         if signal.raw:
             return 1.0

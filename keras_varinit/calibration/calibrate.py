@@ -6,16 +6,16 @@ from typing import Any
 
 import numpy as np
 
-from keras_varinit import graph
-from keras_varinit.analysis import read
+from keras_varinit import keras_private
+from keras_varinit.analysis.contexts import read
+from keras_varinit.apply.selection import Selection, selected_layers
+from keras_varinit.apply.transaction import commit
 from keras_varinit.calibration.places import Places
 from keras_varinit.calibration.report import CalibrationReport
 from keras_varinit.calibration.walks import Calibration
-from keras_varinit.changes import commit
-from keras_varinit.diagnostics.batches import Batches
 from keras_varinit.diagnostics.measure import Meter
-from keras_varinit.diagnostics.running import LayerRunner, Runner
-from keras_varinit.selection import Selection, selected_layers
+from keras_varinit.running.batches import Batches
+from keras_varinit.running.runner import LayerRunner, Runner
 
 _OWNER = "calibrate"
 
@@ -144,7 +144,7 @@ def _check_arguments(
     training: Any,
     verbose: Any,
 ) -> None:
-    graph.check_built(model)
+    keras_private.check_built(model)
     for name, value in (("target", target), ("tolerance", tolerance)):
         if isinstance(value, bool) or not isinstance(value, int | float | np.number):
             raise TypeError(f"{_OWNER}: `{name}` must be a number. Received: {name}={value!r}.")

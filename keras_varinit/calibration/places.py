@@ -9,15 +9,15 @@ import keras
 import numpy as np
 import numpy.typing as npt
 
-from keras_varinit import graph
-from keras_varinit.analysis import Analysis
-from keras_varinit.analysis.names import variable_names
-from keras_varinit.analysis.rules import LeftAlone, Padding, Transparent, Weights
+from keras_varinit import keras_private
+from keras_varinit.analysis.result import Analysis
 from keras_varinit.calibration.report import CALIBRATED, CalibrationRow
 from keras_varinit.calibration.scaling import Extrapolation, Scaling
-from keras_varinit.diagnostics.points import Point
-from keras_varinit.diagnostics.running import GraphRunner, Runner
-from keras_varinit.values import to_numpy
+from keras_varinit.running.points import Point
+from keras_varinit.running.runner import GraphRunner, Runner
+from keras_varinit.signals.roles import LeftAlone, Padding, Transparent, Weights
+from keras_varinit.tensors import to_numpy
+from keras_varinit.tracing.names import variable_names
 
 _LIMIT = "not converged: the iteration limit was reached"
 
@@ -143,8 +143,8 @@ class Places:
         self.chosen = {id(layer) for layer in chosen}
         self.owners = {
             id(variable): layer
-            for layer in [model, *graph.layers_of(model)]
-            for variable in graph.own_variables(layer)
+            for layer in [model, *keras_private.layers_of(model)]
+            for variable in keras_private.own_variables(layer)
         }
         self.normalized = (
             _in_front_of_normalization(runner) if isinstance(runner, GraphRunner) else set()
@@ -186,8 +186,8 @@ class Places:
         """The places of a call that is seen for the first time, in order."""
         role = point.role
         if isinstance(role, LeftAlone):
-            layers = [point.operation, *graph.layers_of(point.operation)]
-            kernels = [v for layer in layers for v in graph.own_variables(layer)]
+            layers = [point.operation, *keras_private.layers_of(point.operation)]
+            kernels = [v for layer in layers for v in keras_private.own_variables(layer)]
             kernels = [v for v in kernels if len(v.shape) > 1 and "lora" not in v.name]
             return self._left(point, kernels[:1], role.reason)
         if not isinstance(role, Weights):
@@ -236,9 +236,9 @@ class Places:
         """The bias, where Keras's own `call` adds one."""
         operation = point.operation
         own = getattr(type(operation).call, "__module__", "").startswith("keras.")
-        if graph.is_raw_operation(operation) or not own:
+        if keras_private.is_raw_operation(operation) or not own:
             return None
-        bias = graph.own_variable(self.owners[id(kernel)], "bias")
+        bias = keras_private.own_variable(self.owners[id(kernel)], "bias")
         if bias is None:
             return None
         values = to_numpy(bias).astype(np.float32)

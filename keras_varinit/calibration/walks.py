@@ -17,16 +17,16 @@ from typing import Any
 import keras
 import numpy as np
 
-from keras_varinit import graph
+from keras_varinit import keras_private
+from keras_varinit.apply.transaction import Change
 from keras_varinit.calibration.places import Place, Places
 from keras_varinit.calibration.scaling import Extrapolation, Scaling, rescaled, scaling_of
-from keras_varinit.changes import Change
-from keras_varinit.diagnostics.batches import Batch, Batches
-from keras_varinit.diagnostics.gradients import no_gradients
 from keras_varinit.diagnostics.measure import Meter, agree, tensors, with_progress
-from keras_varinit.diagnostics.points import Point
-from keras_varinit.diagnostics.running import LayerRunner, Runner
-from keras_varinit.live import call_model, untouched
+from keras_varinit.running.batches import Batch, Batches
+from keras_varinit.running.calls import call_model, untouched
+from keras_varinit.running.gradients import no_gradients
+from keras_varinit.running.points import Point
+from keras_varinit.running.runner import LayerRunner, Runner
 
 
 class _Sums:
@@ -135,7 +135,7 @@ class Calibration:
         """Variables have the values that they are to have."""
         with untouched(self.model), no_gradients():
             for variable, value in self.scaled.values():
-                graph.assign(variable, value)
+                keras_private.assign(variable, value)
             yield
 
     def _run(self, batch: Batch, sums: _Sums, correcting: bool) -> None:
@@ -160,12 +160,12 @@ class Calibration:
         ops = keras.ops
         if scale == 1.0:
             self.scaled.pop(id(variable), None)
-            graph.assign(variable, ops.convert_to_tensor(self.values[id(variable)]))
+            keras_private.assign(variable, ops.convert_to_tensor(self.values[id(variable)]))
             return
         wide = keras.backend.result_type(variable.dtype, "float32")
         value = ops.cast(ops.cast(self.values[id(variable)], wide) * scale, variable.dtype)
         self.scaled[id(variable)] = (variable, value)
-        graph.assign(variable, value)
+        keras_private.assign(variable, value)
 
     def check_signal(self, place: Place, measured: Scaling) -> None:
         """Raises where a signal that was to be scaled is not finite."""

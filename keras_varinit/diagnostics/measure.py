@@ -9,23 +9,19 @@ from typing import Any
 import keras
 import numpy as np
 
-from keras_varinit.analysis.names import variable_names
-from keras_varinit.diagnostics.batches import Batch, Batches
-from keras_varinit.diagnostics.gradients import Loss, Summaries, Tap, summaries_of
-from keras_varinit.diagnostics.points import Point, normalized_embeddings
+from keras_varinit.analysis.analyze import analyze
 from keras_varinit.diagnostics.report import SignalReport, SignalRow
-from keras_varinit.diagnostics.running import GraphRunner, LayerRunner, Runner
-from keras_varinit.diagnostics.statistics import Flatness, Moments, flat_parts
-from keras_varinit.graph import check_built, new_loss, sums_over_batch
-from keras_varinit.live import (
-    build_loss,
-    call_model,
-    input_shapes,
-    untouched,
-)
-from keras_varinit.prediction import analyze
+from keras_varinit.keras_private import check_built, new_loss, sums_over_batch
+from keras_varinit.running.batches import Batch, Batches
+from keras_varinit.running.calls import build_loss, call_model, input_shapes, untouched
+from keras_varinit.running.gradients import Loss, Summaries, Tap, summaries_of
+from keras_varinit.running.points import Point, normalized_embeddings
+from keras_varinit.running.runner import GraphRunner, LayerRunner, Runner
+from keras_varinit.running.statistics import Flatness, Moments, flat_parts
+from keras_varinit.tracing.names import variable_names
 
 _SEED = 20100513
+
 _RUNNERS: tuple[Callable[[Any, bool], Runner], ...] = (
     GraphRunner,
     functools.partial(GraphRunner, keep_recorded=True),

@@ -5,11 +5,14 @@ import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from keras_varinit.diagnostics.statistics import Histogram
+from keras_varinit.running.statistics import Histogram
 
 _VANISHED = 1e-2  # second moments by which a signal has vanished, and 1/this by which it exploded
+
 _SMALLEST, _LARGEST = 1e-4, 1e4  # second moments of the first layer, which has none before it
+
 _SATURATED = 0.5
+
 _DEAD = 0.5
 
 
@@ -172,7 +175,7 @@ class SignalReport:
         Raises:
             ImportError: matplotlib is not installed; it is in the extra `plot`.
         """
-        from keras_varinit.plotting import plot_report
+        from keras_varinit.diagnostics.plotting import plot_report
 
         return plot_report(self, path)
 

@@ -15,12 +15,13 @@ import keras
 import numpy as np
 import numpy.typing as npt
 
-from keras_varinit import graph
+from keras_varinit import keras_private
 from keras_varinit.context import LayerContext
 from keras_varinit.initializers.memory import remember
 from keras_varinit.seeds import checked_seed
 
 Float32Array = npt.NDArray[np.float32]
+
 Family = Literal["normal", "truncated_normal", "uniform", "other"]
 
 PACKAGE = "keras_varinit"
@@ -29,6 +30,7 @@ PACKAGE = "keras_varinit"
 TRUNCATED_STDDEV = 0.87962566103423978
 
 _BLOCK = 2**16
+
 _THREADS = min(8, os.cpu_count() or 1)
 
 
@@ -214,7 +216,7 @@ def register(*names: str) -> Any:
     def decorate(cls: type) -> type:
         keras.saving.register_keras_serializable(package=PACKAGE)(cls)
         for name in (cls.__name__, f"{PACKAGE}>{cls.__name__}", *names):
-            graph.name_initializer(name, cls)
+            keras_private.name_initializer(name, cls)
             registered_names[name] = cls
         return cls
 

@@ -22,6 +22,7 @@ from keras_varinit.initializers.base import ContextualInitializer, Family, regis
 from keras_varinit.initializers.laws import Law, describe, reseeded, resolve_base, seed_of
 
 Schedule = Literal["increasing", "decreasing", "constant"]
+
 _SCHEDULES = ("increasing", "decreasing", "constant")
 
 

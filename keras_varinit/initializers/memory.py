@@ -11,14 +11,16 @@ import threading
 import weakref
 from typing import Any
 
-from keras_varinit.graph import layer_being_built
+from keras_varinit.keras_private import layer_being_built
 
 Shape = tuple[int, ...]
 
 _MOST = 10_000
 
 _by_layer: weakref.WeakKeyDictionary[Any, list[tuple[Shape, Any]]] = weakref.WeakKeyDictionary()
+
 _by_digest: collections.OrderedDict[bytes, Any] = collections.OrderedDict()
+
 _lock = threading.Lock()
 
 

@@ -26,7 +26,9 @@ from keras_varinit.initializers.base import (
 )
 
 Distribution = Literal["normal", "truncated_normal", "uniform"]
+
 _DISTRIBUTIONS = ("normal", "truncated_normal", "uniform")
+
 _NEUTRAL_GAIN = 0.5
 
 

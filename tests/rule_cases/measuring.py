@@ -8,8 +8,8 @@ import numpy as np
 from keras import ops
 
 import keras_varinit as kv
-from keras_varinit import graph
-from keras_varinit.analysis import read
+from keras_varinit import keras_private
+from keras_varinit.analysis.contexts import read
 from keras_varinit.initializers.laws import as_drawn
 
 # Draws between two looks at the errors, and draws before the first: means of few draws are skewed.
@@ -100,8 +100,8 @@ def _kernels(model, analysis):
     """
     initializers = {
         key: as_drawn(layer, getattr(layer, attribute))
-        for layer in [model, *graph.layers_of(model)]
-        for key, attribute in graph.initializers_of(layer)
+        for layer in [model, *keras_private.layers_of(model)]
+        for key, attribute in keras_private.initializers_of(layer)
     }
     for variable in model.trainable_variables:
         if analysis.context_of(variable) is None:

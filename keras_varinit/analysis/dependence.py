@@ -1,0 +1,136 @@
+"""Which tensors depend on each other, and which are twins: made alike of different inputs.
+
+Layers with kernels make signals that are uncorrelated with what they read, so a tensor depends on
+what it was made of without them, and on the kernels themselves: two uses of one kernel depend on
+each other. Twins came out of the same operations and weights, in the same order, from different
+inputs of the model: together they are like two examples.
+"""
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import keras
+import numpy as np
+
+from keras_varinit.keras_private import Shape, is_raw_operation, is_symbolic
+from keras_varinit.maths.covariance import Moments
+from keras_varinit.signals.layouts import channel_axes, position_axes
+from keras_varinit.signals.outcome import Lineage, Signal
+from keras_varinit.signals.roles import Role, Weights
+from keras_varinit.tracing.reader import Node
+
+_WHITE = 1e-3
+
+
+class Ancestry:
+    """The lineages of a graph's tensors; `reach` is a set of numbers as the bits of an integer."""
+
+    def __init__(self) -> None:
+        self.lineages: dict[int, Lineage] = {}
+        self.reach: dict[int, int] = {}
+        self.origins: dict[int, int] = {}
+        self._keys: dict[Any, int] = {}
+        self._bits: dict[Any, int] = {}
+
+    def born(self, tensor: int, kind: Any, signal: Signal, *, of_inputs: bool) -> None:
+        """A tensor without a producer: an input of the model, or a constant."""
+        bit = self._bit(tensor)
+        self.lineages[tensor] = Lineage(self._key(kind), bit if of_inputs else 0)
+        self.reach[tensor] = bit if of_inputs else 0
+        self._remember(signal, self.reach[tensor])
+
+    def follow(
+        self, node: Node, role: Role, signals: dict[int, Signal], shapes: Sequence[Shape]
+    ) -> None:
+        """The outputs of a call."""
+        inputs = [self.lineages[t] for t in node.inputs]
+        kind = (*_identity(node), *(each.key for each in inputs))
+        sources = 0
+        for each in inputs:
+            sources |= each.sources
+        for number, tensor in enumerate(node.outputs):
+            self.lineages[tensor] = Lineage(self._key((*kind, number)), sources)
+            reach = self._bit(tensor)
+            if isinstance(role, Weights):
+                for kernel in role.kernels:
+                    reach |= self._bit(("kernel", id(kernel.variable)))
+            elif not _takes_apart(node, signals, shapes, tensor):
+                for given in node.inputs:
+                    reach |= self.reach[given]
+            self.reach[tensor] = reach
+            self._remember(signals[tensor], reach)
+
+    def reach_of(self, moments: Moments) -> int | None:
+        """What a signal depends on; None where it is that of no tensor."""
+        while "origin" in moments.elsewhere:
+            moments = moments.elsewhere["origin"]
+        return self.origins.get(id(moments))
+
+    def _remember(self, signal: Signal, reach: int) -> None:
+        for _, moments in signal.parts:
+            self.origins.setdefault(id(moments), reach)
+            if moments.pre is not None:
+                self.origins.setdefault(id(moments.pre), reach)
+
+    def _bit(self, what: Any) -> int:
+        return 1 << self._bits.setdefault(what, len(self._bits))
+
+    def _key(self, kind: Any) -> int:
+        return self._keys.setdefault(kind, len(self._keys))
+
+
+def _identity(node: Node) -> tuple[Any, ...]:
+    """What tells calls apart that do different things."""
+    operation = node.operation
+    if is_raw_operation(operation):
+        fields = sorted((k, v) for k, v in vars(operation).items() if not k.startswith("_"))
+        name: tuple[Any, ...] = (
+            type(operation).__name__,
+            *((k, _plain(v)) for k, v in fields if k != "name"),
+        )
+    else:
+        name = (id(operation), node.part)
+    if node.arguments is None:
+        return name
+    if not node.arguments.kwargs and all(map(is_symbolic, node.arguments.args)):
+        return name
+    given = keras.tree.flatten((tuple(node.arguments.args), dict(node.arguments.kwargs)))
+    return (*name, *(_plain(v) for v in given if not is_symbolic(v)))
+
+
+def _plain(value: Any) -> Any:
+    """A value that can be compared: numbers and names as they are, others as objects."""
+    if value is None or isinstance(value, bool | int | float | str | np.number):
+        return value
+    if isinstance(value, Iterable) and isinstance(value, list | tuple):
+        return tuple(_plain(v) for v in value)
+    return id(value)
+
+
+def _takes_apart(
+    node: Node, signals: dict[int, Signal], shapes: Sequence[Shape], output: int
+) -> bool:
+    """Whether an operation takes a part on which no other part depends.
+
+    Some channels of every position, or some of positions that have nothing in common.
+    """
+    name = type(node.operation).__name__
+    if len(node.inputs) != 1 or name not in ("GetItem", "Slice", "Split", "Unstack"):
+        return False
+    (source,) = node.inputs
+    before, after = shapes[source], shapes[output]
+    if name in ("Split", "Unstack") and _is_white(signals[source]):
+        return True
+    if len(before) != len(after):
+        return False
+    channels = channel_axes(signals[source], len(before))
+    same = all(before[a] == after[a] for a in position_axes(signals[source], len(before)))
+    return same and any(before[a] != after[a] for a in channels)
+
+
+def _is_white(signal: Signal) -> bool:
+    """Whether positions are uncorrelated."""
+    return all(
+        abs(m.correlation) < _WHITE and abs(m.adjacent_correlation) < _WHITE
+        for _, m in signal.parts
+    )

@@ -1,0 +1,334 @@
+"""The signal engine: one walk forward over the graph for moments, one back for gradients.
+
+Averages are over random weights and over inputs of independent entries; widths count as large.
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import keras
+import numpy as np
+
+from keras_varinit.analysis import narrowness
+from keras_varinit.analysis.dependence import Ancestry
+from keras_varinit.families.attention.rows import outcome_of_rows
+from keras_varinit.families.by_role import reason_against, rule_of_role
+from keras_varinit.keras_private import is_raw_operation
+from keras_varinit.maths.quadrature import Activation
+from keras_varinit.maths.windows import Array
+from keras_varinit.signals.constants import constant_signal
+from keras_varinit.signals.layouts import fitting, flat_channels
+from keras_varinit.signals.outcome import (
+    Gradient,
+    Outcome,
+    Signal,
+    Visit,
+    alike,
+    lost_gradient,
+    unknown,
+)
+from keras_varinit.signals.registry import SignalRule, signal_rule_of, takes_channel_axes
+from keras_varinit.signals.roles import Call, Elementwise, Role, Unknown, Weights
+from keras_varinit.tracing.masks import Masks
+from keras_varinit.tracing.reader import Graph, Node, computed
+
+# Tests set this: a rule that fails is a mistake of ours, from which a user's model is shielded.
+RAISES = False
+
+Variances = Callable[[Any, float], float]
+
+
+@dataclasses.dataclass(frozen=True)
+class Prediction:
+    """What the engine says of one kernel's output u, at the first call of its layer.
+
+    `forward` is E u²; `backward` is E (dL/du)² where the gradient at the model's outputs, in front
+    of a last softmax or sigmoid, is white noise of unit variance; `gain` is E u² for a kernel of
+    variance 1. None is what is not known.
+    """
+
+    forward: float | None = None
+    backward: float | None = None
+    gain: float | None = None
+
+
+def propagate(
+    graph: Graph,
+    roles: Sequence[Role],
+    variance_of: Variances,
+    *,
+    input_mean: float = 0.0,
+    input_variance: float = 1.0,
+    backward: bool = True,
+) -> tuple[dict[int, Prediction], list[str]]:
+    """Predictions by the `id` of the kernel's variable, and notes on what is not known.
+
+    `variance_of(variable, gain)` is the variance of a kernel's entries, NaN where it is not known.
+    """
+    engine = _Engine(graph, roles, variance_of)
+    with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
+        engine.forward(input_mean, input_variance)
+        if backward:
+            engine.backward()
+    keys = list(engine.forwards)
+    return {
+        key: Prediction(
+            _known(engine.forwards[key]),
+            _known(engine.backwards.get(key, math.nan)),
+            _known(engine.gains.get(key, math.nan)),
+        )
+        for key in keys
+    }, list(dict.fromkeys(engine.notes))
+
+
+def _known(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
+class _Engine:
+    def __init__(self, graph: Graph, roles: Sequence[Role], variance_of: Variances) -> None:
+        self.graph = graph
+        self.roles = roles
+        self.variance_of = variance_of
+        self.signals: dict[int, Signal] = {}
+        self.outcomes: list[Outcome] = []
+        self.variances: dict[int, float] = {}
+        self.forwards: dict[int, float] = {}
+        self.backwards: dict[int, float] = {}
+        self.gains: dict[int, float] = {}
+        self.notes: list[str] = []
+        self.values: dict[int, Array] = {}  # of tensors that are known numbers
+        self.known_masks = Masks(graph)
+        self.family = Ancestry()
+        self.narrowness: dict[int, float] = {}
+
+    def forward(self, mean: float, variance: float) -> None:
+        for tensor in self.graph.inputs:
+            shape = self.graph.shapes[tensor]
+            channels_first = keras.config.image_data_format() == "channels_first"
+            axis = 1 if channels_first and len(shape) > 3 else -1
+            self.signals[tensor] = alike(shape, axis, mean, variance + mean**2, mean**2)
+            self.family.born(tensor, ("input", shape), self.signals[tensor], of_inputs=True)
+            self.narrowness[tensor] = narrowness.of_input(self.signals[tensor])
+        for tensor, value in self.graph.constants.items():
+            self._is_constant(tensor, keras.ops.convert_to_numpy(value))
+        outputs = set(self.graph.outputs)
+        for node, role in zip(self.graph.nodes, self.roles, strict=True):
+            at_output = all(t in outputs for t in node.outputs)
+            self.known_masks.visit(node)
+            folded = self._folded(node)
+            if folded is not None:
+                for tensor, values in zip(node.outputs, folded, strict=True):
+                    self._is_constant(tensor, values)
+                self.outcomes.append(_no_gradient(node, self.signals))
+                continue
+            outcome = self._visit(node, _without_loss(role) if at_output else role, at_output)
+            self.outcomes.append(outcome)
+            for tensor, signal in zip(node.outputs, outcome.outputs, strict=True):
+                self.signals[tensor] = signal
+            self.family.follow(node, role, self.signals, self.graph.shapes)
+            given = [self.signals[t] for t in node.inputs]
+            before = [self.narrowness.get(t, 0.0) for t in node.inputs]
+            for tensor, signal in zip(node.outputs, outcome.outputs, strict=True):
+                found = narrowness.of_outputs(node, role, given, before, signal)
+                self.narrowness[tensor] = found
+
+    def _is_constant(self, tensor: int, values: Any) -> None:
+        self.values[tensor] = np.asarray(values, np.float64)
+        shape = self.graph.shapes[tensor]
+        if len(shape) < 2 or not self.values[tensor].size:
+            self.signals[tensor] = alike(shape, -1, *_spread(self.values[tensor]))
+        else:
+            like = alike(shape, -1, 0.0, 0.0, 0.0)
+            self.signals[tensor] = constant_signal(self.values[tensor], shape, like)
+        self.family.born(tensor, ("constant", tensor), self.signals[tensor], of_inputs=False)
+
+    def _folded(self, node: Node) -> list[Any] | None:
+        """What an operation makes of known numbers alone."""
+        known = node.inputs and all(t in self.values for t in node.inputs)
+        if not known or not is_raw_operation(node.operation):
+            return None
+        return computed(node, [self.values[t] for t in node.inputs])
+
+    def backward(self) -> None:
+        gradients: dict[int, Gradient] = {}
+        for tensor in set(self.graph.outputs):
+            signal = self.signals[tensor]
+            parts = tuple(np.ones_like(m.mean) for _, m in signal.parts)
+            gradients[tensor] = Gradient(parts)
+        for node, outcome in zip(reversed(self.graph.nodes), reversed(self.outcomes), strict=True):
+            given = [gradients.get(t) for t in node.outputs]
+            if all(g is None for g in given):
+                continue
+            for tensor, gradient in zip(
+                node.inputs, self._back(node, outcome, given), strict=False
+            ):
+                if gradient is not None:
+                    fitted = _fitted(gradient, self.signals[tensor])
+                    gradients[tensor] = _total(gradients.get(tensor), fitted)
+
+    def _visit(self, node: Node, role: Role, at_output: bool) -> Outcome:
+        shapes = self.graph.shapes
+        call = Call(
+            node,
+            tuple(shapes[t] for t in node.inputs),
+            tuple(shapes[t] for t in node.outputs),
+        )
+        visit = Visit(
+            call,
+            role,
+            tuple(self.signals[t] for t in node.inputs),
+            self._variance,
+            self._forward,
+            self._backward,
+            self.notes.append,
+            tuple(self.values.get(t) for t in node.inputs),
+            at_output,
+            self.known_masks,
+            tuple(self.family.lineages[t] for t in node.inputs),
+            tuple(self.family.reach[t] for t in node.inputs),
+            self.family.reach_of,
+            tuple(self.narrowness.get(t, 0.0) for t in node.inputs),
+        )
+        return self._outcome(visit)
+
+    def _back(
+        self, node: Node, outcome: Outcome, given: Sequence[Gradient | None]
+    ) -> Sequence[Gradient | None]:
+        try:
+            return outcome.pullback(given)
+        except Exception as error:
+            if RAISES:
+                raise
+            self.notes.append(
+                f"{node.operation.name}: the rule of its gradient failed, "
+                f"{type(error).__name__}: {error}"
+            )
+            return [lost_gradient(self.signals[t]) for t in node.inputs]
+
+    def _outcome(self, visit: Visit) -> Outcome:
+        """What a rule says; a rule that fails on what it did not expect makes nothing known."""
+        said = len(self.notes)
+        try:
+            outcome = self._by_rule(visit)
+        except Exception as error:
+            if RAISES:
+                raise
+            return unknown(visit, f"its rule failed, {type(error).__name__}: {error}")
+        came_known = bool(visit.inputs) and all(s.is_known() for s in visit.inputs)
+        if came_known and len(self.notes) == said and not outcome.outputs[0].is_known():
+            kind = type(visit.operation).__name__
+            self.notes.append(
+                f"{visit.operation.name} ({kind}): the moments of its output are not known: "
+                "too large or too small, or its kernel has no known variance or has a mean"
+            )
+        return outcome
+
+    def _by_rule(self, visit: Visit) -> Outcome:
+        """By the operation's own rule, else by its role; what has neither is not known."""
+        known = outcome_of_rows(visit)
+        if known is not None:
+            return known
+        role, function = visit.role, signal_rule_of(visit.operation)
+        if isinstance(role, Unknown) and not is_raw_operation(visit.operation):
+            function = None  # its role says what the rule does not cover
+        if not visit.inputs and not isinstance(role, Weights):
+            return unknown(visit, "it has no input")
+        if function is None:
+            function = rule_of_role(role, raw=is_raw_operation(visit.operation))
+        if function is None:
+            return unknown(visit, reason_against(visit))
+        if not takes_channel_axes(function) and any(s.other_axes for s in visit.inputs):
+            return _flattened(visit, function)
+        result = function(visit)
+        return result if isinstance(result, Outcome) else _with_scaling(visit, result)
+
+    def _variance(self, variable: Any, gain: float) -> float:
+        key = id(variable)
+        if key not in self.variances:
+            self.variances[key] = self.variance_of(variable, gain)
+            self.gains[key] = gain
+        return self.variances[key]
+
+    def _forward(self, variable: Any, second: float) -> None:
+        self.forwards.setdefault(id(variable), second)
+
+    def _backward(self, variable: Any, second: float) -> None:
+        # The walk is backwards: the first call of a layer comes last.
+        self.backwards[id(variable)] = second
+
+
+def _flattened(visit: Visit, function: SignalRule) -> Outcome:
+    """A rule that knows one dimension of channels, on signals that have several."""
+    given = visit.inputs
+    flat = tuple(map(flat_channels, given, visit.call.input_shapes))
+    visit = dataclasses.replace(visit, inputs=flat)
+    result = function(visit)
+    outcome = result if isinstance(result, Outcome) else _with_scaling(visit, result)
+
+    def pullback(gradients: Sequence[Gradient | None]) -> Sequence[Gradient | None]:
+        return [
+            gradient and fitting(_fitted(gradient, one), one, other)
+            for gradient, one, other in zip(outcome.pullback(gradients), flat, given, strict=False)
+        ]
+
+    return dataclasses.replace(outcome, pullback=pullback)
+
+
+def _fitted(gradient: Gradient, signal: Signal) -> Gradient:
+    """The gradient on the classes of a signal, averaged where a rule left others."""
+    shapes = [m.mean.shape for _, m in signal.parts]
+    if [g.shape for g in gradient.parts] == shapes:
+        return gradient
+    mean = float(np.mean([np.mean(g) for g in gradient.parts]))
+    return gradient.with_parts(tuple(np.full(shape, mean) for shape in shapes))
+
+
+def _no_gradient(node: Node, signals: dict[int, Signal]) -> Outcome:
+    return Outcome(tuple(signals[t] for t in node.outputs), lambda _: [None] * len(node.inputs))
+
+
+def _spread(values: Array) -> tuple[float, float, float]:
+    mean = float(np.mean(values))
+    return mean, float(np.mean(values**2)), mean**2
+
+
+def _without_loss(role: Role) -> Role:
+    """A sigmoid at the model's output belongs to the loss."""
+    identity = Activation("softmax", lambda s: s, ("softmax",))
+    if isinstance(role, Weights) and role.activation and role.activation.name == "sigmoid":
+        return dataclasses.replace(role, activation=identity)
+    if isinstance(role, Elementwise) and role.activation.name == "sigmoid":
+        return Elementwise(identity)
+    return role
+
+
+def _with_scaling(visit: Visit, output: Signal) -> Outcome:
+    """A rule without a pullback: gradients come back with the signal's change of scale."""
+    first = visit.inputs[0]
+    factor = output.second_moment / first.second_moment if first.second_moment else 1.0
+
+    def pullback(gradients: Sequence[Gradient | None]) -> Sequence[Gradient | None]:
+        gradient = gradients[0]
+        back = None if gradient is None else fitting(gradient.scaled(factor), output, first)
+        return [back, *[None] * (len(visit.inputs) - 1)]
+
+    return Outcome((output,) * len(visit.call.output_shapes), pullback)
+
+
+def _total(first: Gradient | None, second: Gradient) -> Gradient:
+    """Gradients of two uses of a tensor: independent but for paths that parted further on."""
+    if first is None:
+        return second
+    one, two = first.power, second.power
+    weight = one + two
+    together = max(1 + 2 * first.in_phase(second) / weight, 0.0) if weight else 1.0
+    parts = tuple((a + b) * together for a, b in zip(first.parts, second.parts, strict=True))
+    coherence = (one * first.coherence + two * second.coherence) / weight if weight else 0.0
+    local = (one * first.local + two * second.local) / weight if weight else 0.0
+    phases = dict(first.phases)
+    for number, amplitude in second.phases:
+        phases[number] = phases.get(number, 0.0) + amplitude
+    return Gradient(parts, coherence, local, phases=tuple(phases.items()))

@@ -1,0 +1,1 @@
+"""Initializers applied to models: contexts given, kernels drawn, findings reported."""

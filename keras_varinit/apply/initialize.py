@@ -1,0 +1,297 @@
+"""Re-drawing any built model with any scheme."""
+
+import contextlib
+import dataclasses
+import math
+import numbers
+import random
+from collections.abc import Callable
+from typing import Any
+
+import keras
+
+from keras_varinit import keras_private
+from keras_varinit.analysis.analyze import with_signal_gains
+from keras_varinit.analysis.contexts import read
+from keras_varinit.analysis.result import Analysis, Reading
+from keras_varinit.apply.report import DRAWN, Report, ReportRow
+from keras_varinit.apply.selection import Selection, selected_layers
+from keras_varinit.apply.transaction import Change, commit, drawn_value
+from keras_varinit.context import LayerContext
+from keras_varinit.initializers.base import ContextualInitializer, stream_seed
+from keras_varinit.initializers.laws import as_drawn, describe, did_you_mean, for_kernel, reseeded
+from keras_varinit.seeds import checked_seed, random_kept
+from keras_varinit.tensors import to_numpy
+from keras_varinit.tracing.names import variable_names
+
+Scheme = Any
+
+
+def initialize(
+    model: Any,
+    scheme: Scheme,
+    *,
+    seed: int | None = None,
+    layers: Selection = None,
+    include_frozen: bool = False,
+    reset_optimizer: bool = False,
+) -> Report:
+    """Re-draws a built model, whatever its weights are now, without editing its layers.
+
+    Every kernel is drawn by `scheme`, in its own random stream. The other weights of the same
+    layers (biases, normalization with its statistics, embeddings) are re-drawn by the initializers
+    that their layers were made with. Where Keras counts fans wrongly (depthwise, transposed and
+    grouped kernels), one of its variance-scaling initializers gets the scale that the true fans
+    ask for, and the report's notes say so. All or nothing: an error changes nothing.
+
+    Args:
+        model: A built `keras.Model` of any kind.
+        scheme: A string id, of this library or of Keras; an initializer; or a function that takes a
+            `LayerContext` and returns one of the two, or None to leave that kernel alone.
+        seed: Integer or None. The same integer gives the same weights, on any machine, and leaves
+            Python's `random` as it was; None gives fresh ones at every call (unless `scheme` is an
+            object with a seed of its own).
+        layers: Which layers: a list of names, each of which stands for its layer and all layers
+            inside it; or a predicate, which is asked about every layer, inner ones too; None means
+            all. Embeddings are drawn by `scheme` only where they are selected by themselves.
+        include_frozen: Whether to re-draw frozen layers too.
+        reset_optimizer: Whether to set the optimizer's state (momenta, step count) to zero.
+
+    Returns:
+        A `Report` with one row per weight of the selected layers.
+
+    Raises:
+        TypeError: `model`, `scheme` or `seed` is of the wrong type.
+        ValueError: the model is not built, an initializer or layer name is not known, no kernel is
+            selected, or a drawn value is not finite.
+
+    Example:
+        >>> import keras, keras_varinit as kv
+        >>> model = keras.applications.MobileNetV2(weights=None, input_shape=(32, 32, 3))
+        >>> len(kv.initialize(model, "asv_backward", seed=0).drawn) > 50
+        True
+    """
+    seed = checked_seed("initialize", seed)
+    with contextlib.nullcontext() if seed is None else random_kept(seed):
+        plan = _planned(model, scheme, seed, layers, include_frozen)
+        commit(model, plan.changes, reset_optimizer=reset_optimizer)
+    return Report(tuple(plan.rows), tuple(plan.notes))
+
+
+def _planned(
+    model: Any, scheme: Scheme, seed: int | None, layers: Selection, include_frozen: bool
+) -> "_Plan":
+    """What is to be drawn; nothing is changed yet."""
+    analysis, reading = read(model)
+    chosen, asked = selected_layers(model, layers, "initialize")
+    plan = _Plan(model, analysis, seed, include_frozen)
+    plan.choose(_resolver(scheme), chosen, asked)
+    plan.find_signal_gains(reading)
+    for layer in chosen:
+        plan.add_layer(layer, asked)
+    if not plan.kernels:
+        raise ValueError(
+            f"initialize: no kernel of model {model.name!r} is selected. Received: "
+            f"layers={layers!r}; known kernels: {list(analysis.contexts)[:5]}."
+            + ("" if analysis.contexts else " ".join(("", *analysis.notes[:1])))
+        )
+    plan.keep_apart()
+    return plan
+
+
+def _resolver(scheme: Scheme) -> Callable[[LayerContext], Any]:
+    """The scheme as a function of the context that returns an initializer or None."""
+    if callable(scheme) and not isinstance(scheme, keras.initializers.Initializer | type):
+        return lambda context: _resolved(scheme(context), optional=True)
+    initializer = _resolved(scheme, optional=False)
+    return lambda context: initializer
+
+
+def _resolved(scheme: Any, *, optional: bool) -> Any:
+    if scheme is None and optional:
+        return None
+    try:
+        initializer = keras.initializers.get(scheme)
+    except (ValueError, TypeError) as error:
+        raise ValueError(
+            f"initialize: `scheme` must name an initializer of Keras or of keras_varinit. "
+            f"Received: scheme={scheme!r}.{did_you_mean(scheme)}"
+        ) from error
+    if not isinstance(initializer, keras.initializers.Initializer):
+        raise TypeError(
+            "initialize: `scheme` must be a string id, an initializer, or a function that takes a "
+            f"LayerContext and returns one of them. Received: scheme={scheme!r}."
+        )
+    return initializer
+
+
+class _Plan:
+    """Collects rows and changes; draws, but changes nothing."""
+
+    def __init__(
+        self,
+        model: Any,
+        analysis: Analysis,
+        seed: int | None,
+        include_frozen: bool,
+    ) -> None:
+        self.model = model
+        self.names = variable_names(model)
+        self.analysis = analysis
+        self.schemes: dict[int, Any] = {}
+        self.seed = seed
+        self.root = random.randint(1, 10**9) if seed is None else seed
+        self.include_frozen = include_frozen
+        self.rows: list[ReportRow] = []
+        self.changes: list[Change] = []
+        self.notes: list[str] = list(analysis.notes)
+        self.kernels = 0
+        self.drawn: list[tuple[int, int, Any, LayerContext]] = []
+
+    def choose(
+        self, resolve: Callable[[LayerContext], Any], layers: list[Any], asked: set[int]
+    ) -> None:
+        """Asks for the scheme of every kernel, of embeddings only where they were asked for."""
+        for layer in layers:
+            if isinstance(layer, keras.layers.Embedding) and id(layer) not in asked:
+                continue
+            for variable in keras_private.own_variables(layer):
+                context = self.analysis.context_of(variable)
+                if context is not None and self.analysis.reason_to_leave(variable) is None:
+                    self.schemes[id(variable)] = resolve(context)
+
+    def find_signal_gains(self, reading: Reading) -> None:
+        """Completes the contexts of kernels whose schemes follow the signal."""
+        variables = {id(v): v for v in self.model.variables}
+        drawn = {
+            key: scheme
+            for key, scheme in self.schemes.items()
+            if scheme is not None
+            and (key not in variables or self._status(variables[key].trainable) == DRAWN)
+        }
+        self.analysis, notes = with_signal_gains(self.model, self.analysis, reading, drawn)
+        self.notes += notes
+
+    def add_layer(self, layer: Any, asked: set[int]) -> None:
+        """Plans for the variables that one layer created."""
+        attributes = dict(keras_private.initializers_of(layer))
+        for variable in keras_private.own_variables(layer):
+            context = self.analysis.context_of(variable)
+            attribute = attributes.get(id(variable))
+            by_scheme = id(layer) in asked or not isinstance(layer, keras.layers.Embedding)
+            reason = self.analysis.reason_to_leave(variable)
+            if reason is not None:
+                self._leave(layer, variable, attribute, reason)
+            elif context is not None and by_scheme:
+                self._add_kernel(layer, variable, attribute, context)
+            elif attribute is not None:
+                self._add_other(layer, variable, attribute)
+            elif keras_private.is_float(variable):
+                reason = self.analysis.reason_listed(variable) or _NO_INITIALIZER
+                self._leave(layer, variable, None, reason)
+
+    def _add_kernel(
+        self, layer: Any, variable: Any, attribute: str | None, context: LayerContext
+    ) -> None:
+        scheme = self.schemes.get(id(variable))
+        if scheme is None:
+            return
+        self.kernels += 1
+        initializer = self._for_kernel(layer, scheme, context)
+        shape = context.kernel_shape
+        stddev = describe(initializer, shape, context if _is_ours(initializer) else None).stddev
+        status = self._status(variable.trainable)
+        row = ReportRow(context.path, context.layer, type(scheme).__name__, context, stddev, status)
+        self.rows.append(row)
+        if status == DRAWN:
+            value = drawn_value(initializer, variable, context.path)
+            self.drawn.append((len(self.changes), len(self.rows) - 1, scheme, context))
+            self.changes.append(Change(variable, value, layer, attribute, initializer))
+
+    def _leave(self, layer: Any, variable: Any, attribute: str | None, reason: str) -> None:
+        held = "-" if attribute is None else type(getattr(layer, attribute)).__name__
+        row = ReportRow(variable.path, layer.name, held, None, None, f"skipped: {reason}")
+        self.rows.append(row)
+
+    def _for_kernel(self, layer: Any, scheme: Any, context: LayerContext) -> Any:
+        if _is_ours(scheme):
+            own = scheme.seed if self.seed is None else self.seed
+            return reseeded(scheme, own).with_context(context)
+        correction = describe(as_drawn(layer, scheme), context.kernel_shape, context).correction
+        if not math.isclose(correction, 1, rel_tol=1e-9):
+            note = (
+                f"{context.path}: Keras's {type(scheme).__name__} miscounts this kernel's fans; "
+                f"its standard deviation was multiplied by {correction:.4g}"
+            )
+            if note not in self.notes:
+                self.notes.append(note)
+        return for_kernel(scheme, context, self._seed_for(scheme, context.stream))
+
+    def _seed_for(self, initializer: Any, stream: str) -> int:
+        own = initializer.get_config().get("seed")
+        root = int(own) if self.seed is None and isinstance(own, numbers.Integral) else self.root
+        return stream_seed(root, stream)
+
+    def keep_apart(self) -> None:
+        """Draws again, in another stream, what a kernel that stays holds already.
+
+        It was drawn from this seed as part of another model, and frozen or not selected since.
+        """
+        changed = {id(change.variable) for change in self.changes}
+        held: dict[tuple[int, ...], set[int]] = {}
+        for layer in [self.model, *keras_private.layers_of(self.model)]:
+            for variable in keras_private.own_variables(layer):
+                if self.analysis.context_of(variable) is not None and id(variable) not in changed:
+                    held.setdefault(tuple(variable.shape), set()).add(_fingerprint(variable))
+        for number, row, scheme, context in self.drawn:
+            change = self.changes[number]
+            others = held.get(tuple(change.variable.shape), set())
+            # Each stream may be held by one of them; what is equal in every stream is a constant.
+            for _ in others:
+                if _fingerprint(change.value) not in others:
+                    break
+                context = dataclasses.replace(context, stream=context.stream + "'")
+                initializer = self._for_kernel(layer, scheme, context)
+                value = drawn_value(initializer, change.variable, context.path)
+                change = dataclasses.replace(change, value=value, initializer=initializer)
+                self.changes[number] = change
+                self.rows[row] = dataclasses.replace(self.rows[row], context=context)
+
+    def _status(self, trainable: bool) -> str:
+        """A frozen model trains nothing, whatever its layers say."""
+        if self.include_frozen or (trainable and self.model.trainable):
+            return DRAWN
+        return "skipped: frozen (trainable=False)"
+
+    def _add_other(self, layer: Any, variable: Any, attribute: str) -> None:
+        initializer = getattr(layer, attribute)
+        path, _, stream = self.names[id(variable)]
+        status = self._status(layer.trainable)
+        self.rows.append(
+            ReportRow(path, layer.name, type(initializer).__name__, None, None, status)
+        )
+        if status != DRAWN:
+            return
+        if "seed" in initializer.get_config():
+            initializer = reseeded(initializer, stream_seed(self.root, stream))
+        value = drawn_value(initializer, variable, path)
+        if attribute == "bias_initializer" and getattr(layer, "unit_forget_bias", False):
+            value = _open_forget_gate(value)
+        self.changes.append(Change(variable, value, layer, None, initializer))
+
+
+_NO_INITIALIZER = "its use is not known, and its layer keeps no initializer for it"
+
+
+def _open_forget_gate(bias: Any) -> Any:
+    """The bias of an LSTM as Keras makes it: of four gates, the second one's is 1."""
+    first, second, *rest = keras.ops.split(bias, 4)
+    return keras.ops.concatenate([first, keras.ops.ones_like(second), *rest])
+
+
+def _fingerprint(value: Any) -> int:
+    return hash(to_numpy(value).tobytes())
+
+
+def _is_ours(initializer: Any) -> bool:
+    return isinstance(initializer, ContextualInitializer)

@@ -1,0 +1,175 @@
+"""What is wrong with a model's initialization, in words."""
+
+import dataclasses
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import keras
+import numpy as np
+
+from keras_varinit import keras_private
+from keras_varinit.analysis.contexts import read
+from keras_varinit.analysis.result import Analysis, Reading
+from keras_varinit.apply.owners import owners
+from keras_varinit.initializers.laws import as_drawn, describe
+from keras_varinit.tensors import to_numpy, view
+
+_DEAD, _EXPLODED = 1e-6, 1e6
+
+
+@dataclasses.dataclass(frozen=True)
+class Finding:
+    """One thing that is wrong.
+
+    Args:
+        rule: `"equal-weights"`, `"wrong-fans"`, `"not-injected"`, `"unknown-layer"`,
+            `"vanishing-scale"` or `"exploding-scale"`.
+        path: Path of the kernel, or name of the layer.
+        message: What is wrong, and what mends it.
+    """
+
+    rule: str
+    path: str
+    message: str
+
+    def __str__(self) -> str:
+        return f"{self.path}: {self.rule}: {self.message}"
+
+
+def lint(model: Any) -> list[Finding]:
+    """Finds what is wrong with the initialization of a built model; nothing is changed.
+
+    * `equal-weights`: layers whose random kernels are equal, as when they share one initializer
+      object: Keras's initializers draw the same values at every call.
+    * `wrong-fans`: a variance-scaling initializer of Keras on a kernel whose fans it miscounts.
+    * `not-injected`: an initializer of this library that has no context.
+    * `unknown-layer`: weights whose use is not known, so that they cannot be judged or drawn.
+    * `vanishing-scale`, `exploding-scale`: with the weights as they are, the second moment of a
+      kernel's output is below 1e-6 or above 1e6 for white noise of unit variance at the input,
+      to first order; only the first such kernel on the way is named.
+
+    Args:
+        model: A built `keras.Model` of any kind.
+
+    Returns:
+        A list of `Finding`, empty for a healthy model.
+
+    Raises:
+        TypeError: `model` is no Keras model.
+        ValueError: it is not built, or its own `call` cannot be followed symbolically.
+
+    Example:
+        >>> import keras, keras_varinit as kv
+        >>> one = keras.initializers.HeNormal()
+        >>> layers = [keras.layers.Dense(8, kernel_initializer=one) for _ in range(2)]
+        >>> [finding.rule for finding in kv.lint(keras.Sequential([keras.Input((8,)), *layers]))]
+        ['equal-weights']
+    """
+    analysis, reading = read(model)
+    return [
+        *_equal_weights(model, analysis),
+        *_wrong_fans(model, analysis),
+        *_not_injected(model, analysis),
+        *(
+            Finding("unknown-layer", name, f"{reason}; register a rule, or initialize it by hand")
+            for name, reason in analysis.unknown
+        ),
+        *_scales(analysis, reading),
+    ]
+
+
+def _kernels(model: Any, analysis: Analysis) -> Iterator[tuple[Any, Any, Any]]:
+    """Layer, variable and context of every known kernel."""
+    for layer in [model, *keras_private.layers_of(model)]:
+        for variable in keras_private.own_variables(layer):
+            context = analysis.context_of(variable)
+            if context is not None:
+                yield layer, variable, context
+
+
+def _equal_weights(model: Any, analysis: Analysis) -> Iterator[Finding]:
+    first: dict[tuple[tuple[int, ...], bytes], str] = {}
+    for _, variable, context in _kernels(model, analysis):
+        values = to_numpy(variable)
+        if values.size < 2 or np.all(values == values.flat[0]):
+            continue
+        earlier = first.setdefault((values.shape, values.tobytes()), context.path)
+        if earlier != context.path:
+            yield Finding(
+                "equal-weights",
+                context.path,
+                f"has the same values as {earlier!r}. Give each layer an initializer object of its "
+                "own, or a string id, or call keras_varinit.initialize",
+            )
+
+
+def _wrong_fans(model: Any, analysis: Analysis) -> Iterator[Finding]:
+    for layer, variable, context in _kernels(model, analysis):
+        attribute = dict(keras_private.initializers_of(layer)).get(id(variable))
+        initializer = None if attribute is None else getattr(layer, attribute)
+        if not isinstance(initializer, keras.initializers.VarianceScaling):
+            continue
+        if isinstance(layer, keras.layers.Embedding):
+            continue
+        drawn = describe(as_drawn(layer, initializer), context.kernel_shape, None).stddev
+        right = describe(initializer, context.kernel_shape, context).stddev
+        if drawn is None or right is None or math.isclose(drawn, right, rel_tol=1e-6):
+            continue
+        name = type(initializer).__name__
+        yield Finding(
+            "wrong-fans",
+            context.path,
+            f"Keras's {name} draws with standard deviation {drawn:.4g}; the kernel's true fans "
+            f"({context.fan_in:g}, {context.fan_out:g}) ask for {right:.4g}. "
+            "keras_varinit.initialize(model, scheme) corrects it",
+        )
+
+
+def _not_injected(model: Any, analysis: Analysis) -> Iterator[Finding]:
+    held = {
+        id(variable): initializer
+        for layer in [model, *keras_private.layers_of(model)]
+        for _, variable, initializer in owners(layer)
+    }
+    for _, variable, context in _kernels(model, analysis):
+        initializer = held.get(id(variable))
+        if initializer is not None and initializer.context is None:
+            yield Finding(
+                "not-injected",
+                context.path,
+                f"{type(initializer).__name__} has no context, so it drew its neutral case. Call "
+                "keras_varinit.inject(model), or fit with keras_varinit.ContextInjector()",
+            )
+
+
+def _scales(analysis: Analysis, reading: Reading) -> Iterator[Finding]:
+    """The first kernel that dies and the first that explodes, as the engine sees present values."""
+
+    def held(variable: Any, gain: float) -> float:
+        return float(np.mean(np.square(np.asarray(view(variable), np.float32))))
+
+    predictions, _ = reading.predict(held, backward=False)
+    dead = exploded = False
+    for key, prediction in predictions.items():
+        context, scale = analysis.by_variable.get(key), prediction.forward
+        if context is None or scale is None:
+            continue
+        if scale < _DEAD and not dead:
+            dead = True
+            yield Finding(
+                "vanishing-scale",
+                context.path,
+                f"the second moment of its output is about {scale:.1e} for unit white noise at "
+                "the input. Scale the kernels up: "
+                "keras_varinit.initialize(model, 'signal_preserving')",
+            )
+        elif not scale <= _EXPLODED and not exploded:
+            exploded = True
+            yield Finding(
+                "exploding-scale",
+                context.path,
+                f"the second moment of its output is about {scale:.1e} for unit white noise at "
+                "the input. Scale the kernels down: "
+                "keras_varinit.initialize(model, 'signal_preserving')",
+            )

@@ -1,0 +1,41 @@
+"""Which layers of a model an argument `layers` names."""
+
+import difflib
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from keras_varinit import keras_private
+
+Selection = Callable[[Any], bool] | Sequence[str] | None
+
+
+def selected_layers(model: Any, layers: Selection, owner: str) -> tuple[list[Any], set[int]]:
+    """The selected layers, and the `id` of each that was asked for by itself.
+
+    A name stands for its layer with all layers inside; a predicate is asked about each of them.
+
+    Raises:
+        TypeError: `layers` is a string.
+        ValueError: it names a layer that the model lacks. Errors begin with `owner`.
+    """
+    everything = [model, *keras_private.layers_of(model)]
+    if layers is None:
+        return everything, set()
+    if callable(layers):
+        chosen = [layer for layer in everything if layers(layer)]
+        return chosen, {id(layer) for layer in chosen}
+    if isinstance(layers, str):
+        raise TypeError(
+            f"{owner}: `layers` must be a predicate or a list of names. Received: {layers!r}."
+        )
+    names = {layer.name for layer in everything}
+    for name in layers:
+        if name not in names:
+            near = difflib.get_close_matches(str(name), names, n=3)
+            hint = f" Did you mean {' or '.join(map(repr, near))}?" if near else ""
+            raise ValueError(
+                f"{owner}: `layers` names {name!r}, which model {model.name!r} lacks.{hint}"
+            )
+    named = [layer for layer in everything if layer.name in set(layers)]
+    inside = {id(each) for layer in named for each in (layer, *keras_private.layers_of(layer))}
+    return [layer for layer in everything if id(layer) in inside], {id(layer) for layer in named}

@@ -1,0 +1,125 @@
+"""Changes to a model's variables and initializers: planned first, then applied all or none."""
+
+import contextlib
+import dataclasses
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import keras
+import numpy as np
+
+from keras_varinit import keras_private
+from keras_varinit.tensors import snapshot, to_numpy, view
+
+
+@dataclasses.dataclass(frozen=True)
+class Change:
+    """A variable's new value (a tensor), and the initializer to be kept where the layer keeps it.
+
+    `attribute` is None where the layer keeps none.
+    """
+
+    variable: Any
+    value: Any
+    layer: Any
+    attribute: str | None
+    initializer: Any
+
+
+@contextlib.contextmanager
+def _drawing(initializer: Any, variable: Any) -> Iterator[None]:
+    """Errors say for which variable an initializer was drawing, and that nothing changed."""
+    try:
+        yield
+    except Exception as error:
+        error.add_note(
+            f"No weight was changed. {type(initializer).__name__} was drawing for "
+            f"{variable.path!r}, shape {tuple(variable.shape)}."
+        )
+        raise
+
+
+def holds_own_draw(initializer: Any, variable: Any) -> bool:
+    """Whether a variable holds, bit for bit, what its initializer (one of ours) draws."""
+    with _drawing(initializer, variable):
+        return bool(initializer.is_own_draw(view(variable), variable.dtype))
+
+
+def drawn_value(initializer: Any, variable: Any, path: str) -> Any:
+    """What an initializer draws for a variable, if that can be a weight.
+
+    Raises:
+        ValueError: the values have another shape, or are not finite.
+    """
+    with _drawing(initializer, variable):
+        drawn = initializer(tuple(variable.shape), dtype=variable.dtype)
+    value = keras.ops.convert_to_tensor(drawn)
+    shape = tuple(value.shape)
+    if shape != tuple(variable.shape):
+        raise ValueError(
+            f"{type(initializer).__name__} returned shape {shape} for {path!r}, which has shape "
+            f"{tuple(variable.shape)}. No weight was changed."
+        )
+    if not _is_finite(value):
+        raise ValueError(
+            f"{type(initializer).__name__} drew values for {path!r} that are not finite in dtype "
+            f"{variable.dtype}. No weight was changed; use a wider dtype or a smaller variance."
+        )
+    return value
+
+
+def _is_finite(value: Any) -> bool:
+    """Whether all entries are finite: an infinite or undefined one is the smallest or largest."""
+    entries = np.asarray(view(value), np.float32)
+    return entries.size == 0 or bool(np.isfinite(entries.min()) and np.isfinite(entries.max()))
+
+
+def commit(model: Any, changes: Sequence[Change], *, reset_optimizer: bool = False) -> None:
+    """Applies all changes, or none: on any error every variable and initializer is put back.
+
+    A moving average that the optimizer keeps of a variable is set with it.
+    """
+    averages = keras_private.moving_averages(model)
+    undo: list[tuple[Any, Any]] = []
+    replaced: list[tuple[Any, str, Any]] = []
+
+    def assign(target: Any, value: Any) -> None:
+        undo.append((target, snapshot(target)))
+        keras_private.assign(target, value)
+
+    try:
+        for change in changes:
+            assign(change.variable, change.value)
+            if id(change.variable) in averages:
+                # A copy: on JAX a training step takes over the buffers of both.
+                assign(averages[id(change.variable)], keras.ops.copy(change.value))
+            if change.attribute is not None:
+                previous = getattr(change.layer, change.attribute, None)
+                replaced.append((change.layer, change.attribute, previous))
+                keras_private.replace_initializer(
+                    change.layer, change.attribute, change.initializer
+                )
+        if reset_optimizer:
+            for variable in keras_private.optimizer_state(model):
+                if id(variable) not in {id(average) for average in averages.values()}:
+                    assign(variable, np.zeros_like(to_numpy(variable)))
+    except BaseException as error:
+        # What cannot be put back must not keep the rest from it.
+        for layer, attribute, previous in reversed(replaced):
+            if getattr(layer, attribute, None) is not previous:
+                with _noting(error, f"{layer.name}.{attribute}"):
+                    keras_private.replace_initializer(layer, attribute, previous)
+        for target, value in reversed(undo):
+            if not np.array_equal(view(target), view(value)):
+                with _noting(error, target.path):
+                    keras_private.assign(target, value)
+        raise
+
+
+@contextlib.contextmanager
+def _noting(error: BaseException, place: str) -> Iterator[None]:
+    """Notes on an error what could not be put back after it."""
+    try:
+        yield
+    except Exception as second:
+        error.add_note(f"{place} could not be put back: {second}")

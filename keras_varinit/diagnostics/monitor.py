@@ -1,0 +1,356 @@
+"""`SignalMonitor`: what `measure_signal` measures, over training."""
+
+import csv
+import math
+import pathlib
+import time
+from typing import Any
+
+import keras
+
+from keras_varinit.diagnostics.measure import Meter
+from keras_varinit.diagnostics.report import SignalReport
+from keras_varinit.running.batches import Batches
+
+STATISTICS = (
+    "mean",
+    "variance",
+    "second_moment",
+    "output_mean",
+    "output_variance",
+    "gradient_second_moment",
+    "dead_fraction",
+    "saturated_fraction",
+    "nonfinite_count",
+    "gradient_nonfinite_count",
+)
+
+_COLUMNS = ("epoch", "batch", "name", "path", "operation", *STATISTICS)
+
+_BUDGET = 0.04  # of the time of training; noise in the timing stays below 5 %
+
+
+class SignalMonitor(keras.callbacks.Callback):
+    """Records mean, spread and gradients of every layer over training.
+
+    Measures on the same few examples each time, before the first step and at the end of epochs,
+    and changes nothing of the training: see `measure_signal`. Prints nothing. A model that `fit`
+    builds in its first step is measured from the end of the first epoch on.
+
+    Args:
+        data: What to measure on: an array (or arrays, in a list or dictionary), a tuple `(x, y)`,
+            or a dataset, of which the first batches are kept. With targets gradients are those of
+            the loss that the model is compiled with, otherwise of unit white noise at the outputs.
+        every: Measure at every how many epochs, or batches. Defaults to as often as the cost stays
+            below 5 % of the time that `fit` trains, by the model's own clock, evenly spaced up to
+            the last epoch; the first measurement, before the first step, is not counted in that.
+        log_dir: A folder for `signal.csv`, one line per layer and time, and for TensorBoard. Lines
+            of epochs that a resumed training repeats are replaced. Defaults to None: no files.
+        unit: "epoch" or "batch", of `every`.
+        batch_size: Examples per batch, of arrays. Defaults to 32.
+        max_batches: Batches to keep of `data`. Defaults to 1.
+        training: Whether the model is run as in training; see `measure_signal`.
+        log: Whether to put second moments into the `logs` that other callbacks see and `fit`
+            returns, as "signal/<layer>/second_moment" and so on.
+        tensorboard: Whether scalars are written to `log_dir` for TensorBoard, which needs
+            TensorFlow on any backend. Defaults to None: if TensorFlow can be imported.
+
+    Attributes:
+        history: Lists over time: "time" (epochs or batches done), "epoch", and
+            "<layer>/<statistic>" for each statistic of `SignalRow`.
+        report: The last `SignalReport`.
+        seconds: What all measuring took; `setup_seconds` is the part of the first measurement, for
+            which the model is read and the backend compiles.
+        fraction: What measuring took but for the setup, relative to the training itself.
+
+    Raises:
+        TypeError, ValueError: an argument is none of these; before training begins also if the
+            data does not fit the model.
+        ImportError: `tensorboard=True`, and TensorFlow is not installed.
+
+    Example:
+        >>> import keras, keras_varinit as kv, numpy as np
+        >>> model = keras.Sequential([keras.Input((8,)), keras.layers.Dense(1, name="head")])
+        >>> model.compile("sgd", "mse")
+        >>> x, y = np.ones((16, 8), "float32"), np.ones((16, 1), "float32")
+        >>> monitor = kv.SignalMonitor((x, y), every=1)
+        >>> _ = model.fit(x, y, epochs=2, callbacks=[monitor], verbose=0)
+        >>> monitor.history["time"], len(monitor.history["head/second_moment"])
+        ([0, 1, 2], 3)
+
+    Reference:
+        X. Glorot, Y. Bengio (2010), Understanding the difficulty of training deep feedforward
+        neural networks, AISTATS, figures 2 to 4.
+    """
+
+    def __init__(
+        self,
+        data: Any,
+        every: int | None = None,
+        log_dir: Any = None,
+        *,
+        unit: str = "epoch",
+        batch_size: int = 32,
+        max_batches: int = 1,
+        training: bool = True,
+        log: bool = False,
+        tensorboard: bool | None = None,
+    ) -> None:
+        super().__init__()
+        _check(every, unit, log_dir, tensorboard, training, log)
+        x, y = data if isinstance(data, tuple) and len(data) == 2 else (data, None)
+        self.batches = list(
+            Batches(x, y, batch_size=batch_size, max_batches=max_batches, owner=type(self).__name__)
+        )
+        self.every, self.unit, self.training, self.log = every, unit, training, log
+        self.log_dir = None if log_dir is None else pathlib.Path(log_dir)
+        self._tensorflow = _tensorflow(tensorboard) if log_dir is not None else None
+        self.history: dict[str, list[Any]] = {"time": [], "epoch": []}
+        self.names: list[str] = []
+        self.report: SignalReport | None = None
+        self.seconds = self.setup_seconds = 0.0
+        self._trained_seconds = 0.0
+        self._meter: Meter | None = None
+        self._writer: Any = None
+        # Epochs and batches done, and the clock; another call of `fit` goes on with the former.
+        self._epochs = self._steps = 0
+        self._first_epoch: int | None = None
+        self._cost = 0.0
+        self._started: float | None = None
+        self._measuring_since_start = self._trained_before = 0.0
+        self._epoch_seconds = math.inf
+
+    @property
+    def fraction(self) -> float:
+        """The time of measuring but for the setup, relative to that of training."""
+        trained = self._trained_seconds + self._training_so_far()
+        return (self.seconds - self.setup_seconds) / trained if trained > 0 else 0.0
+
+    def plot(self, path: Any = None) -> Any:
+        """Draws mean ± standard deviation of activations, and gradients, by layer over training.
+
+        Args:
+            path: Where to save the figure; None to only return it.
+
+        Returns:
+            The matplotlib figure.
+
+        Raises:
+            ImportError: matplotlib is not installed; it is in the extra `plot`.
+            ValueError: nothing has been measured yet.
+        """
+        from keras_varinit.diagnostics.plotting import plot_history
+
+        if self.report is None:
+            raise ValueError("SignalMonitor.plot: nothing was measured yet. Train first, in fit.")
+        unit = "epochs" if self.unit == "epoch" else "batches"
+        rows = [row for row in self.report.rows if row.has_units]
+        names = [row.name for row in rows or self.report.weight_rows]
+        return plot_history(self.history, names, unit, path)
+
+    def on_train_begin(self, logs: Any = None) -> None:
+        """Starts the clock."""
+        self._meter = self._first_epoch = None
+        self._cost = self._measuring_since_start = self._trained_before = 0.0
+        self._epoch_seconds = math.inf
+        self._started = time.perf_counter()
+
+    def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
+        """Measures before the first step; a resumed training knows its first epoch only here."""
+        if self._first_epoch is not None:
+            return
+        self._first_epoch = self._epochs = max(epoch, self._epochs)
+        measured = self.history["epoch"]
+        if not measured:
+            self._start_file(self._epochs)
+        if self.model.built and (not measured or measured[-1] != self._epochs):
+            self._measure()
+
+    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+        """Measures, if batches are counted."""
+        if self.unit != "batch":
+            return
+        self._steps += 1
+        if self._steps % (self.every or 1) == 0:
+            self._measure()
+
+    def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        """Measures, if it is time to."""
+        self._epochs += 1
+        if self.unit == "epoch" and self._is_due():
+            self._measure()
+        if self.log and logs is not None and self.report is not None:
+            logs.update(self._logs(self.report))
+
+    def on_train_end(self, logs: Any = None) -> None:
+        """Stops the clock."""
+        self._trained_seconds += self._training_so_far()
+        self._started = None
+        if self._writer is not None:
+            self._writer.close()
+            self._writer = None
+
+    def _is_due(self) -> bool:
+        """Whether an epoch is one of those to measure at: by default the last, and back from it."""
+        if self.every is not None:
+            return self._epochs % self.every == 0
+        trained = self._training_so_far()
+        # The first epochs may have compiled the training step.
+        self._epoch_seconds = min(self._epoch_seconds, trained - self._trained_before)
+        self._trained_before = trained
+        done = self._epochs - (self._first_epoch or 0)
+        to_come = ((self.params or {}).get("epochs") or 0) - self._epochs
+        affordable = _BUDGET * self._epoch_seconds
+        interval = max(1, math.ceil(self._cost / affordable)) if affordable > 0 else 1
+        return done >= interval and to_come % interval == 0
+
+    def _training_so_far(self) -> float:
+        if self._started is None:
+            return 0.0
+        return time.perf_counter() - self._started - self._measuring_since_start
+
+    def _measure(self) -> None:
+        start = time.perf_counter()
+        # On JAX this brings the model's variables up to the training step.
+        model = self.model
+        is_setup = self._meter is None
+        if self._meter is None:
+            owner = type(self).__name__
+            self._meter = Meter(model, loss=None, training=self.training, owner=owner)
+            # What is read and compiled once does not tell what the next measurement will cost.
+            self._meter.measure(self.batches, predict=False)
+        setup = time.perf_counter() - start
+        self.report = self._meter.measure(self.batches, predict=False)
+        self._record(self.report)
+        cost = time.perf_counter() - start
+        self._cost = cost - setup
+        self.seconds += cost
+        self._measuring_since_start += cost
+        if is_setup:
+            self.setup_seconds += cost
+
+    def _record(self, report: SignalReport) -> None:
+        earlier = len(self.history["time"])
+        self.history["time"].append(self._steps if self.unit == "batch" else self._epochs)
+        self.history["epoch"].append(self._epochs)
+        for row in report:
+            for statistic in STATISTICS:
+                key = f"{row.name}/{statistic}"
+                values = self.history.setdefault(key, [None] * earlier)
+                values.append(getattr(row, statistic))
+        for values in self.history.values():
+            values.extend([None] * (earlier + 1 - len(values)))
+        if self.log_dir is not None:
+            self._write_lines(report)
+            self._write_summaries(report)
+
+    @staticmethod
+    def _logs(report: SignalReport) -> dict[str, float]:
+        names = ("second_moment", "gradient_second_moment")
+        return {
+            f"signal/{row.name}/{name}": getattr(row, name)
+            for row in report.weight_rows
+            for name in names
+            if getattr(row, name) is not None
+        }
+
+    @property
+    def _csv(self) -> pathlib.Path | None:
+        return None if self.log_dir is None else self.log_dir / "signal.csv"
+
+    def _start_file(self, epoch: int) -> None:
+        """Keeps of an earlier file what was measured before the epoch that training starts with."""
+        path = self._csv
+        if path is None:
+            return
+        kept = []
+        if path.exists():
+            with path.open(newline="") as file:
+                kept = [line for line in csv.DictReader(file) if _is_before(line, epoch)]
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("w", newline="") as file:
+            writer = csv.DictWriter(file, _COLUMNS, extrasaction="ignore")
+            writer.writeheader()
+            writer.writerows(kept)
+
+    def _write_lines(self, report: SignalReport) -> None:
+        path = self._csv
+        if path is None:
+            return
+        batch = self._steps if self.unit == "batch" else ""
+        with path.open("a", newline="") as file:
+            writer = csv.writer(file)
+            for row in report:
+                values = [getattr(row, name) for name in STATISTICS]
+                line = [self._epochs, batch, row.name, row.path, row.operation, *values]
+                writer.writerow(["" if value is None else value for value in line])
+
+    def _write_summaries(self, report: SignalReport) -> None:
+        """By `tf.summary.write`, which unlike `tf.summary.scalar` does not need tensorboard."""
+        tf = self._tensorflow
+        if tf is None:
+            return
+        if self._writer is None:
+            self._writer = tf.summary.create_file_writer(str(self.log_dir))
+        step = self._steps if self.unit == "batch" else self._epochs
+        scalars = tf.compat.v1.SummaryMetadata(data_class=1)
+        scalars.plugin_data.plugin_name = "scalars"
+        with self._writer.as_default():
+            for row in report:
+                for name in STATISTICS:
+                    value = getattr(row, name)
+                    if value is not None:
+                        tag = f"signal/{name}/{row.name}"
+                        tf.summary.write(tag, tf.constant(value, tf.float32), step, scalars)
+        self._writer.flush()
+
+
+def _check(every: Any, unit: Any, log_dir: Any, tensorboard: Any, training: Any, log: Any) -> None:
+    owner = "SignalMonitor"
+    if unit not in ("epoch", "batch"):
+        raise ValueError(f'{owner}: `unit` must be "epoch" or "batch". Received: unit={unit!r}.')
+    if every is not None and (isinstance(every, bool) or not isinstance(every, int) or every < 1):
+        raise ValueError(
+            f"{owner}: `every` must be a positive integer or None. Received: every={every!r}."
+        )
+    if every is None and unit == "batch":
+        raise ValueError(
+            f'{owner}: `every` must say after how many batches to measure where unit="batch". '
+            "Received: every=None."
+        )
+    if tensorboard and log_dir is None:
+        raise ValueError(
+            f"{owner}: `tensorboard` needs a folder to write to. "
+            "Received: tensorboard=True and log_dir=None."
+        )
+    for name, value in (("training", training), ("log", log)):
+        if not isinstance(value, bool):
+            raise TypeError(f"{owner}: `{name}` must be a bool. Received: {name}={value!r}.")
+    if tensorboard is not None and not isinstance(tensorboard, bool):
+        raise TypeError(
+            f"{owner}: `tensorboard` must be a bool or None. Received: tensorboard={tensorboard!r}."
+        )
+
+
+def _tensorflow(wanted: bool | None) -> Any:
+    """The module, or None where it is not wanted or not there."""
+    if wanted is False:
+        return None
+    try:
+        import tensorflow as tf
+    except ImportError as error:
+        if wanted:
+            raise ImportError(
+                "SignalMonitor: `tensorboard=True` writes by TensorFlow, which is not installed. "
+                "Install it with python -m pip install 'keras-varinit[tensorflow]', or leave "
+                "`tensorboard` out: signal.csv has the same numbers."
+            ) from error
+        return None
+    return tf
+
+
+def _is_before(line: dict[str, str], epoch: int) -> bool:
+    try:
+        return int(line["epoch"]) < epoch
+    except (KeyError, TypeError, ValueError):
+        return False

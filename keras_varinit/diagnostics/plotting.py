@@ -1,0 +1,248 @@
+"""Figures of what was measured; matplotlib is imported when one is drawn."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+# Blue and vermilion of Okabe and Ito stay apart for colour-blind readers.
+_FORWARD, _BACKWARD, _QUIET = "#0072B2", "#D55E00", "0.45"
+
+_MOST_LABELS = 28  # names on an axis that is as wide as half a figure
+
+_MOST_CURVES = 10
+
+_TOO_NARROW = 40.0  # ratio of scales from which a linear axis shows nothing of the smaller
+
+
+def matplotlib_modules(owner: str) -> Any:
+    """`matplotlib.figure`, which draws without a window, and what goes with it.
+
+    Raises:
+        ImportError: matplotlib is not installed.
+    """
+    try:
+        import matplotlib
+        import matplotlib.backends.backend_agg
+        import matplotlib.colors
+        import matplotlib.figure
+        import matplotlib.ticker
+    except ImportError as error:
+        raise ImportError(
+            f"{owner} draws with matplotlib, which is not installed. Install it with the extra "
+            "`plot`: python -m pip install 'keras-varinit[plot]'."
+        ) from error
+    return matplotlib
+
+
+def plot_report(report: Any, path: Any = None) -> Any:
+    """The figure of `SignalReport.plot`."""
+    matplotlib = matplotlib_modules("SignalReport.plot")
+    rows = report.weight_rows
+    width = min(19.0, max(12.0, 6.0 + 0.36 * len(rows)))
+    figure = matplotlib.figure.Figure(figsize=(width, 8.6), layout="constrained")
+    (forward, backward), (activations, gradients) = figure.subplots(2, 2)
+    _draw_moments(
+        forward,
+        rows,
+        ("second_moment", "predicted_second_moment"),
+        "forward: second moment of the signal",
+        _FORWARD,
+    )
+    of = {"loss": "one example's loss", "noise": "unit white noise at the outputs"}
+    _draw_moments(
+        backward,
+        rows,
+        ("gradient_second_moment", "predicted_gradient_second_moment"),
+        "backward: second moment of the gradient",
+        _BACKWARD,
+        f"of {of[report.gradients or 'noise']}",
+    )
+    active = [row for row in report.rows if row.has_units] or list(rows)
+    colours = matplotlib.colormaps["viridis"], matplotlib.colormaps["plasma"]
+    _draw_histograms(activations, active, "histogram", "activation", colours[0])
+    _draw_histograms(gradients, rows, "gradient_histogram", "gradient", colours[1])
+    if path is not None:
+        figure.savefig(path, dpi=150)
+    return figure
+
+
+def plot_history(
+    history: dict[str, list[Any]], names: Sequence[str], unit: str, path: Any = None
+) -> Any:
+    """The figure of `SignalMonitor.plot`."""
+    matplotlib = matplotlib_modules("SignalMonitor.plot")
+    figure = matplotlib.figure.Figure(figsize=(13.0, 4.8), layout="constrained")
+    activations, gradients = figure.subplots(1, 2)
+    chosen = sorted({round(n) for n in np.linspace(0, len(names) - 1, _MOST_CURVES)})
+    times = np.array(history["time"], float)
+    span = float(times[-1] - times[0]) or 1.0
+    for n in chosen:
+        name, share = names[n], n / max(1, len(names) - 1)
+        mean, variance, gradient = (
+            np.array([math.nan if v is None else v for v in history[f"{name}/{what}"]], float)
+            for what in ("output_mean", "output_variance", "gradient_second_moment")
+        )
+        # Bars of several layers at one time would hide each other.
+        shift = (share - 0.5) * 0.25 * span / max(1, len(times))
+        colours = (matplotlib.colormaps[map_](0.92 * share) for map_ in ("viridis", "plasma"))
+        activations.errorbar(
+            times + shift, mean, np.sqrt(variance), label=name, linewidth=1.6, elinewidth=0.9,
+            capsize=2, marker="o", markersize=3, color=next(colours),
+        )  # fmt: skip
+        gradients.plot(
+            times, np.where(gradient > 0, np.sqrt(np.abs(gradient)), np.nan), label=name,
+            linewidth=1.6, marker="o", markersize=3, color=next(colours),
+        )  # fmt: skip
+    gradients.set_yscale("log")
+    for axes, title in (
+        (activations, "activations: mean ± standard deviation"),
+        (gradients, "back-propagated gradients: root mean square"),
+    ):
+        axes.set_xlabel(unit)
+        axes.xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(integer=True))
+        axes.legend(
+            frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1.0, 1.0),
+            labelspacing=0.3,
+        )  # fmt: skip
+        _finish(axes, title)
+    if path is not None:
+        figure.savefig(path, dpi=150)
+    return figure
+
+
+def _draw_moments(
+    axes: Any,
+    rows: Sequence[Any],
+    attributes: tuple[str, str],
+    title: str,
+    colour: str,
+    caption: str | None = None,
+) -> None:
+    """Measured and predicted second moments by layer, on a logarithmic axis."""
+    places = np.arange(len(rows))
+    measured, predicted = (
+        np.array([_positive(getattr(row, name)) for row in rows]) for name in attributes
+    )
+    axes.axhline(1.0, color=_QUIET, linewidth=0.8, linestyle=(0, (1, 2)), zorder=1)
+    if np.isfinite(predicted).any():
+        axes.plot(
+            places, predicted, color=_QUIET, linestyle="--", linewidth=1.6, marker="_",
+            markersize=9, markeredgewidth=1.6, label="predicted", zorder=2,
+        )  # fmt: skip
+    axes.plot(
+        places, measured, color=colour, marker="o", markersize=4.5, linewidth=1.8,
+        label="measured", zorder=3,
+    )  # fmt: skip
+    lost = [
+        n
+        for n, row in enumerate(rows)
+        if getattr(row, attributes[0]) is not None and not math.isfinite(measured[n])
+    ]
+    axes.set_yscale("log")
+    _show_some_decades(axes, [*measured, *predicted])
+    if lost:
+        axes.plot(
+            lost, np.full(len(lost), 0.02), "x", color=colour, transform=axes.get_xaxis_transform(),
+            label="zero or not finite", zorder=3,
+        )  # fmt: skip
+    axes.legend(frameon=False, fontsize=9, title=caption, title_fontsize=9, alignment="left")
+    _name_layers(axes, rows)
+    _finish(axes, title)
+
+
+def _positive(value: float | None) -> float:
+    return value if value is not None and value > 0 and math.isfinite(value) else math.nan
+
+
+def _show_some_decades(axes: Any, values: Sequence[float]) -> None:
+    """At least two decades, so that noise around 1 does not look like a trend."""
+    finite = [math.log10(v) for v in values if math.isfinite(v)] or [0.0]
+    low, high = min(*finite, 0.0), max(*finite, 0.0)
+    short = max(0.0, 2.0 - (high - low)) / 2
+    margin = 0.06 * max(2.0, high - low)
+    axes.set_ylim(10 ** (low - short - margin), 10 ** (high + short + margin))
+
+
+def _name_layers(axes: Any, rows: Sequence[Any]) -> None:
+    step = -(-len(rows) // _MOST_LABELS)
+    places = range(0, len(rows), step)
+    axes.set_xticks(list(places), [rows[n].name for n in places])
+    longest = max(len(row.name) for row in rows)
+    if longest * len(places) > 32:
+        axes.tick_params(axis="x", rotation=90 if len(places) > 12 else 45, labelsize=8)
+        if len(places) <= 12:
+            for label in axes.get_xticklabels():
+                label.set_horizontalalignment("right")
+                label.set_rotation_mode("anchor")
+    axes.set_xlim(-0.6, len(rows) - 0.4)
+
+
+def _draw_histograms(
+    axes: Any, rows: Sequence[Any], attribute: str, name: str, colours: Any
+) -> None:
+    """Normalized histograms of several layers on one axis, the first layer darkest.
+
+    The axis is linear around 0 and logarithmic farther out where the layers differ so much that
+    the narrow ones would be mere lines.
+    """
+    drawn = [row for row in rows if getattr(row, attribute) is not None]
+    if not drawn:
+        axes.text(0.5, 0.5, "not measured", ha="center", va="center", color=_QUIET)
+        axes.set_axis_off()
+        return
+    chosen = sorted({round(n) for n in np.linspace(0, len(drawn) - 1, _MOST_CURVES)})
+    histograms = [getattr(drawn[n], attribute) for n in chosen]
+    for n, histogram in zip(chosen, histograms, strict=True):
+        edges, density = _smoothed(histogram)
+        axes.plot(
+            (edges[:-1] + edges[1:]) / 2, np.where(density > 0, density, np.nan),
+            color=colours(0.92 * n / max(1, len(drawn) - 1)), linewidth=1.5, marker=".",
+            markersize=2.5, label=drawn[n].name,
+        )  # fmt: skip
+    reaches = sorted(_reach(histogram) for histogram in histograms)
+    if reaches[-1] > _TOO_NARROW * reaches[0]:
+        axes.set_xscale("symlog", linthresh=reaches[0] / 8, linscale=0.3)
+        decades = math.ceil(math.log10(reaches[-1] / reaches[0]) / 3)
+        powers = range(math.ceil(math.log10(reaches[0] / 2)), 39, max(1, decades))
+        ticks = [10.0**p for p in powers if 10.0**p <= reaches[-1]]
+        axes.set_xticks([*(-t for t in reversed(ticks)), 0.0, *ticks])
+        axes.minorticks_off()
+    axes.set_xlim(-reaches[-1] if _has_negatives(histograms) else 0.0, reaches[-1])
+    axes.set_yscale("log")
+    axes.set_xlabel(name)
+    axes.set_ylabel("density")
+    axes.legend(
+        frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1.0, 1.0), labelspacing=0.3
+    )
+    _finish(axes, f"normalized histograms of {name}s")
+
+
+def _reach(histogram: Any) -> float:
+    """How far from 0 there are entries."""
+    used = np.flatnonzero(histogram.counts)
+    if not len(used):
+        return float(histogram.edges[-1])
+    return float(max(-histogram.edges[used[0]], histogram.edges[used[-1] + 1]))
+
+
+def _has_negatives(histograms: Sequence[Any]) -> bool:
+    return any(h.below or h.counts[: len(h.counts) // 2].any() for h in histograms)
+
+
+def _smoothed(histogram: Any) -> tuple[Any, Any]:
+    """Edges and densities, of wider bins where there are few entries."""
+    total = float(histogram.counts.sum())
+    width = 1 if total > 20_000 else 3 if total > 1_000 else 9
+    counts = histogram.counts.reshape(-1, width).sum(axis=1)
+    edges = histogram.edges[::width]
+    total += histogram.below + histogram.above
+    return edges, counts / (max(total, 1.0) * np.diff(edges))
+
+
+def _finish(axes: Any, title: str) -> None:
+    axes.set_title(title, fontsize=10.5, loc="left")
+    axes.grid(color="0.92", linewidth=0.8)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)

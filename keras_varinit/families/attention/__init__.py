@@ -1,0 +1,1 @@
+"""Attention: Keras's layers, the fused operation, and attention written by hand."""

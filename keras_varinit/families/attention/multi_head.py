@@ -1,0 +1,253 @@
+"""The engine's rules of multi-head attention; the mathematics is in `attention_moments`."""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import keras
+import numpy as np
+
+from keras_varinit.families.activations import after_activation
+from keras_varinit.families.attention.masks import UnknownError, sight
+from keras_varinit.families.attention.single_head import total
+from keras_varinit.families.kernels import Weighing, kernel_of, weight_rule
+from keras_varinit.keras_private import Shape, layers_of
+from keras_varinit.maths import fans
+from keras_varinit.maths.algebra import multiplied
+from keras_varinit.maths.covariance import uniform
+from keras_varinit.maths.quadrature import FUNCTIONS, Activation
+from keras_varinit.maths.tokens import Attention, of_products, size_of
+from keras_varinit.maths.windows import Array, windows_in_place
+from keras_varinit.signals.constants import moments_of_variable
+from keras_varinit.signals.outcome import Gradient, Gradients, Outcome, Signal, Visit, alike, layout
+from keras_varinit.signals.registry import layer_classes, signal_rule
+from keras_varinit.signals.roles import Call, Kernel, Role, Weights
+from keras_varinit.tracing.arguments import Input, named_arguments
+
+
+@weight_rule(*layer_classes("MultiHeadAttention", "GroupQueryAttention"))
+def _attention_role(call: Call) -> Role:
+    """Query, key and value side by side, then the output projection."""
+    kernels = []
+    for part in layers_of(call.operation):
+        if isinstance(part, keras.layers.EinsumDense):
+            variable, shape = kernel_of(part)
+            level = 1 if part.name == "attention_output" else 0
+            kernels.append(Kernel(variable, fans.einsum(part.equation, shape), level))
+    return Weights(tuple(kernels))
+
+
+_SIGMOID = Activation("sigmoid", FUNCTIONS["sigmoid"], ("sigmoid",))
+
+_SOURCES = {"query": "query", "gate": "query", "key": "key", "value": "value"}
+
+# Methods by which a subclass computes attention in its own way.
+_LAYERS = layer_classes("MultiHeadAttention", "GroupQueryAttention")
+
+_COMPUTING = {"call", "_compute_attention", "_compute_attention_mask", "_masked_softmax"}
+
+
+def is_customized(layer: Any) -> bool:
+    """Whether it is an attention layer whose own class computes attention, on a base of Keras's."""
+    if not isinstance(layer, _LAYERS):
+        return False
+    for cls in type(layer).__mro__:
+        if cls.__module__.startswith("keras."):
+            return False
+        if _COMPUTING & vars(cls).keys():
+            return True
+    return False
+
+
+@signal_rule(*layer_classes("MultiHeadAttention", "GroupQueryAttention"))
+def _attention(visit: Visit) -> Outcome:
+    """Queries, keys and values by their kernels, attention, and the output's kernel."""
+    layer, role = visit.operation, visit.role
+    if not isinstance(role, Weights):
+        raise TypeError("a rule of weight layers met another role")
+    arguments = named_arguments(visit.call.node)
+    parts = _parts(layer, role)
+    projected = {
+        name: _Projected(visit, kernel, bias, _source(arguments, _SOURCES[name]))
+        for name, (kernel, bias) in parts.items()
+        if name in _SOURCES
+    }
+    core: Attention | None = None
+    try:
+        core = _core(visit, arguments, projected)
+    except UnknownError as reason:
+        visit.note(f"{layer.name}: {reason}; the scale of its output is not known")
+    return _Layer(visit, projected, parts["attention_output"], core).outcome()
+
+
+def _parts(layer: Any, role: Weights) -> dict[str, tuple[Kernel, tuple[float, float]]]:
+    """The kernels by the name of their layers, and mean and mean square of the bias beside."""
+    kernels = {id(k.variable): k for k in role.kernels}
+    return {
+        part.name: (kernels[id(part.kernel)], moments_of_variable(part, "bias"))
+        for part in layers_of(layer)
+        if isinstance(part, keras.layers.EinsumDense)
+    }
+
+
+def _source(arguments: Mapping[str, Any], name: str) -> Any:
+    """The query, the key or the value: an `Input`, or a constant such as trained queries."""
+    found = arguments.get(name)
+    return arguments.get("value") if found is None and name == "key" else found
+
+
+def _of_constant(values: Any) -> Signal:
+    """The signal of an array or variable: averages over its entries and pairs of positions."""
+    array = np.asarray(keras.ops.convert_to_numpy(values), np.float64)
+    axes, channels = layout(array.shape, -1)
+    rows = array.reshape(array.shape[0], -1, channels)
+    count, second = rows.shape[1], float(np.mean(rows**2))
+    whole = float(np.mean(rows.mean(axis=1) ** 2))
+    pair = (whole * count - second) / (count - 1) if count > 1 else second
+    return Signal(((channels, uniform(axes, float(rows.mean()), second, pair)),), -1)
+
+
+def _core(
+    visit: Visit, arguments: Mapping[str, Any], projected: "Mapping[str, _Projected]"
+) -> Attention:
+    layer = visit.operation
+    if is_customized(layer):
+        raise UnknownError("its class computes attention in its own way")
+    query, key, value = (projected[n].output.merged for n in ("query", "key", "value"))
+    axes = getattr(layer, "attention_axes", None)
+    attended = list(range(len(query.axes))) if axes is None else [a - 1 for a in axes]
+    if len(query.axes) != len(value.axes):
+        raise UnknownError("queries and values have different numbers of axes")
+    pattern = sight(
+        visit,
+        arguments,
+        size_of(tuple(query.axes[n] for n in attended)),
+        size_of(tuple(value.axes[n] for n in attended)),
+        causal=bool(arguments.get("use_causal_mask", False)),
+        window=layer.get_config().get("sliding_window"),
+    )
+    size = layer.head_dim if hasattr(layer, "head_dim") else layer.key_dim
+    value_size = layer.head_dim if hasattr(layer, "head_dim") else layer.value_dim
+    logits, kept = of_products(1 / size, size), 1 - float(layer.dropout)
+    sources = [projected[n].source for n in ("key", "value")]
+    width = math.inf
+    number = projected["key"].number
+    if sources[0] is sources[1] and number is not None and visit.narrowness:
+        width = 1 / max(visit.narrowness[number], 1e-12)
+    return Attention(query, key, value, pattern, logits, value_size, attended, kept, width)
+
+
+def _in_last(signal: Signal, shape: Shape) -> Signal:
+    """With its channels in the last dimension."""
+    if signal.channel_axis % len(shape) == len(shape) - 1:
+        return signal
+    axes, channels = layout(shape, -1)
+    return Signal(((channels, signal.merged.spread_over(axes)),), -1)
+
+
+class _Projected:
+    """One of query, key, value and gate: a kernel on a source."""
+
+    def __init__(
+        self, visit: Visit, kernel: Kernel, bias: tuple[float, float], source: Any
+    ) -> None:
+        self.number = source.number if isinstance(source, Input) else None
+        self.kernel = kernel
+        if self.number is None:
+            self.source = _of_constant(source)
+        else:
+            self.source = _in_last(visit.inputs[self.number], visit.call.input_shapes[self.number])
+        merged = self.source.merged
+        unit = merged.weighted(windows_in_place(merged.axes), kernel.fans.fan_in)
+        channels = round(kernel.fans.fan_out)
+        self.weighing = Weighing(visit, kernel, [(channels, unit)])
+        self.output = self.weighing.output(bias, -1)
+
+    def back(self, second: Array, coherence: float) -> Gradient:
+        """The gradient of the source for E g² at an entry of the output."""
+        self.weighing.came_back(Gradient((second,), coherence), self.output)
+        factor = self.weighing.variance * self.kernel.fans.fan_out
+        return Gradient((second * factor,) * len(self.source.parts), coherence)
+
+
+class _Layer:
+    """A multi-head attention layer at work; `core` None where its attention is not known."""
+
+    def __init__(
+        self,
+        visit: Visit,
+        projected: Mapping[str, _Projected],
+        last: tuple[Kernel, tuple[float, float]],
+        core: Attention | None,
+    ) -> None:
+        self.visit, self.projected, self.core = visit, projected, core
+        layer = visit.operation
+        self.repeats = 1
+        if hasattr(layer, "num_key_value_heads"):
+            self.repeats = layer.num_query_heads // layer.num_key_value_heads
+        axes, self.channels = layout(visit.output_shape, -1)
+        query = projected["query"].output.merged
+        self.mixed = query.scaled(np.nan) if core is None else core.mixed
+        self.gate: Outcome | None = None
+        read = self.mixed
+        if "gate" in projected:
+            self.gate = after_activation(projected["gate"].output, _SIGMOID)
+            read = multiplied(self.mixed, self.gate.outputs[0].merged)
+        kernel, bias = last
+        unit = read.scaled(kernel.fans.fan_in)
+        if unit.axes != axes:
+            unit = unit.spread_over(axes)
+        self.last = Weighing(visit, kernel, [(self.channels, unit)])
+        self.output = self.last.output(bias, -1)
+
+    def outcome(self) -> Outcome:
+        """Its outputs, of which a second one is the weights, and the way back."""
+        outputs = [self.output]
+        for shape in self.visit.call.output_shapes[1:]:
+            outputs.append(self._weights(shape))
+        return Outcome(tuple(outputs), self._pullback)
+
+    def _weights(self, shape: tuple[int | None, ...]) -> Signal:
+        if self.core is None:
+            return alike(shape, 1, *[float("nan")] * 3)
+        mean, second = self.core.weights()
+        return alike(shape, 1, mean, second, mean**2)
+
+    def _pullback(self, gradients: Gradients) -> Gradients:
+        gradient = gradients[0]
+        self.last.came_back(gradient, self.output)
+        results: list[Gradient | None] = [None] * len(self.visit.inputs)
+        if all(g is None for g in gradients):
+            return results
+        for name, (second, coherence) in self._parts_back(gradients).items():
+            part = self.projected[name]
+            back = part.back(second, coherence)
+            if part.number is not None:
+                results[part.number] = total(results[part.number], back)
+        return results
+
+    def _parts_back(self, gradients: Gradients) -> dict[str, tuple[Array, float]]:
+        """E g² and coherence at the outputs of the projections."""
+        gradient, mixed = gradients[0], self.mixed
+        shapes = {n: p.output.parts[0][1].mean.shape for n, p in self.projected.items()}
+        lost = {n: (np.full(shape, np.nan), 0.0) for n, shape in shapes.items()}
+        # What the weights themselves are used for is not followed back.
+        if self.core is None or gradient is None or any(g is not None for g in gradients[1:]):
+            return lost
+        factor = self.last.variance * self.channels
+        g = np.broadcast_to(gradient.second_moment(self.output) * factor, mixed.mean.shape)
+        if gradient.parts[0].shape == mixed.mean.shape:
+            g = gradient.parts[0] * factor
+        coherence, found = gradient.coherence, {}
+        if self.gate is not None:
+            open_ = self.gate.outputs[0].merged
+            back = self.gate.pullback((Gradient((g * mixed.second,), 0.0),))[0]
+            found["gate"] = (lost["gate"][0] if back is None else back.parts[0], 0.0)
+            g = g * open_.second
+            coherence *= min(open_.pair_moment / open_.second_moment, 1.0)
+        found |= self.core.backward(g, coherence)
+        del found["logits"]
+        for name in ("key", "value"):
+            # Heads of one group have kernels of their own behind them.
+            found[name] = (found[name][0] * self.repeats, found[name][1])
+        return found

@@ -1,0 +1,160 @@
+"""Logits and weights of attention written by hand: signals that know their rows.
+
+A product of queries and keys is a signal like others, and besides it knows what it was made of:
+what changes along a row of logits is what softmax sees. Scaling, masks, softmax and dropout hand
+that on, and the product with the values uses it. Any other operation sees the plain moments.
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import keras
+import numpy as np
+import numpy.typing as npt
+
+from keras_varinit.families.attention.masks import FROM_DATA, UnknownError
+from keras_varinit.maths.attention import row_shares
+from keras_varinit.maths.covariance import Moments
+from keras_varinit.maths.patterns import Booleans, Pattern
+from keras_varinit.maths.windows import Array
+from keras_varinit.signals.outcome import Gradient, Outcome, Signal, Visit
+from keras_varinit.signals.registry import row_rule_of
+
+# What is added to a logit that nothing is to be read from, at least.
+_HIDDEN = -1e3
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Rows:
+    """The rows of a tensor of logits, or of weights once softmax made them.
+
+    `row_axes`, `key_axes` and `block_axes` are dimensions counted from the right: of the queries,
+    of the keys, and of positions that queries and keys share. `query` and `key` hold the moments of
+    what the logits are products of, `size` entries each, with the axes of blocks first; `scale` is
+    what the product was multiplied by, squared, and `spread` an effective `size` by which rows
+    differ in size. `kept` is what dropout leaves of the weights.
+    """
+
+    query: Moments
+    key: Moments
+    pattern: Pattern
+    row_axes: tuple[int, ...]
+    key_axes: tuple[int, ...]
+    block_axes: tuple[int, ...] = ()
+    scale: float = 1.0
+    size: float = 1.0
+    spread: float = math.inf
+    kept: float = 1.0
+    are_weights: bool = False
+
+    def shares(self) -> Array:
+        """E Σ A², E Σ A³ and E (Σ A²)² of typical rows."""
+        own = max(self.key.second_moment - self.key.pair_moment, 0.0)
+        variance = self.scale * self.size * self.query.second_moment * own
+        counts = self.pattern.counts
+        found = row_shares(np.full_like(counts, variance), counts, self.spread)
+        return np.asarray(found.mean(axis=1))
+
+
+@dataclasses.dataclass(frozen=True)
+class RowSignal(Signal):
+    """A signal that knows its rows; a function of its entries does not."""
+
+    rows: Rows | None = None
+
+    def each(self, function: Callable[[Moments], Moments]) -> Signal:
+        """A function of each group, as a signal without rows."""
+        return self.plain().each(function)
+
+    def plain(self) -> Signal:
+        """The same moments alone."""
+        return Signal(self.parts, self.channel_axis, self.other_axes)
+
+
+@dataclasses.dataclass(frozen=True)
+class RowGradient(Gradient):
+    """The gradient of logits or weights.
+
+    `sources` holds E g² and coherence at the entries of queries and keys, where the product with
+    the values has worked them out. `centred`: the sum over a row is 0.
+    """
+
+    sources: Mapping[str, tuple[Array, float]] | None = None
+    centred: bool = False
+
+
+def rows_of(visit: Visit, number: int = 0) -> Rows | None:
+    """The rows of an input, or None."""
+    signal = visit.inputs[number]
+    return signal.rows if isinstance(signal, RowSignal) else None
+
+
+def with_rows(signal: Signal, rows: Rows) -> RowSignal:
+    """A signal that knows its rows."""
+    return RowSignal(signal.parts, signal.channel_axis, signal.other_axes, rows)
+
+
+def masked(visit: Visit, number: int, rows: Rows, values: npt.NDArray[Any]) -> Outcome:
+    """The same rows where a mask, an array over the tensor, lets them through."""
+    seen = _as_pattern(values, rows, len(visit.output_shape))
+    pattern = rows.pattern.restricted(seen) if not np.all(seen) else rows.pattern
+    return passed_on(visit, number, dataclasses.replace(rows, pattern=pattern))
+
+
+def passed_on(visit: Visit, number: int, rows: Rows, factor: float = 1.0) -> Outcome:
+    """The logits with other rows, and times √`factor`; gradients come back times `factor`."""
+    signal = visit.inputs[number]
+    output = with_rows(Signal.scaled(signal, factor) if factor != 1.0 else signal, rows)
+
+    def pullback(gradients: Any) -> Any:
+        gradient, results = gradients[0], [None] * len(visit.inputs)
+        if gradient is not None:
+            parts = tuple(g * factor for g in gradient.parts)
+            results[number] = dataclasses.replace(gradient, parts=parts)
+        return results
+
+    return Outcome((output,), pullback)
+
+
+def _as_pattern(values: npt.NDArray[Any], rows: Rows, rank: int) -> Booleans:
+    """A mask over a whole tensor as (rows, keys)."""
+    values = np.asarray(values != 0).reshape((1,) * (rank - values.ndim) + values.shape)
+    last = [*rows.row_axes, *rows.key_axes]
+    values = np.moveaxis(values, last, range(-len(last), 0))
+    sizes = [a.size for a in rows.query.axes[len(rows.block_axes) :]]
+    sizes += [a.size for a in rows.key.axes[len(rows.block_axes) :]]
+    values = values.reshape(-1, *values.shape[values.ndim - len(last) :])
+    if not np.all(values == values[:1]):
+        raise UnknownError("its mask differs among heads, windows or examples")
+    full = np.broadcast_to(values[0], [n or 1 for n in sizes])
+    return full.reshape(rows.pattern.rows, rows.pattern.keys)
+
+
+def known_numbers(visit: Visit, value: Any, number: int | None) -> npt.NDArray[Any] | None:
+    """An operand that no weight has touched, by its value or its number among the inputs."""
+    if number is None:
+        return np.asarray(keras.ops.convert_to_numpy(value))
+    if visit.values and visit.values[number] is not None:
+        return np.asarray(visit.values[number])
+    found = None if visit.masks is None else visit.masks.of(visit.call.node, number)
+    if found is None:
+        return None
+    if found.from_data:
+        visit.note(FROM_DATA)
+    return found.values
+
+
+def hides(values: npt.NDArray[Any]) -> npt.NDArray[np.bool_] | None:
+    """Which logits an added mask leaves; None where it is no mask."""
+    kept = values == 0
+    return np.asarray(kept) if np.all(kept | (values <= _HIDDEN)) else None
+
+
+def outcome_of_rows(visit: Visit) -> Outcome | None:
+    """What an operation does to rows; None where it has no rule for them or there are none."""
+    if not any(isinstance(s, RowSignal) for s in visit.inputs):
+        return None
+    rule = row_rule_of(visit.operation)
+    return None if rule is None else rule(visit)

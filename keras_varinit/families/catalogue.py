@@ -1,0 +1,132 @@
+"""What the engine knows of every operation of `keras.ops` and every layer of `keras.layers`.
+
+An operation has a rule, is the identity, or is not known, for a reason given here. A test walks
+Keras's modules, so that a class that a later Keras adds is missed here and not passed over.
+"""
+
+from typing import Literal
+
+import keras
+
+from keras_varinit.families.activations import ELEMENTWISE_OPERATIONS
+from keras_varinit.families.identity import IDENTITY_LAYERS, IDENTITY_OPERATIONS
+from keras_varinit.signals.registry import layer_classes, registered_signals
+
+Status = Literal["identity", "rule", "unknown"]
+
+# What the engine treats by the role that several operations share.
+OPERATIONS_BY_ROLE = (
+    *ELEMENTWISE_OPERATIONS,
+    *("Append", "Concatenate", "Conv", "Dot", "Hstack", "LogSoftmax"),
+    *("Stack", "Tensordot", "Vstack"),
+)
+
+LAYERS_BY_ROLE = layer_classes("Concatenate", "ELU", "LeakyReLU", "PReLU", "ReLU")
+
+# By the reason for which no moments are given.
+UNKNOWN_OPERATIONS: dict[str, tuple[str, ...]] = {
+    "its output depends on the order or the ranks of entries": (
+        *("Argmax", "Argmin", "Argpartition", "Argsort", "Median", "Nanargmax", "Nanargmin"),
+        *("Nanmedian", "Nanpercentile", "Nanquantile", "Percentile", "Ptp", "Quantile"),
+        *("SearchSorted", "Sort", "TopK", "Unique"),
+    ),
+    "it moves or picks entries by values that are data": (
+        *("InTopK", "MultiHot", "Nonzero", "OneHot", "Scatter", "ScatterUpdate", "SegmentMax"),
+        *("SegmentMin", "SegmentProd", "SegmentReduction", "SegmentSum", "Select", "SliceUpdate"),
+        *("TakeAlongAxis", "Digitize", "Bincount", "Histogram", "IsIn"),
+    ),
+    "it accumulates along a dimension": (
+        *("AssociativeScan", "Cumprod", "Cumsum", "Diff", "Nancumprod", "Nancumsum", "Trapezoid"),
+    ),
+    "it reduces entries in a way that is not modelled": (
+        *("All", "AllClose", "Any", "Average", "CountNonzero", "Logsumexp", "Moments", "Nanmax"),
+        *("Nanmean", "Nanmin", "Nanprod", "Nanstd", "Nansum", "Nanvar", "Prod"),
+    ),
+    "it is linear algebra on matrices of signals": (
+        *("CDist", "Cholesky", "CholeskyInverse", "Corrcoef", "Correlate", "Cross", "Det", "Diag"),
+        *("Diagflat", "Diagonal", "Eig", "Eigh", "Inner", "Inv", "JVP", "Kron", "Logdet"),
+        *("Lstsq", "LuFactor", "MatrixRank", "Outer", "Pinv", "Qr", "SVD", "Slogdet", "Solve"),
+        *("SolveTriangular", "Trace", "Vander", "Vdot"),
+    ),
+    "it works on complex numbers or frequencies": (
+        *("Angle", "Conj", "Conjugate", "ExtractSequences", "FFT", "FFT2", "IFFT2", "IRFFT"),
+        *("ISTFT", "Imag", "Polar", "RFFT", "Real", "STFT", "ViewAsComplex", "ViewAsReal"),
+    ),
+    "it joins masks": ("LogicalAnd", "LogicalOr", "LogicalXor"),
+    "it works on integers or bits": (
+        *("BitwiseAnd", "BitwiseInvert", "BitwiseLeftShift", "BitwiseNot", "BitwiseOr"),
+        *("BitwiseRightShift", "BitwiseXor", "Gcd", "Lcm", "LeftShift", "RightShift"),
+        *("Ldexp", "Nextafter", "UnravelIndex", "View"),
+    ),
+    "it runs a function that the graph does not show": (
+        *("Cond", "ForiLoop", "Function", "Map", "Scan", "Switch", "VectorizedMap", "WhileLoop"),
+    ),
+    "it is an augmentation or a filter of images": (
+        *("AffineTransform", "ElasticTransform", "GaussianBlur", "HSVToRGB", "MapCoordinates"),
+        *("PSNR", "PerspectiveTransform", "RGBToGrayscale", "RGBToHSV", "Rot90", "SSIM"),
+        *("ScaleAndTranslate", "SobelEdges"),
+    ),
+    "no public function makes it": ("Abs", "Mish"),
+    "it is a loss": (
+        *("BinaryCrossentropy", "CTCDecode", "CTCLoss", "CategoricalCrossentropy"),
+        *("SparseCategoricalCrossentropy",),
+    ),
+    "it makes numbers of a shape or of nothing": (
+        *("Arange", "Array", "EmptyLike", "Full", "FullLike", "Geomspace", "Linspace"),
+        *("Logspace", "Meshgrid", "Ndim", "OnesLike", "Size", "ZerosLike"),
+    ),
+    "it is not modelled": (
+        *("BatchNorm", "ConvTranspose", "DepthwiseConv", "Dsplit"),
+        *("Dstack", "Fold", "Glu", "Hsplit", "Isclose", "Isreal", "Rearrange"),
+        *("SeparableConv", "Sparsemax", "Tile", "Tril", "Triu", "Unfold", "Vsplit"),
+    ),
+}
+
+UNKNOWN_LAYERS: dict[str, tuple[str, ...]] = {
+    "it turns data that are no signal into numbers": (
+        *("CategoryEncoding", "Discretization", "HashedCrossing", "Hashing", "IntegerLookup"),
+        *("MaxNumBoundingBoxes", "MelSpectrogram", "STFTSpectrogram", "StringLookup"),
+        *("TextVectorization",),
+    ),
+    "it augments images at random": (
+        *("AugMix", "AutoContrast", "CenterCrop", "ContrastLimitedAdaptiveHistogramEqualization"),
+        *("CutMix", "Equalization", "MixUp", "RandAugment", "RandomBrightness"),
+        *("RandomColorDegeneration", "RandomColorJitter", "RandomContrast", "RandomCrop"),
+        *("RandomElasticTransform", "RandomErasing", "RandomFlip", "RandomGaussianBlur"),
+        *("RandomGrayscale", "RandomHue", "RandomInvert", "RandomPerspective"),
+        *("RandomPosterization", "RandomRotation", "RandomSaturation", "RandomSharpness"),
+        *("RandomShear", "RandomTranslation", "RandomZoom", "Solarization"),
+    ),
+    "it runs code that Keras does not record": (
+        *("FlaxLayer", "JaxLayer", "TFSMLayer", "TorchModuleWrapper"),
+    ),
+    "it is opened, and what is inside decides": (
+        *("GRUCell", "LSTMCell", "Lambda", "Layer", "Pipeline", "SimpleRNNCell"),
+        *("SpectralNormalization", "StackedRNNCells", "Wrapper"),
+    ),
+}
+
+
+def status_of_operation(name: str) -> Status | None:
+    """What is known of the operation of `keras.ops` with that class name; None where it is new."""
+    if name in IDENTITY_OPERATIONS:
+        return "identity"
+    if name in OPERATIONS_BY_ROLE or name in registered_signals():
+        return "rule"
+    return "unknown" if any(name in names for names in UNKNOWN_OPERATIONS.values()) else None
+
+
+def status_of_layer(cls: type[keras.Layer]) -> Status | None:
+    """What is known of a layer class; None where it is new."""
+    if cls in IDENTITY_LAYERS:
+        return "identity"
+    known = {*registered_signals(), *LAYERS_BY_ROLE}
+    if any(base in known for base in cls.__mro__):
+        return "rule"
+    listed = any(cls.__name__ in names for names in UNKNOWN_LAYERS.values())
+    return "unknown" if listed else None
+
+
+def reason_of(name: str) -> str:
+    """Why an operation is not known."""
+    return next((why for why, names in UNKNOWN_OPERATIONS.items() if name in names), "no rule")

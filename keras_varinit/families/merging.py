@@ -1,0 +1,381 @@
+"""The engine's rules of layers and operations that join several signals entry by entry.
+
+Signals of different weights are independent. Signals that share weights or a tensor are not: they
+are functions of one signal, sums of common parts (`expansions`), twins that one tower made of two
+inputs, whose moments are those of two examples, or else what becomes of them is not known.
+"""
+
+import dataclasses
+import functools
+import itertools
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from keras_varinit.families.activations import elementwise
+from keras_varinit.keras_private import is_symbolic
+from keras_varinit.maths.activated import law_of
+from keras_varinit.maths.algebra import added, multiplied
+from keras_varinit.maths.combining import FUNCTIONS, Joined, of_one_root, of_two, root_of
+from keras_varinit.maths.covariance import Moments, Term, columns, rows
+from keras_varinit.maths.expansions import (
+    expansion,
+    independent,
+    moments_of,
+    product_of,
+    spread_share,
+    sum_of,
+    where_chosen,
+)
+from keras_varinit.maths.hermite import joint_squared_slope
+from keras_varinit.maths.quadrature import Activation
+from keras_varinit.maths.windows import Array
+from keras_varinit.signals.broadcasting import Aligned, align, regrouped
+from keras_varinit.signals.constants import constant_signal, values_of
+from keras_varinit.signals.outcome import Gradient, Gradients, Outcome, Signal, Visit, unknown
+from keras_varinit.signals.registry import (
+    follows_channel_axes,
+    layer_classes,
+    role_rule,
+    signal_rule,
+)
+from keras_varinit.signals.roles import Call, Elementwise, Merge, Role, Transparent
+
+
+@role_rule(
+    *layer_classes(
+        "Add", "Subtract", "Multiply", "Average", "Maximum", "Minimum", "Dot", "Bidirectional"
+    ),
+    *layer_classes("Attention", "AdditiveAttention"),
+    "DotProductAttention",
+    "Where",
+)
+def _merge_role(call: Call) -> Role:
+    """Also `Bidirectional`, of which the graph keeps the end where its directions meet."""
+    return Merge() if len(call.node.inputs) > 1 else Transparent()
+
+
+_LINEAR = ("Add", "Subtract", "Average")
+
+# What depends on another signal counts as independent of it where it varies this little.
+_NEARLY_CONSTANT = 0.05
+
+
+@follows_channel_axes
+@signal_rule(
+    *layer_classes("Add", "Average", "Maximum", "Minimum", "Multiply", "Subtract"),
+    *("Arctan2", "DivideNoNan", "Fmax", "Fmin", "Hypot", "Logaddexp", "Logaddexp2", "Maximum"),
+    *("Minimum", "Power", "Where"),
+)
+def merged(visit: Visit) -> Outcome:
+    """A function of several signals; of a signal and numbers it is one of the signal alone."""
+    name = type(visit.operation).__name__
+    if isinstance(visit.role, Elementwise):
+        return elementwise(visit)
+    arguments = arguments_of(visit)
+    if name not in FUNCTIONS or any(a is None for a in arguments):
+        return unknown(visit, "what it does to signals is not modelled")
+    if not all(s.is_known() for s in visit.inputs):
+        return unknown(visit)
+    return joined(visit, name, arguments)
+
+
+def arguments_of(visit: Visit) -> list[int | Array | None]:
+    """Each argument: the number of an input, known values, or None."""
+    recorded = visit.call.node.arguments
+    if recorded is None:
+        return list(range(len(visit.inputs)))
+    numbers = itertools.count()
+    found: list[int | Array | None] = []
+    given = [*recorded.args, *(recorded.kwargs[k] for k in sorted(recorded.kwargs))]
+    for value in _flat(given):
+        if is_symbolic(value):
+            number = next(numbers)
+            known = visit.values[number] if visit.values else None
+            found.append(number if known is None else known)
+        else:
+            found.append(values_of(value))
+    return found
+
+
+def _flat(values: Sequence[Any]) -> list[Any]:
+    return [e for v in values for e in (v if isinstance(v, list | tuple) else [v])]
+
+
+def joined(visit: Visit, name: str, arguments: Sequence[Any]) -> Outcome:
+    """H of signals and known numbers."""
+    shape = visit.output_shape
+    numbers = [a for a in arguments if isinstance(a, int)]
+    target = max((visit.inputs[n] for n in numbers), key=lambda s: (len(s.axes), s.channels))
+    aligned: list[Aligned] = []
+    for argument in arguments:
+        if isinstance(argument, int):
+            one = align(visit.inputs[argument], visit.call.input_shapes[argument], shape, target)
+            if one is None:
+                return unknown(visit, "it joins signals of different layouts")
+            aligned.append(one)
+        else:
+            signal = constant_signal(argument, shape, target)
+            aligned.append(Aligned(signal, signal, 0))
+    groups = regrouped([a.signal for a in aligned])
+    dependence = _Dependence(visit, arguments, aligned)
+    results = [(n, _group(name, parts, dependence)) for n, parts in groups]
+    if any(joint is None for _, joint in results):
+        return unknown(visit, dependence.reason or _REASONS.get(name, "E h² does not exist"))
+    found: list[tuple[int, Joined]] = [(n, j) for n, j in results if j is not None]
+    first = aligned[0].signal
+    output = Signal(
+        tuple((n, joint.moments) for n, joint in found), target.channel_axis, first.other_axes
+    )
+
+    def pullback(gradients: Gradients) -> Gradients:
+        gradient = gradients[0]
+        results: list[Gradient | None] = [None] * len(visit.inputs)
+        if gradient is None:
+            return results
+        if gradient.in_step and dependence.joins_twins():
+            # Weights that both towers share put the gradients of their channels in phase.
+            visit.note(f"{visit.operation.name}: gradients of a sum over twins are not known")
+            gradient = gradient.scaled(math.nan)
+        gradient = gradient.parting(visit.call.node.index)
+        for place, argument in enumerate(arguments):
+            if not isinstance(argument, int) or (name == "Where" and place == 0):
+                continue
+            back = _passed(gradient, [(n, j) for n, j in found], place)
+            if name == "Add" and gradient.through is not None:
+                members = [parts[place] for _, parts in groups]
+                back = _kept_together(back, gradient.through, members, output)
+            results[argument] = aligned[place].back(back, output)
+        return results
+
+    return Outcome((output,), pullback)
+
+
+_REASONS = {
+    name: "its denominator may come near 0, so that E h² does not exist"
+    for name in ("Divide", "TrueDivide", "DivideNoNan")
+}
+
+
+def _passed(gradient: Gradient, found: Sequence[tuple[int, Joined]], place: int) -> Gradient:
+    """The gradient at one of the signals, on the groups of channels of the result."""
+    parts = tuple(
+        g * joint.factors[place] for g, (_, joint) in zip(gradient.parts, found, strict=True)
+    )
+    total = sum(n for n, _ in found)
+    kept = sum(n * joint.kept[place] for n, joint in found) / total
+    slope = sum(n * joint.slopes[place] for n, joint in found) / total
+    back = gradient.less_coherent(kept, kept).with_parts(parts)
+    phases, in_step = gradient.times_phases(slope), gradient.in_step
+    return dataclasses.replace(back, phases=phases, in_step=in_step)
+
+
+class _Dependence:
+    """What the arguments of an operation have in common, beyond their weights' independence."""
+
+    def __init__(self, visit: Visit, arguments: Sequence[Any], aligned: Sequence[Aligned]) -> None:
+        self.visit = visit
+        self.reason = ""
+        self.numbers = {
+            id(moments)
+            for argument, one in zip(arguments, aligned, strict=True)
+            if not isinstance(argument, int)
+            for _, moments in one.signal.parts
+        }
+        self.reaches = [visit.reaches[a] if isinstance(a, int) else 0 for a in arguments]
+        self.lineages = [visit.lineages[a] if isinstance(a, int) else None for a in arguments]
+
+    def pairs(self) -> list[tuple[int, int]]:
+        """Arguments that share a tensor or weights."""
+        places = range(len(self.reaches))
+        return [
+            (i, j)
+            for i, j in itertools.combinations(places, 2)
+            if self.reaches[i] & self.reaches[j]
+        ]
+
+    def are_twins(self, first: int, second: int) -> bool:
+        """Whether one chain of operations and weights made both, of different inputs."""
+        one, two = self.lineages[first], self.lineages[second]
+        return one is not None and two is not None and one.is_twin_of(two)
+
+    def joins_twins(self) -> bool:
+        """Whether some arguments are twins."""
+        return any(self.are_twins(*pair) for pair in self.pairs())
+
+    def made_independent(self, terms: Sequence[Term]) -> tuple[Term, ...]:
+        """Terms over signals that are independent of each other; none where there are no such."""
+        return independent(terms, self._reach_of)
+
+    def _reach_of(self, moments: Moments) -> int | None:
+        """Known numbers depend on nothing."""
+        return 0 if id(moments) in self.numbers else self.visit.reach_of(moments)
+
+
+def _group(name: str, parts: Sequence[Moments], dependence: _Dependence) -> Joined | None:
+    """H of one group of channels; None where it is not known."""
+    roots = [root_of(m)[0] for m in parts]
+    if all(root is roots[0] for root in roots[1:]):
+        return of_one_root(name, parts)
+    pairs = dependence.pairs()
+    if pairs and all(dependence.are_twins(*pair) for pair in pairs):
+        return _twins(name, parts, pairs)
+    if name == "Where":
+        return _by_terms(name, parts, dependence)
+    if pairs and not all(_negligible(name, parts[i], parts[j]) for i, j in pairs):
+        dependence.reason = "its inputs depend on each other"
+        return _by_terms(name, parts, dependence)
+    if name in _LINEAR:
+        return _linear(name, parts)
+    if name == "Multiply":
+        return _product(parts)
+    return _folded(name, parts)
+
+
+def _negligible(name: str, first: Moments, second: Moments) -> bool:
+    """Whether one of two signals varies so little that what it shares does not matter."""
+    if name in _LINEAR:
+        one, two = first.spread[1], second.spread[1]
+        return min(one, two) ** 2 <= _NEARLY_CONSTANT * max(one, two) ** 2
+    return min(spread_share(first), spread_share(second)) <= _NEARLY_CONSTANT
+
+
+def _signs(name: str, count: int) -> list[float]:
+    if name == "Subtract":
+        return [1.0, -1.0]
+    return [1 / count if name == "Average" else 1.0] * count
+
+
+def _linear(name: str, parts: Sequence[Moments]) -> Joined:
+    signs = _signs(name, len(parts))
+    result = parts[0]
+    for each in parts[1:]:
+        result = added(result, each, -1.0 if name == "Subtract" else 1.0)
+    result = result.scaled(signs[0] ** 2) if name == "Average" else result.plain()
+    terms = sum_of([(sign, expansion(m)) for sign, m in zip(signs, parts, strict=True)])
+    result = dataclasses.replace(result, terms=terms)
+    return Joined(result, tuple(s**2 for s in signs), (1.0,) * len(parts), tuple(signs))
+
+
+def _product(parts: Sequence[Moments]) -> Joined:
+    result, terms = parts[0], expansion(parts[0])
+    for each in parts[1:]:
+        result = multiplied(result, each)
+        terms = product_of(terms, expansion(each))
+    return Joined(dataclasses.replace(result.plain(), terms=terms), *_of_products(parts))
+
+
+_Passed = tuple[tuple[float | Array, ...], tuple[float, ...], tuple[float, ...]]
+
+
+def _of_products(parts: Sequence[Moments]) -> _Passed:
+    """For each signal E of the squared product of the others, their coherence and mean."""
+    factors: list[float | Array] = []
+    kept, slopes = [], []
+    for number in range(len(parts)):
+        others = [m for place, m in enumerate(parts) if place != number]
+        factors.append(functools.reduce(np.multiply, [m.second for m in others]))
+        shares = (min(abs(m.pair_moment) / max(m.second_moment, 1e-300), 1.0) for m in others)
+        kept.append(math.prod(shares))
+        slopes.append(math.prod(m.average(m.mean) for m in others))
+    return tuple(factors), tuple(kept), tuple(slopes)
+
+
+def _folded(name: str, parts: Sequence[Moments]) -> Joined | None:
+    """H(h(a, b), c), …: what comes out of a pair counts as Gaussian but for its skewness."""
+    joint = of_two(name, parts[0], parts[1])
+    for each in parts[2:]:
+        following = joint and of_two(name, joint.moments, each)
+        if joint is None or following is None:
+            return None
+        factors = [f * following.factors[0] for f in joint.factors]
+        kept = [k * following.kept[0] for k in joint.kept]
+        joint = Joined(
+            following.moments,
+            (*factors, following.factors[1]),
+            (*kept, following.kept[1]),
+            (0.0,) * (len(factors) + 1),
+        )
+    return joint
+
+
+def _twins(name: str, parts: Sequence[Moments], pairs: Sequence[tuple[int, int]]) -> Joined | None:
+    """Twins have the moments of two examples together."""
+    if name not in _LINEAR:
+        return of_two(name, parts[0], parts[1], twins=True) if len(parts) == 2 else None
+    joint = _linear(name, parts)
+    signs = _signs(name, len(parts))
+    far = joint.moments.far
+    for i, j in pairs:
+        one, two = parts[i], parts[j]
+        apart = rows(one.mean) * columns(two.mean) + columns(one.mean) * rows(two.mean)
+        far = far + signs[i] * signs[j] * (one.far + two.far - apart)
+    return dataclasses.replace(joint, moments=dataclasses.replace(joint.moments, far=far, terms=()))
+
+
+def _by_terms(name: str, parts: Sequence[Moments], dependence: _Dependence) -> Joined | None:
+    """Of signals with common parts: the sum of products that the whole is."""
+    expanded = [expansion(m) for m in parts]
+    if name in _LINEAR:
+        signs = _signs(name, len(parts))
+        terms = sum_of(list(zip(signs, expanded, strict=True)))
+        passed: _Passed = tuple(s**2 for s in signs), (1.0,) * len(parts), tuple(signs)
+    elif name == "Multiply":
+        terms = expanded[0]
+        for each in expanded[1:]:
+            terms = product_of(terms, each)
+        passed = _of_products(parts)
+    elif name == "Where":
+        mask, first, second = expanded
+        left = sum_of([(1.0, [Term(1.0, ())]), (-1.0, mask)])
+        products = product_of(mask, first), product_of(left, second)
+        terms = sum_of([(1.0, products[0]), (1.0, products[1])]) if all(products) else ()
+        passed = _of_choices(parts[0], parts[1:])
+    else:
+        return None
+    moments = moments_of(dependence.made_independent(terms))
+    if moments is None:
+        dependence.reason = "its inputs depend on each other"
+        return None
+    return Joined(dataclasses.replace(moments, terms=tuple(terms)), *passed)
+
+
+def _of_choices(mask: Moments, choices: Sequence[Moments]) -> _Passed:
+    """For the mask 0; for both signals how often they are chosen, where their own slopes are."""
+    chosen, sign = root_of(mask), 1.0
+    factors: list[float | Array] = [0.0]
+    slopes = [0.0]
+    for choice in choices:
+        root, function = root_of(choice)
+        share = min(max(mask.average(mask.mean), 0.0), 1.0)
+        factor = slope = share if sign > 0 else 1 - share
+        own = law_of(root, function)
+        if root is chosen[0] and own.squared_slope > 0:
+            both = law_of(root, where_chosen(chosen[1], function, sign))
+            factor = both.squared_slope / own.squared_slope
+            slope = both.slope / own.slope if own.slope else 0.0
+        factors.append(factor)
+        slopes.append(slope)
+        sign = -sign
+    return tuple(factors), (1.0,) * 3, tuple(slopes)
+
+
+def _kept_together(
+    gradient: Gradient, through: Activation, members: Sequence[Moments], output: Signal
+) -> Gradient:
+    """For a shortcut: where its own activation passes, the one behind the sum passes more often."""
+    parts = []
+    for g, moments, (_, total) in zip(gradient.parts, members, output.parts, strict=True):
+        ratio = 1.0
+        if moments.pre is not None and moments.function is not None:
+            (mean, std), (rest_mean, rest_std) = moments.spread, total.spread
+            rest = (rest_mean - mean, math.sqrt(max(rest_std**2 - std**2, 0.0)))
+            first, second = law_of(moments.pre, moments.function), law_of(total, through)
+            apart = first.squared_slope * second.squared_slope
+            if apart > 0 and rest[1] > 0 and total.pre is None:
+                root = moments.pre.spread
+                ratio = joint_squared_slope(moments.function, root, through, rest) / apart
+        parts.append(g * ratio)
+    return dataclasses.replace(gradient, parts=tuple(parts))

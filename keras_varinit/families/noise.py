@@ -1,0 +1,105 @@
+"""Dropout and noise, as they act in training."""
+
+import math
+from collections.abc import Callable
+
+from keras_varinit.maths.covariance import Moments
+from keras_varinit.signals.layouts import position_axes
+from keras_varinit.signals.outcome import Gradients, Outcome, Visit, only_first, unknown
+from keras_varinit.signals.registry import (
+    constant_role,
+    follows_channel_axes,
+    layer_classes,
+    signal_rule,
+)
+from keras_varinit.signals.roles import Transparent
+
+# Keras's AlphaDropout puts -scale·alpha of SELU where an entry is dropped.
+_DROPPED = -1.7580993408473766
+
+
+def _noisy(visit: Visit, change: Callable[[Moments], Moments], factor: float) -> Outcome:
+    """The moments after a change; gradients come back times a factor."""
+
+    def pullback(gradients: Gradients) -> Gradients:
+        gradient = gradients[0]
+        return only_first(gradient and gradient.scaled(factor), len(visit.inputs))
+
+    return Outcome((visit.inputs[0].each(change),), pullback)
+
+
+@follows_channel_axes
+@signal_rule(*layer_classes("Dropout"))
+def _dropout(visit: Visit) -> Outcome:
+    """Entries are 0 with probability p, the others divided by 1 - p: E y² = E z²/(1 - p).
+
+    A noise shape of ones, as in stochastic depth, has all positions of a channel share their fate.
+    """
+    kept, shape = 1 - float(visit.operation.rate), visit.operation.noise_shape
+    rank = len(visit.output_shape)
+    positions = position_axes(visit.inputs[0], rank)
+    if shape is None or all(shape[a] != 1 for a in range(1, rank)):
+        return _noisy(visit, lambda m: m.with_second(m.second / kept), 1 / kept)
+    if any(shape[a] != 1 for a in positions):
+        return unknown(visit, f"dropout of the noise shape {tuple(shape)} is not modelled")
+    return _noisy(visit, lambda m: _dropped_whole(m, kept), 1 / kept)
+
+
+def _dropped_whole(moments: Moments, kept: float) -> Moments:
+    """All positions of a channel are dropped together: pairs of them grow as squares do."""
+    scaled = moments.scaled(1 / kept)
+    return Moments(moments.axes, moments.mean, scaled.far, scaled.excess, moments.radius)
+
+
+@follows_channel_axes
+@signal_rule(*layer_classes("SpatialDropout1D", "SpatialDropout2D", "SpatialDropout3D"))
+def _spatial_dropout(visit: Visit) -> Outcome:
+    """Whole channels are dropped, so that all positions of one share their fate."""
+    kept = 1 - float(visit.operation.rate)
+    return _noisy(visit, lambda m: _dropped_whole(m, kept), 1 / kept)
+
+
+@follows_channel_axes
+@signal_rule(*layer_classes("AlphaDropout"))
+def _alpha_dropout(visit: Visit) -> Outcome:
+    """Entries are α with probability p; a·y + b keeps mean 0 and variance 1.
+
+    With q = 1 - p: a = (q·(1 + p·α²))^(-1/2), b = -a·α·p; E[y | z] = a·q·z.
+    """
+    if visit.operation.noise_shape is not None:
+        return unknown(visit, "dropout of a noise shape is not modelled")
+    rate = float(visit.operation.rate)
+    kept = 1 - rate
+    scale = 1 / math.sqrt(kept * (1 + rate * _DROPPED**2))
+    shift = -scale * _DROPPED * rate
+
+    def dropped(moments: Moments) -> Moments:
+        mean = kept * moments.mean + rate * _DROPPED
+        second = kept * moments.second + rate * _DROPPED**2
+        after = scale**2 * second + 2 * scale * shift * mean + shift**2
+        return moments.plain().scaled((scale * kept) ** 2).with_second(after)
+
+    return _noisy(visit, dropped, scale**2 * kept)
+
+
+@follows_channel_axes
+@signal_rule(*layer_classes("GaussianDropout"))
+def _gaussian_dropout(visit: Visit) -> Outcome:
+    """A factor of mean 1 and variance p/(1 - p) on each entry."""
+    rate = float(visit.operation.rate)
+    factor = 1 + rate / (1 - rate)
+    return _noisy(visit, lambda m: m.with_second(m.second * factor), factor)
+
+
+@follows_channel_axes
+@signal_rule(*layer_classes("GaussianNoise"))
+def _gaussian_noise(visit: Visit) -> Outcome:
+    variance = float(visit.operation.stddev) ** 2
+    return _noisy(visit, lambda m: m.with_second(m.second + variance), 1.0)
+
+
+constant_role(
+    Transparent(),
+    *layer_classes("AlphaDropout", "Dropout", "GaussianDropout", "GaussianNoise"),
+    *layer_classes("SpatialDropout1D", "SpatialDropout2D", "SpatialDropout3D"),
+)

@@ -1,0 +1,396 @@
+"""Pooling: maxima and averages over windows, adaptive windows, and whole maps."""
+
+import dataclasses
+import functools
+import math
+from collections.abc import Sequence
+
+import keras
+import numpy as np
+
+from keras_varinit.maths.activated import IDENTITY, floored, law_of, max_pooled
+from keras_varinit.maths.borders import padding_windows
+from keras_varinit.maths.covariance import Border, Moments, apply, position_weights, uniform
+from keras_varinit.maths.fans import padding_and_outputs
+from keras_varinit.maths.hermite import maximum_over_positions
+from keras_varinit.maths.overlaps import contested, overlaps, wins_both
+from keras_varinit.maths.windows import (
+    AnyWindow,
+    Array,
+    Axes,
+    Axis,
+    Linear,
+    Window,
+    axis_map,
+    number_of_positions,
+)
+from keras_varinit.signals.axis_maps import along_axes
+from keras_varinit.signals.layouts import channel_axis_of, in_layout
+from keras_varinit.signals.outcome import (
+    Gradient,
+    Gradients,
+    Outcome,
+    Signal,
+    Visit,
+    layout,
+    not_modelled,
+    only_first,
+    unknown,
+)
+from keras_varinit.signals.registry import layer_classes, role_rule, signal_rule
+from keras_varinit.signals.roles import Call, Pooling, Role, Unknown, per_dimension, spatial_shape
+from keras_varinit.signals.taps import summed_back
+
+
+@role_rule(*layer_classes("MaxPooling1D", "MaxPooling2D", "MaxPooling3D"))
+def _max_pooling_role(call: Call) -> Role:
+    return Pooling("max", math.prod(_window_size(call)))
+
+
+@role_rule(*layer_classes("AveragePooling1D", "AveragePooling2D", "AveragePooling3D"))
+def _average_pooling_role(call: Call) -> Role:
+    return Pooling("average", math.prod(_window_size(call)))
+
+
+def _window_size(call: Call) -> tuple[int, ...]:
+    size = call.operation.pool_size
+    return (size,) if isinstance(size, int) else tuple(size)
+
+
+@role_rule(*layer_classes("GlobalMaxPooling1D", "GlobalMaxPooling2D", "GlobalMaxPooling3D"))
+def _global_max_pooling_role(call: Call) -> Role:
+    return Pooling("max", _map_size(call))
+
+
+@role_rule(
+    *layer_classes("GlobalAveragePooling1D", "GlobalAveragePooling2D", "GlobalAveragePooling3D")
+)
+def _global_average_pooling_role(call: Call) -> Role:
+    return Pooling("average", _map_size(call))
+
+
+def _data_format(call: Call) -> str:
+    """Of a layer, or of an operation that may leave it to Keras's setting."""
+    return str(getattr(call.operation, "data_format", None) or keras.config.image_data_format())
+
+
+def _map_size(call: Call) -> int | None:
+    spatial = spatial_shape(call.input_shapes[0], _data_format(call))
+    return None if None in spatial else math.prod(n for n in spatial if n is not None)
+
+
+@role_rule(
+    *layer_classes(
+        "AdaptiveAveragePooling1D", "AdaptiveAveragePooling2D", "AdaptiveAveragePooling3D"
+    ),
+    "AdaptiveAveragePool",
+)
+def _adaptive_average_pooling_role(call: Call) -> Role:
+    return Pooling("average", _adaptive_size(call))
+
+
+@role_rule(
+    *layer_classes("AdaptiveMaxPooling1D", "AdaptiveMaxPooling2D", "AdaptiveMaxPooling3D"),
+    "AdaptiveMaxPool",
+)
+def _adaptive_max_pooling_role(call: Call) -> Role:
+    return Pooling("max", _adaptive_size(call))
+
+
+def _adaptive_size(call: Call) -> int | None:
+    inputs = _map_size(call)
+    outputs = spatial_shape(call.output_shapes[0], _data_format(call))
+    if inputs is None or None in outputs:
+        return None
+    return max(1, round(inputs / math.prod(n for n in outputs if n is not None)))
+
+
+@role_rule("MaxPool", "AveragePool")
+def _raw_pooling_role(call: Call) -> Role:
+    size = getattr(call.operation, "pool_size", None)
+    if size is None:
+        return Unknown()
+    rank = len(call.input_shapes[0]) - 2
+    kind = "max" if type(call.operation).__name__ == "MaxPool" else "average"
+    return Pooling(kind, math.prod(per_dimension(size, rank)))
+
+
+def _pooled_signal(visit: Visit) -> Signal:
+    """The input, with its channels where the layer or operation expects them."""
+    first = keras.config.image_data_format() == "channels_first"
+    return in_layout(visit, channel_axis_of(visit.operation, 1 if first else -1))
+
+
+def _pool_windows(visit: Visit, source: Axes, target: Axes) -> list[Window]:
+    operation, rank = visit.operation, len(source)
+    sizes = per_dimension(operation.pool_size, rank)
+    strides = per_dimension(operation.strides or operation.pool_size, rank)
+    found = []
+    for axis in range(rank):
+        size = source[axis].size or 10**6
+        low, _ = padding_and_outputs(size, sizes[axis], strides[axis], 1, operation.padding)
+        found.append(Window("pool", sizes[axis], strides[axis], 1, low, source[axis], target[axis]))
+    return found
+
+
+def _without_border(windows: Sequence[Window], border: Border) -> list[Window]:
+    """The same windows on the map inside the border."""
+    return [
+        dataclasses.replace(window, low=window.low + low, inputs=axis)
+        for window, (low, _), axis in zip(windows, border.pads, border.source.axes, strict=True)
+    ]
+
+
+def _adaptive_windows(source: Axes, target: Axes) -> list[Linear] | None:
+    """None where a size is unknown, and where Keras records another rank than it computes."""
+    if len(source) != len(target) or any(a.size is None for a in (*source, *target)):
+        return None
+    return [_adaptive_window(a, b) for a, b in zip(source, target, strict=True)]
+
+
+@functools.lru_cache(maxsize=256)
+def _adaptive_window(source: Axis, target: Axis) -> Linear:
+    """Output i is the mean of the entries from ⌊i·n/m⌋ to ⌈(i+1)·n/m⌉."""
+    n, m = source.size or 1, target.size or 1
+    matrix = np.zeros((m, n))
+    for i in range(m):
+        first, last = i * n // m, -(-(i + 1) * n // m)
+        matrix[i, first:last] = 1 / (last - first)
+    return Linear.of(matrix, source, target)
+
+
+@signal_rule(*layer_classes("MaxPooling1D", "MaxPooling2D", "MaxPooling3D"), "MaxPool")
+def _max_pooling(visit: Visit) -> Outcome:
+    signal = _pooled_signal(visit)
+    target, _ = layout(visit.output_shape, signal.channel_axis)
+    return _maxima(visit, signal, _pool_windows(visit, signal.axes, target))
+
+
+@signal_rule(
+    *layer_classes("AdaptiveMaxPooling1D", "AdaptiveMaxPooling2D", "AdaptiveMaxPooling3D"),
+    "AdaptiveMaxPool",
+)
+def _adaptive_max_pooling(visit: Visit) -> Outcome:
+    signal = _pooled_signal(visit)
+    target, _ = layout(visit.output_shape, signal.channel_axis)
+    windows = _adaptive_windows(signal.axes, target)
+    if windows is None:
+        return not_modelled(visit, "adaptive pooling of a map of unknown size")
+    if any(m.border is not None for _, m in signal.parts):
+        return not_modelled(visit, "an adaptive maximum over padding")
+    return _maxima(visit, signal, windows)
+
+
+def _maxima(visit: Visit, signal: Signal, windows: Sequence[AnyWindow]) -> Outcome:
+    """The maximum over each window, and its gradient back to the entries that win."""
+    if not all(m.is_known() for _, m in signal.parts):
+        return unknown(visit)
+    if any(m.border and m.border.source.border for _, m in signal.parts):
+        return not_modelled(visit, "a maximum over padding with different numbers")
+    backs: dict[int, _Winners] = {}
+
+    def pooled(moments: Moments) -> Moments:
+        back = _Winners(moments, windows)
+        backs[id(moments)] = back
+        return back.maximum
+
+    output = signal.each(pooled)
+
+    def pullback(gradients: Gradients) -> Gradients:
+        gradient = gradients[0]
+        if gradient is None:
+            return (None,)
+        parts = [
+            backs[id(m)].back(g, gradient.adjacent)
+            for (_, m), g in zip(signal.parts, gradient.parts, strict=True)
+        ]
+        kept = backs[id(signal.parts[0][1])].kept(gradient.adjacent)
+        return (gradient.less_coherent(*kept).with_parts(tuple(parts)),)
+
+    return Outcome((output,), pullback)
+
+
+class _Winners:
+    """The maximum of one group of channels, and what of a gradient its entries get back."""
+
+    def __init__(self, moments: Moments, windows: Sequence[AnyWindow]) -> None:
+        self.border = moments.border
+        self.source, self.windows = moments, tuple(windows)
+        if self.border is not None:
+            self.source = self.border.source
+            kept = [w for w in windows if isinstance(w, Window)]
+            self.windows = tuple(_without_border(kept, self.border))
+        self.maximum, passed, self.size = max_pooled(self.source, self.windows, self.border)
+        before = law_of(self.source.pre or self.source, self.source.function or IDENTITY)
+        slope = before.squared_slope
+        self.shares = passed / slope if slope > 0 else np.zeros_like(passed)
+
+    def kept(self, adjacent: float) -> tuple[float, float]:
+        """What is left of the correlation of gradients, for far and for adjacent entries.
+
+        Two entries that win N and N' windows have E N N' = (E N)² in common of E N². Of adjacent
+        ones, which windows share, only one wins where each of two windows holds both.
+        """
+        won = math.prod(n for w in self.windows for o, _, n in overlaps(w) if not o) / self.size
+        square = won + adjacent * wins_both(self.windows, self.size)
+        far = min(won**2 / square, 1.0) if square > 0 else 0.0
+        return far, far * (1 - float(np.mean([contested(w) for w in self.windows])))
+
+    def back(self, gradient: Array, adjacent: float) -> Array:
+        """E g² at the entries."""
+        given = gradient * self.shares
+        # Two windows give an entry their gradients together if it wins in both.
+        both = adjacent * wins_both(self.windows, self.size)
+        weights = position_weights(self.maximum.axes)
+        inner = summed_back(self.windows, self.source, given)
+        return _in_border(inner + both * float((weights * given).sum()), self.border)
+
+
+def _in_border(inner: Array, border: Border | None) -> Array:
+    """A gradient inside a border, on the positions of the map with it."""
+    if border is None:
+        return inner
+    windows = padding_windows(border.source.axes, border.pads)
+    return apply([axis_map(w, 0).means for w in windows], inner)
+
+
+@signal_rule(*layer_classes("AveragePooling1D", "AveragePooling2D", "AveragePooling3D"))
+@signal_rule("AveragePool")
+def _average_pooling(visit: Visit) -> Outcome:
+    signal = _pooled_signal(visit)
+    target, _ = layout(visit.output_shape, signal.channel_axis)
+    windows = _pool_windows(visit, signal.axes, target)
+    return along_axes(visit, signal, _as_the_backend_pads(windows))
+
+
+def _as_the_backend_pads(windows: Sequence[Window]) -> Sequence[AnyWindow]:
+    """PyTorch repeats the border where zeros on both sides would differ in number."""
+    known = [w for w in windows if w.inputs.size is not None and w.outputs.size is not None]
+    uneven = any(_zeros_behind(window) > window.low for window in known)
+    if keras.backend.backend() != "torch" or not uneven or len(known) < len(windows):
+        return windows
+    return [_repeating_the_border(window) for window in windows]
+
+
+def _zeros_behind(window: Window) -> int:
+    outputs, inputs = window.outputs.size or 1, window.inputs.size or 1
+    return max((outputs - 1) * window.stride + window.taps - inputs - window.low, 0)
+
+
+def _repeating_the_border(window: Window) -> Linear:
+    outputs, inputs = np.arange(window.outputs.size or 1), window.inputs.size or 1
+    matrix = np.zeros((len(outputs), inputs))
+    for places in np.clip(window.reads(outputs), 0, inputs - 1):
+        matrix[outputs, places] += 1 / window.taps
+    return Linear.of(matrix, window.inputs, window.outputs)
+
+
+@signal_rule(
+    *layer_classes(
+        "AdaptiveAveragePooling1D", "AdaptiveAveragePooling2D", "AdaptiveAveragePooling3D"
+    ),
+    "AdaptiveAveragePool",
+)
+def _adaptive_average_pooling(visit: Visit) -> Outcome:
+    signal = _pooled_signal(visit)
+    target, _ = layout(visit.output_shape, signal.channel_axis)
+    windows = _adaptive_windows(signal.axes, target)
+    if windows is None:
+        return not_modelled(visit, "adaptive pooling of a map of unknown size")
+    return along_axes(visit, signal, windows)
+
+
+def _whole_map(visit: Visit) -> Signal | None:
+    """The input of a reduction over all its positions; None, and a note, where it is another."""
+    operation, shape = visit.operation, visit.call.input_shapes[0]
+    signal = in_layout(visit, channel_axis_of(operation, visit.inputs[0].channel_axis))
+    if not isinstance(operation, keras.Layer):
+        axis = operation.axis
+        axes = [axis] if isinstance(axis, int) else list(axis or range(len(shape)))
+        reduced = {a % len(shape) for a in axes}
+        positions = set(range(1, len(shape))) - {signal.channel_axis % len(shape)}
+        if reduced != positions:
+            not_modelled(visit, "a reduction over other axes than the positions")
+            return None
+    if not math.isfinite(number_of_positions(signal.axes)):
+        not_modelled(visit, "a reduction over a map of unknown size")
+        return None
+    return signal
+
+
+@signal_rule(
+    *layer_classes("GlobalAveragePooling1D", "GlobalAveragePooling2D", "GlobalAveragePooling3D")
+)
+def global_average(visit: Visit) -> Outcome:
+    """The mean over all positions: pairs of positions, and what near ones have beyond that."""
+    signal = _whole_map(visit)
+    if signal is None:
+        return unknown(visit)
+    whole = signal
+    count = number_of_positions(whole.axes)
+    target, _ = layout(visit.output_shape, whole.channel_axis)
+    rank = len(whole.axes)
+
+    def averaged(moments: Moments) -> Moments:
+        beyond = moments.excess.sum(axis=tuple(range(0, 2 * rank, 2)))
+        second = moments.pair_moment + moments.average(beyond) / count
+        return uniform(target, moments.average(moments.mean), second, moments.pair_moment)
+
+    output = whole.each(averaged)
+
+    def pullback(gradients: Gradients) -> Gradients:
+        gradient = gradients[0]
+        if gradient is None:
+            return only_first(None, len(visit.inputs))
+        parts = tuple(
+            np.full_like(m.mean, float(np.mean(g)) / count**2)
+            for (_, m), g in zip(whole.parts, gradient.parts, strict=True)
+        )
+        return only_first(Gradient(parts, 1.0), len(visit.inputs))
+
+    return Outcome((output,), pullback)
+
+
+@signal_rule(*layer_classes("GlobalMaxPooling1D", "GlobalMaxPooling2D", "GlobalMaxPooling3D"))
+def global_max(visit: Visit) -> Outcome:
+    """The maximum over all positions."""
+    signal = _whole_map(visit)
+    if signal is None or not all(m.is_known() for _, m in signal.parts):
+        return unknown(visit)
+    whole = signal
+    if any(m.border and m.border.source.border for _, m in whole.parts):
+        return not_modelled(visit, "a maximum over padding with different numbers")
+    target, _ = layout(visit.output_shape, whole.channel_axis)
+    shares: dict[int, Array] = {}
+
+    def pooled(moments: Moments) -> Moments:
+        border = moments.border
+        source = moments if border is None else border.source
+        root, function = source.pre or source, source.function or IDENTITY
+        slope = law_of(root, function).squared_slope
+        count = number_of_positions(root.axes)
+        first, second, passed, pair = maximum_over_positions(
+            function if border is None else floored(function, border.value),
+            root.mean.ravel(),
+            np.sqrt(root.variance).ravel(),
+            root.loadings,
+            (count * position_weights(root.axes)).ravel(),
+        )
+        share = passed / slope / count if slope > 0 else 0.0
+        shares[id(moments)] = _in_border(np.full_like(source.mean, share), border)
+        # The common part is the same in every example.
+        return uniform(target, first, second, min(pair, second))
+
+    output = whole.each(pooled)
+
+    def pullback(gradients: Gradients) -> Gradients:
+        gradient = gradients[0]
+        if gradient is None:
+            return only_first(None, len(visit.inputs))
+        parts = tuple(
+            float(np.mean(g)) * shares[id(m)]
+            for (_, m), g in zip(whole.parts, gradient.parts, strict=True)
+        )
+        return only_first(Gradient(parts, 0.0), len(visit.inputs))
+
+    return Outcome((output,), pullback)

@@ -1,0 +1,285 @@
+"""The engine's rules of sums, means, norms and extremes over dimensions of a tensor.
+
+Over positions all pairs count; over channels, which are uncorrelated but for their means, the mean
+of n channels keeps the mean and 1/n of the variance. A sum of many terms of one sign is positive
+itself: it counts as log-normal, so that its root, its inverse and its logarithm exist.
+"""
+
+import dataclasses
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+from keras_varinit.families.activations import after_activation
+from keras_varinit.families.pooling import global_max
+from keras_varinit.keras_private import Shape
+from keras_varinit.maths.activated import IDENTITY, activated, law_of
+from keras_varinit.maths.covariance import Moments, near_pairs, outer
+from keras_varinit.maths.hermite import maximum_law
+from keras_varinit.maths.quadrature import Activation
+from keras_varinit.maths.windows import axes_of
+from keras_varinit.signals.layouts import (
+    channel_axes,
+    fitting,
+    on_axes,
+    position_axes,
+    signal_at,
+    squeeze,
+    with_new_axis,
+    without_axes,
+)
+from keras_varinit.signals.outcome import Gradients, Outcome, Signal, Visit, only_first, unknown
+from keras_varinit.signals.registry import follows_channel_axes, role_rule, signal_rule
+from keras_varinit.signals.roles import Call, Pooling, Role, Unknown
+
+
+@role_rule("Mean", "Max")
+def _global_pooling_role(call: Call) -> Role:
+    """A mean or maximum over all positions is global pooling; over anything else it is unknown."""
+    shape, axis = call.input_shapes[0], call.operation.axis
+    axes = {
+        a % len(shape) for a in ([axis] if isinstance(axis, int) else axis or range(len(shape)))
+    }
+    inner = set(range(1, len(shape)))
+    if not axes < inner or len(inner - axes) != 1:
+        return Unknown()
+    sizes = [shape[a] for a in axes]
+    size = None if None in sizes else math.prod(n for n in sizes if n is not None)
+    return Pooling("max" if type(call.operation).__name__ == "Max" else "average", size)
+
+
+_EXP = Activation("exp", np.exp, ("exp",))
+
+_SQUARE = Activation("square", np.square, ("square",))
+
+_ROOT = Activation("sqrt", np.sqrt, ("sqrt",))
+
+
+def reduced_axes(visit: Visit) -> list[int] | None:
+    """The dimensions that an operation reduces; None where the batch is one of them."""
+    rank, axis = len(visit.call.input_shapes[0]), visit.operation.axis
+    if axis is None:
+        return None
+    axes = [axis] if isinstance(axis, int) else list(axis)
+    found = sorted({int(a) % rank for a in axes})
+    return None if 0 in found else found
+
+
+@follows_channel_axes
+@signal_rule("Mean", "Sum")
+def _mean_or_sum(visit: Visit) -> Outcome:
+    axes = reduced_axes(visit)
+    if axes is None:
+        return unknown(visit, "it reduces the batch too")
+    return linear_reduction(visit, axes, mean=type(visit.operation).__name__ == "Mean")
+
+
+def linear_reduction(visit: Visit, axes: Sequence[int], *, mean: bool) -> Outcome:
+    """The mean or the sum over some dimensions."""
+    source, shape = visit.inputs[0], visit.call.input_shapes[0]
+    rank = len(shape)
+    channels = channel_axes(source, rank)
+    sizes = [shape[a] for a in axes]
+    if None in sizes and not mean:
+        return unknown(visit, "it sums over an unknown number of entries")
+    if len(axes) == rank - 1 and not visit.operation.keepdims:
+        return unknown(visit, "it leaves no channels")
+    count = math.prod(math.inf if n is None else n for n in sizes)
+    if not set(axes) & set(channels):
+        averaged = source.each(lambda m: _over_positions(m, source, rank, axes))
+    else:
+        merged = _over_positions(source.merged, source, rank, axes)
+        over = math.prod(shape[a] or 1 for a in axes if a in channels)
+        left = source.channels // over
+        averaged = signal_at([(left, _over_channels(merged, over))], channels, rank)
+    if not mean:
+        averaged = averaged.each(lambda m: _times(m, float(count)))
+    output = _without(averaged, shape, axes, keep=visit.operation.keepdims)
+    factor = 1.0 if not mean else 1 / count**2
+
+    def pullback(gradients: Gradients) -> Gradients:
+        gradient = gradients[0]
+        if gradient is None:
+            return only_first(None, len(visit.inputs))
+        back = fitting(gradient, output, source).scaled(factor)
+        over_positions = any(a not in channels and shape[a] != 1 for a in axes)
+        # All positions that were summed have one gradient.
+        coherence = 1.0 if over_positions and len(axes) >= len(source.axes) else back.coherence
+        in_step = bool(set(axes) & set(channels))
+        back = dataclasses.replace(back, coherence=coherence, in_step=in_step)
+        return only_first(back, len(visit.inputs))
+
+    return Outcome((output,), pullback)
+
+
+def _times(moments: Moments, factor: float) -> Moments:
+    """The signal times a positive number, its law kept."""
+    name = Activation("multiply", lambda s: s * factor, ("multiply", factor))
+    return activated(moments, name) if moments.pre is not None else moments.scaled(factor**2)
+
+
+def _over_positions(moments: Moments, signal: Signal, rank: int, axes: Sequence[int]) -> Moments:
+    positions = position_axes(signal, rank)
+    numbers = [positions.index(a) for a in axes if a in positions]
+    if not numbers:
+        return moments
+    moments = without_axes(moments, numbers, pooled=False)
+    for number in sorted(numbers):
+        moments = with_new_axis(moments, number)
+    return on_axes(moments, axes_of(tuple(a.size for a in moments.axes)))
+
+
+def _over_channels(moments: Moments, count: int) -> Moments:
+    """The mean of `count` uncorrelated channels."""
+    mean = moments.mean
+    common = outer(mean)
+    far = common + (moments.far - common) / count
+    near_mean = near_pairs(dataclasses.replace(moments, far=common))[0]
+    near = near_pairs(moments)[0] + moments.excess
+    result = Moments(moments.axes, mean, far, moments.excess / count, moments.radius)
+    near = near_mean + (near - near_mean) / count
+    result = dataclasses.replace(result, excess=near - near_pairs(result)[0])
+    result = result.with_second(mean**2 + (moments.second - mean**2) / count)
+    return log_normal(result) if is_nonnegative(moments) else result
+
+
+def is_nonnegative(moments: Moments) -> bool:
+    """Whether a signal is a function that takes no negative value."""
+    if moments.pre is None or moments.function is None:
+        return False
+    mean, std = moments.pre.spread
+    values = moments.function.function(mean + std * np.linspace(-8.0, 8.0, 161))
+    return bool(np.all(values >= 0))
+
+
+def log_normal(moments: Moments) -> Moments:
+    """The same moments as those of e^g, g Gaussian; as they are where the mean is not positive."""
+    mean, second = moments.mean, moments.second
+    if not moments.is_known() or np.any(mean <= 0):
+        return moments
+    variance = np.log(second / mean**2)
+    centre = np.log(mean) - variance / 2
+    far = np.log(np.maximum(moments.far / outer(mean), 1e-300)) + outer(centre)
+    near_mean = near_pairs(dataclasses.replace(moments, far=outer(mean)))[0]
+    near = near_pairs(moments)[0] + moments.excess
+    root = Moments(moments.axes, centre, far, np.zeros_like(moments.excess), moments.radius)
+    near_centre = near_pairs(dataclasses.replace(root, far=outer(centre)))[0]
+    covariance = np.log(np.maximum(near / np.where(near_mean > 0, near_mean, 1.0), 1e-300))
+    excess = np.where(near > 0, covariance + near_centre - near_pairs(root)[0], 0.0)
+    root = dataclasses.replace(root, excess=excess).with_second(variance + centre**2)
+    return dataclasses.replace(moments, pre=root, function=_EXP)
+
+
+def _without(signal: Signal, shape: Shape, axes: Sequence[int], *, keep: bool) -> Signal:
+    """With the reduced dimensions, of size 1 by now, or without them."""
+    after = tuple(1 if a in axes else n for a, n in enumerate(shape))
+    return signal if keep else squeeze(signal, after, axes)
+
+
+@follows_channel_axes
+@signal_rule("Norm")
+def _norm(visit: Visit) -> Outcome:
+    """√Σ z², the Euclidean norm of vectors."""
+    axes, order = reduced_axes(visit), getattr(visit.operation, "ord", None)
+    if axes is None or len(axes) != 1 or order not in (None, 2, "euclidean"):
+        return unknown(visit, "only Euclidean norms of vectors are modelled")
+    squares = after_activation(visit.inputs[0], _SQUARE)
+    sums = linear_reduction(dataclasses.replace(visit, inputs=squares.outputs), axes, mean=False)
+    root = after_activation(sums.outputs[0], _ROOT)
+    return chained(squares, sums, root)
+
+
+def chained(*outcomes: Outcome) -> Outcome:
+    """Rules of one signal each, one after the other."""
+
+    def pullback(gradients: Gradients) -> Gradients:
+        for outcome in reversed(outcomes):
+            gradients = outcome.pullback(gradients)
+        return gradients
+
+    return Outcome(outcomes[-1].outputs, pullback)
+
+
+@follows_channel_axes
+@signal_rule("Var", "Std")
+def _variance(visit: Visit) -> Outcome:
+    """The mean square of what a signal has beyond its mean, over its channels."""
+    axes, rank = reduced_axes(visit), len(visit.call.input_shapes[0])
+    signal = visit.inputs[0]
+    if axes is None or not set(axes) <= set(channel_axes(signal, rank)):
+        return unknown(visit, "only variances over channels are modelled")
+    # Over many channels the mean is that of the law, a number.
+    mean = signal.merged.average(signal.merged.mean)
+    centred = Activation("centred square", lambda s: (s - mean) ** 2, ("centred square", mean))
+    squares = after_activation(signal, centred)
+    means = linear_reduction(dataclasses.replace(visit, inputs=squares.outputs), axes, mean=True)
+    if type(visit.operation).__name__ == "Var":
+        return chained(squares, means)
+    return chained(squares, means, after_activation(means.outputs[0], _ROOT))
+
+
+@signal_rule("Max", "Amax", "Min", "Amin")
+def _extreme(visit: Visit) -> Outcome:
+    """The maximum over all positions, as pooling; or over the channels, which are independent."""
+    axes, shape = reduced_axes(visit), visit.call.input_shapes[0]
+    signal = visit.inputs[0]
+    if axes is None:
+        return unknown(visit, "it reduces the batch too")
+    sign = -1.0 if type(visit.operation).__name__ in ("Min", "Amin") else 1.0
+    positions = position_axes(signal, len(shape))
+    if set(axes) == set(positions):
+        return _extreme_of_positions(visit, axes, sign)
+    if set(axes) != set(channel_axes(signal, len(shape))) or len(shape) < 3:
+        return unknown(visit, "only extremes over all positions or all channels are modelled")
+    return _extreme_of_channels(visit, axes, sign)
+
+
+def _mirrored(signal: Signal, sign: float) -> Outcome:
+    negative = Activation("negative", lambda s: sign * s, ("times", sign))
+    return after_activation(signal, negative) if sign < 0 else Outcome((signal,), lambda g: g)
+
+
+def _extreme_of_positions(visit: Visit, axes: Sequence[int], sign: float) -> Outcome:
+    first = _mirrored(visit.inputs[0], sign)
+    pooled = global_max(dataclasses.replace(visit, inputs=first.outputs))
+    return chained(first, pooled, _mirrored(pooled.outputs[0], sign))
+
+
+def _extreme_of_channels(visit: Visit, axes: Sequence[int], sign: float) -> Outcome:
+    first = _mirrored(visit.inputs[0], sign)
+    signal, shape = first.outputs[0], visit.call.input_shapes[0]
+    moments, count = signal.merged, signal.channels
+    if not moments.is_known() or len(signal.parts) > 1:
+        return unknown(visit, "channels of several kinds are not modelled")
+    root, function = moments.pre or moments, moments.function or IDENTITY
+    mean, std = root.spread
+    law = maximum_law(function, ((mean, std, float(count)),), 0.0)
+    own = law_of(root, function)
+    scale = np.sqrt(moments.second / own.second) if own.second > 0 else np.zeros_like(moments.mean)
+    # Two positions share their maximum as far as their channels are correlated.
+    covariance = moments.far - outer(moments.mean)
+    deviation = np.sqrt(moments.variance)
+    correlation = np.divide(
+        covariance, outer(deviation), out=np.zeros_like(covariance), where=outer(deviation) > 0
+    )
+    left = law.second - law.first**2
+    far = (law.first**2 + left * np.clip(correlation, 0.0, 1.0)) * outer(scale)
+    result = Moments(
+        moments.axes,
+        law.first * scale,
+        far,
+        np.zeros([n for a in moments.axes for n in (1, a.count)]),
+        (0,) * len(moments.axes),
+    ).with_second(law.second * scale**2)
+    share = law.squared_slope / own.squared_slope if own.squared_slope > 0 else 0.0
+    extreme = signal_at([(1, result)], channel_axes(signal, len(shape)), len(shape))
+    output = _without(extreme, shape, axes, keep=visit.operation.keepdims)
+
+    def pullback(gradients: Gradients) -> Gradients:
+        gradient = gradients[0]
+        if gradient is None:
+            return (None,)
+        return (fitting(gradient, output, signal).scaled(share / count),)
+
+    return chained(first, Outcome((output,), pullback), _mirrored(output, sign))

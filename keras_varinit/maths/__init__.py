@@ -1,0 +1,1 @@
+"""The mathematics: moments, covariances, quadratures and fans; NumPy alone, no Keras."""

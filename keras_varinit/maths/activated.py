@@ -1,0 +1,258 @@
+"""What activations and max pooling do to the moments of a signal."""
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+from keras_varinit.maths.borders import activated_border, share_at_border
+from keras_varinit.maths.covariance import (
+    Border,
+    Moments,
+    apply,
+    axis_maps,
+    near_pairs,
+    outer,
+    own_classes,
+    uniform,
+)
+from keras_varinit.maths.hermite import MaximumLaw, PointLaw, is_homogeneous, maximum_law, point_law
+from keras_varinit.maths.quadrature import Activation
+from keras_varinit.maths.windows import AnyWindow, Array
+
+IDENTITY = Activation("linear", lambda s: s, ("linear",))
+
+
+def activated(moments: Moments, activation: Activation) -> Moments:
+    """f(u): u counts as Gaussian unless it is itself a function of something Gaussian.
+
+    E f(u_p)² is exact at each position; a pair has the geometric mean of the two positions' times
+    what its correlation makes of a pair at a typical position.
+    """
+    if activation.name == "linear":
+        return moments
+    if not moments.is_known():
+        return uniform(moments.axes, math.nan, math.nan, math.nan)
+    if moments.border is not None:
+        source = activated(moments.border.source, activation)
+        return activated_border(moments.border, source, activation)
+    if moments.pre is not None and moments.function is not None:
+        return activated(moments.pre, composed(moments.function, activation))
+    law = law_of(moments, activation)
+    first, second = _by_position(moments, activation, law)
+    scale = np.sqrt(second / law.second) if law.second > 0 else np.zeros_like(second)
+    std, mean = np.sqrt(moments.variance), moments.mean
+    far = law.product(_correlation(moments.far - outer(mean), outer(std))) * outer(scale)
+    own, (far_near, others, inside) = own_classes(moments), near_pairs(moments)
+    flat_mean, flat_std, flat_scale = mean.ravel(), std.ravel(), scale.ravel()
+    covariance = far_near + moments.excess - flat_mean[own] * flat_mean[others]
+    rho = _correlation(covariance, flat_std[own] * flat_std[others])
+    near = law.product(rho) * flat_scale[own] * flat_scale[others]
+    result = Moments(moments.axes, first, far, near, moments.radius)
+    excess = np.where(inside, near - near_pairs(result)[0], 0.0)
+    result = Moments(moments.axes, first, far, excess, moments.radius).with_second(second)
+    root = moments.plain()
+    return Moments(
+        moments.axes, first, far, result.excess, moments.radius, root, activation, law.third
+    )
+
+
+def composed(first: Activation, second: Activation) -> Activation:
+    """second(first(u)) as one function."""
+    if first.name == "linear":
+        return second
+    return Activation(
+        f"{second.name} of {first.name}",
+        lambda s: second.function(first.function(s)),
+        (first, second),
+    )
+
+
+def law_of(moments: Moments, activation: Activation) -> PointLaw:
+    """The law of f(u) at a typical position."""
+    mean, std = moments.spread
+    return point_law(activation, _rounded(mean), _rounded(std), float(f"{moments.skewness:.6f}"))
+
+
+def _by_position(moments: Moments, activation: Activation, law: PointLaw) -> tuple[Array, Array]:
+    """E f(u_p) and E f(u_p)², interpolated over the standard deviations that there are.
+
+    Where means do not go with standard deviations, as behind a maximum, by each pair of them.
+    """
+    mean, std = moments.spread
+    spreads = np.sqrt(moments.variance)
+    if std == 0 or not math.isfinite(std):
+        return np.full_like(spreads, law.first), np.full_like(spreads, law.second)
+    if np.max(np.abs(moments.mean - mean * spreads / std)) > 0.02 * std:
+        return _by_pairs(moments.mean, spreads, activation, law.skewness)
+    if np.ptp(spreads) <= 1e-9 * std:
+        return np.full_like(spreads, law.first), np.full_like(spreads, law.second)
+    if is_homogeneous(activation):
+        return law.first * spreads / std, law.second * (spreads / std) ** 2
+    grid = np.linspace(spreads.min(), spreads.max(), 7)
+    skewness = law.skewness
+    laws = [point_law(activation, _rounded(mean * s / std), _rounded(s), skewness) for s in grid]
+    first = np.interp(spreads, grid, [each.first for each in laws])
+    return first, np.interp(spreads, grid, [each.second for each in laws])
+
+
+def _by_pairs(
+    means: Array, spreads: Array, activation: Activation, skewness: float
+) -> tuple[Array, Array]:
+    first, second = np.empty_like(means), np.empty_like(means)
+    for index in np.ndindex(means.shape):
+        mean, std = float(f"{means[index]:.4g}"), float(f"{spreads[index]:.4g}")
+        law = point_law(activation, mean, std, skewness)
+        first[index], second[index] = law.first, law.second
+    return first, second
+
+
+def max_pooled(
+    moments: Moments, windows: Sequence[AnyWindow], border: Border | None = None
+) -> tuple[Moments, Array, float]:
+    """The maximum over windows; also E f'² at the entry that wins, and the window's mean size.
+
+    In windows that reach into a `border` around the map its value v takes part: they have the
+    maximum of max(v, f(u)) over the entries of the map, of which none passes a gradient where v
+    wins.
+
+    The entries of a window count as equicorrelated with the window's mean correlation ρ; those of
+    two windows share a common part whose correlation is that of the windows' means over ρ. What
+    overlapping windows share beyond that enters to first order.
+    """
+    root = moments if moments.pre is None else moments.pre
+    function = IDENTITY if moments.function is None else moments.function
+    means = root.mapped(windows)
+    sizes = _window_sizes(root, windows)
+    variance = np.maximum(_window_means(root, windows) - means.mean**2, 0.0)
+    kinds = _Kinds(root, windows)
+    rho = _within(means, sizes, variance, kinds.mean_std)
+    size, typical_rho = means.average(sizes), means.average(rho)
+    mean, std = means.average(means.mean), math.sqrt(means.average(variance))
+    typical = _maximum(function, mean, std, typical_rho, size)
+
+    first, second, passed = (np.empty_like(sizes) for _ in range(3))
+    at_border = np.zeros_like(sizes) if border is None else share_at_border(windows, border.pads)
+    value = 0.0 if border is None else border.value
+    with_floor = floored(function, value)
+    for index in np.ndindex(sizes.shape):
+        total = np.zeros(3)
+        for share, f in ((1 - at_border[index], function), (at_border[index], with_floor)):
+            if share == 0:
+                continue
+            if sizes[index] == 0:
+                total += share * np.array([value, value**2, 0.0])
+                continue
+            # A homogeneous function passes the scale on, so that few laws serve all positions.
+            factor = 1.0
+            if is_homogeneous(f) and std > 0:
+                factor = math.sqrt(variance[index]) / std or 1.0
+            law = maximum_law(f, kinds.of(index, factor), float(f"{rho[index]:.6f}"))
+            total += share * np.array(
+                [law.first * factor, law.second * factor**2, law.squared_slope]
+            )
+        first[index], second[index], passed[index] = total
+
+    shared = typical_rho * std**2
+    scale = np.sqrt(second / typical.second) if typical.second > 0 else np.zeros_like(second)
+    spreads = np.sqrt(variance) / std if std > 0 else np.ones_like(variance)
+    spreads = np.where(spreads > 0, spreads, 1.0)
+
+    def product(covariance: Array) -> Array:
+        common = typical.product(_correlation(covariance, np.full_like(covariance, shared)))
+        beyond = np.maximum(covariance - shared, 0.0) * typical.slope**2
+        return np.asarray(np.minimum(common + beyond, typical.second))
+
+    far = product((means.far - outer(means.mean)) / outer(spreads)) * outer(scale)
+    own_class, (far_near, others, exists) = own_classes(means), near_pairs(means)
+    flat_mean, flat_scale, flat_spread = means.mean.ravel(), scale.ravel(), spreads.ravel()
+    covariance = far_near + means.excess - flat_mean[own_class] * flat_mean[others]
+    covariance = covariance / (flat_spread[own_class] * flat_spread[others])
+    near = product(covariance) * flat_scale[own_class] * flat_scale[others]
+    result = Moments(means.axes, first, far, near, means.radius)
+    excess = np.where(exists, near - near_pairs(result)[0], 0.0)
+    result = Moments(means.axes, first, far, excess, means.radius).with_second(second)
+    return result, passed, size
+
+
+def floored(function: Activation, value: float) -> Activation:
+    """max(value, f)."""
+    return Activation(
+        f"{function.name} or {value}",
+        lambda s: np.maximum(function.function(s), value),
+        (function, value),
+    )
+
+
+def _maximum(function: Activation, mean: float, std: float, rho: float, size: float) -> MaximumLaw:
+    entries = ((_rounded(mean), _rounded(std), _rounded(size)),)
+    return maximum_law(function, entries, float(f"{rho:.6f}"))
+
+
+class _Kinds:
+    """The entries of windows by mean and standard deviation: near borders they differ."""
+
+    def __init__(self, moments: Moments, windows: Sequence[AnyWindow]) -> None:
+        maps = axis_maps(moments, windows)
+        self.counts = [each.means * each.counts[:, None] for each in maps]
+        self.means, self.stds = moments.mean, np.sqrt(moments.variance)
+        self.mean_std = apply([each.means for each in maps], self.stds)
+
+    def of(self, index: tuple[int, ...], scale: float) -> tuple[tuple[float, float, float], ...]:
+        """Mean, standard deviation and number of each kind in a window, over `scale`.
+
+        Kinds are told apart in steps of 3 % of the largest standard deviation.
+        """
+        number = np.ones(())
+        for counts, place in zip(self.counts, index, strict=True):
+            number = number[..., None] * counts[place]
+        inside = number > 1e-9
+        number, means, stds = number[inside], self.means[inside] / scale, self.stds[inside] / scale
+        step = 0.03 * float(stds.max()) or 1.0
+        kinds = np.round(np.stack([means, stds]) / step)
+        found = []
+        for kind in np.unique(kinds, axis=1).T:
+            same = np.all(kinds == kind[:, None], axis=0)
+            total = float(number[same].sum())
+            mean = float(number[same] @ means[same]) / total
+            # A grid's step is 3 % of the largest too.
+            std = max(math.sqrt(float(number[same] @ stds[same] ** 2) / total), 1.3 * step)
+            found.append(
+                (_rounded(mean), _rounded(std if stds.max() > 0 else 0.0), _rounded(total))
+            )
+        return tuple(sorted(found))
+
+
+def _within(means: Moments, sizes: Array, variance: Array, mean_std: Array) -> Array:
+    """Mean correlation of two entries of a window, from the variance of the window's mean."""
+    others = np.maximum(sizes * (sizes - 1), 1e-12)
+    pairs = (sizes**2 * (means.second - means.mean**2) - sizes * variance) / others
+    scale = np.maximum((sizes * mean_std) ** 2 - sizes * variance, 0.0) / others
+    rho = _correlation(pairs, np.where(sizes > 1, scale, 0.0))
+    return np.where(sizes > 1 + 1e-9, np.maximum(rho, 0.0), 0.0)
+
+
+def _window_sizes(moments: Moments, windows: Sequence[AnyWindow]) -> Array:
+    """Entries of each window that lie inside the input."""
+    sizes = np.ones(())
+    for each in axis_maps(moments, windows):
+        sizes = sizes[..., None] * each.counts
+    return sizes
+
+
+def _window_means(moments: Moments, windows: Sequence[AnyWindow]) -> Array:
+    """Mean of E u² over each window."""
+    values = moments.second
+    for axis, each in enumerate(axis_maps(moments, windows)):
+        values = np.moveaxis(np.tensordot(each.means, values, axes=(1, axis)), 0, axis)
+    return np.asarray(values)
+
+
+def _correlation(covariance: Array, scale: Array) -> Array:
+    with np.errstate(invalid="ignore", divide="ignore"):
+        rho = np.where(scale > 0, covariance / np.where(scale > 0, scale, 1.0), 0.0)
+    return np.clip(rho, -1.0, 1.0)
+
+
+def _rounded(value: float) -> float:
+    return float(f"{value:.9g}")

@@ -1,0 +1,255 @@
+"""Functions h(a, b) of two signals, each a function of a Gaussian: moments by quadrature.
+
+a = f(u) and b = g(v) with u = m + σs, v = m' + σ't and independent s, t ~ N(0, 1). In normalized
+Hermite polynomials h = Σ cᵢⱼ hᵢ(s) hⱼ(t), so two pairs whose roots correlate by ρ and ρ' have
+E h h' = Σ cᵢⱼ² ρⁱ ρ'ʲ (Mehler). Both series are cut; what is left of each stands as one more power,
+so that ρ = ρ' = 1 is exact.
+
+Roots that correlate by κ among themselves, at equal and at any other positions alike, are
+√κ·c + √(1-κ)·(s or t): given the common part c they are independent, and c is integrated out.
+"""
+
+import dataclasses
+import functools
+import math
+from collections.abc import Callable
+
+import numpy as np
+import numpy.typing as npt
+
+from keras_varinit.maths.quadrature import Activation, normal_density
+
+Array = npt.NDArray[np.float64]
+
+_LIMIT = 8.0
+
+_STEP = 1 / 32
+
+_TERMS = 24
+
+_JUMP = 8.0
+
+_TAIL = 5.0
+
+# E h² owes at most this share to roots more than 5 σ out, or it is not to be seen in practice.
+_TAIL_SHARE = 0.02
+
+_COMMON_NODES, _COMMON_WEIGHTS = np.polynomial.hermite_e.hermegauss(12)
+
+_COMMON_WEIGHTS = _COMMON_WEIGHTS / math.sqrt(2 * math.pi)
+
+
+@dataclasses.dataclass(frozen=True)
+class Combination:
+    """A function of two numbers; equal names mean equal functions."""
+
+    name: str
+    function: Callable[[Array, Array], Array] = dataclasses.field(compare=False, repr=False)
+
+
+@dataclasses.dataclass(frozen=True)
+class Root:
+    """A signal as a function of a Gaussian of that mean, standard deviation and skewness."""
+
+    function: Activation
+    mean: float
+    std: float
+    skewness: float = 0.0
+
+
+@functools.cache
+def _grid() -> tuple[Array, Array, Array]:
+    """Nodes, weights, and the values of h₀ … at the nodes."""
+    nodes = np.arange(-_LIMIT, _LIMIT + _STEP / 2, _STEP)
+    polynomials = np.empty((_TERMS, len(nodes)))
+    polynomials[0], polynomials[1] = 1.0, nodes
+    for n in range(2, _TERMS):
+        polynomials[n] = (
+            nodes * polynomials[n - 1] - math.sqrt(n - 1) * polynomials[n - 2]
+        ) / math.sqrt(n)
+    return nodes, _STEP * normal_density(nodes), polynomials
+
+
+@functools.cache
+def _middles() -> tuple[Array, Array]:
+    """Weights and polynomials in the middle of cells between nodes, on which slopes are taken."""
+    nodes, _, polynomials = _grid()
+    middles = (nodes[1:] + nodes[:-1]) / 2
+    between = (polynomials[:, 1:] + polynomials[:, :-1]) / 2
+    return _STEP * normal_density(middles), between
+
+
+@dataclasses.dataclass(frozen=True)
+class JointLaw:
+    """The moments of h(a, b).
+
+    `first` E h, `second` E h², `third` E (h - E h)³; `slopes`: E (∂h/∂u)² and E (∂h/∂v)², NaN
+    where they depend on values that hardly ever occur. `powers` and `slope_powers` are the squared
+    coefficients of the series, their last row and column what was left of it.
+    """
+
+    first: float
+    second: float
+    third: float
+    slopes: tuple[float, float]
+    powers: Array
+    slope_powers: tuple[Array, Array]
+
+    def product(self, first: Array, second: Array) -> Array:
+        """E h h' for pairs whose roots have these correlations."""
+        return _evaluated(self.powers, first, second)
+
+    def slope_product(self, number: int, first: float, second: float) -> float:
+        """E ∂h ∂h' with respect to one of the roots."""
+        pair = np.array([first]), np.array([second])
+        return float(_evaluated(self.slope_powers[number], *pair)[0])
+
+
+def _evaluated(powers: Array, first: Array, second: Array) -> Array:
+    exponents = np.arange(len(powers))
+    left = np.power(first.reshape(-1, 1), exponents)
+    right = np.power(second.reshape(-1, 1), exponents)
+    return np.asarray(np.sum((left @ powers) * right, axis=1).reshape(first.shape))
+
+
+_Side = tuple[Array, Array]  # weights and polynomials along one axis
+
+
+def _powers(values: Array, squares: Array, first: _Side, second: _Side) -> Array:
+    """cᵢⱼ² for values on a grid and their squares; what is left of either series at its end."""
+    left = first[1] * first[0]
+    right = (second[1] * second[0]).T
+    by_first, by_second = left @ values, values @ right  # (i, t) and (s, j)
+    inner = (by_first @ right) ** 2
+    rows = np.maximum(by_first**2 @ second[0] - inner.sum(axis=1), 0.0)
+    columns = np.maximum(first[0] @ by_second**2 - inner.sum(axis=0), 0.0)
+    total = float(first[0] @ squares @ second[0])
+    rest = max(total - float(inner.sum() + rows.sum() + columns.sum()), 0.0)
+    return np.block([[inner, rows[:, None]], [columns[None, :], np.array([[rest]])]])
+
+
+def _slopes(values: Array, axis: int) -> tuple[Array, Array]:
+    """Slopes along an axis in the cells of the grid, and their mean squares.
+
+    Where the function jumps they are those at its sides. A kink inside a cell, between slopes l
+    and r, leaves the mean m: the mean square is m(l + r) - lr.
+    """
+    slopes = np.moveaxis(np.diff(values, axis=axis) / _STEP, axis, 0)
+    before = np.concatenate([slopes[:1], slopes[:-1]])
+    after = np.concatenate([slopes[1:], slopes[-1:]])
+    jumps = np.abs(slopes) > _JUMP * np.maximum(np.abs(before), np.abs(after))
+    slopes = np.where(jumps, (before + after) / 2, slopes)
+    between = (slopes - before) * (after - slopes) > 0
+    squares = np.where(between, slopes * (before + after) - before * after, slopes**2)
+    return np.moveaxis(slopes, 0, axis), np.moveaxis(squares, 0, axis)
+
+
+def _skewed(places: Array, weights: Array, skewness: float) -> Array:
+    return weights * (1 + skewness / 6 * (places**3 - 3 * places))
+
+
+def _seldom(weighted: Array, first: Array, second: Array) -> bool:
+    """Whether a sum over the grid comes from far out."""
+    total = float(np.sum(weighted))
+    far = (np.abs(first) > _TAIL)[:, None] | (np.abs(second) > _TAIL)[None, :]
+    return not math.isfinite(total) or float(np.sum(weighted[far])) > _TAIL_SHARE * total
+
+
+@functools.lru_cache(maxsize=512)
+def joint_law(combination: Combination, first: Root, second: Root, common: float = 0.0) -> JointLaw:
+    """The law of h(f(u), g(v)); `common` is the correlation κ of u and v."""
+    alone = _law(combination, first, second)
+    if common <= 0 or not math.isfinite(alone.second):
+        return alone
+    kappa = min(common, 0.999)
+    laws = []
+    for node in _COMMON_NODES.tolist():
+        parts = [
+            dataclasses.replace(
+                root,
+                mean=root.mean + root.std * math.sqrt(kappa) * node,
+                std=root.std * math.sqrt(1 - kappa),
+            )
+            for root in (first, second)
+        ]
+        laws.append(_law(combination, *parts, checked=False))
+    weights = _COMMON_WEIGHTS
+
+    def mean(values: list[float]) -> float:
+        return float(weights @ np.array(values))
+
+    mean_first = mean([law.first for law in laws])
+    third = [
+        law.third
+        + 3 * (law.first - mean_first) * (law.second - law.first**2)
+        + (law.first - mean_first) ** 3
+        for law in laws
+    ]
+    return JointLaw(
+        mean_first,
+        mean([law.second for law in laws]),
+        mean(third),
+        (mean([law.slopes[0] for law in laws]), mean([law.slopes[1] for law in laws])),
+        np.tensordot(weights, np.stack([law.powers for law in laws]), axes=1),
+        (
+            np.tensordot(weights, np.stack([law.slope_powers[0] for law in laws]), axes=1),
+            np.tensordot(weights, np.stack([law.slope_powers[1] for law in laws]), axes=1),
+        ),
+    )
+
+
+def _law(combination: Combination, first: Root, second: Root, *, checked: bool = True) -> JointLaw:
+    nodes, weights, polynomials = _grid()
+    cells, between = _middles()
+    a = np.asarray(first.function.function(first.mean + first.std * nodes), np.float64)
+    b = np.asarray(second.function.function(second.mean + second.std * nodes), np.float64)
+    values = np.asarray(combination.function(a[:, None], b[None, :]), np.float64)
+    values = np.broadcast_to(values, (len(nodes), len(nodes)))
+    own, other = (_skewed(nodes, weights, root.skewness) for root in (first, second))
+    weighted = own[:, None] * values**2 * other[None, :]
+    if checked and _seldom(weighted, nodes, nodes):
+        return _UNKNOWN
+    mean = float(own @ values @ other)
+    points, inside = (weights, polynomials), (cells, between)
+    slopes = [_slope_law(values, 0, first.std, inside, points, checked)]
+    slopes += [_slope_law(values, 1, second.std, points, inside, checked)]
+    return JointLaw(
+        mean,
+        float(weighted.sum()),
+        float(own @ (values - mean) ** 3 @ other),
+        (slopes[0][0], slopes[1][0]),
+        _powers(values, values**2, points, points),
+        (slopes[0][1], slopes[1][1]),
+    )
+
+
+_BLANK = np.full((_TERMS + 1, _TERMS + 1), math.nan)
+
+_UNKNOWN = JointLaw(math.nan, math.nan, math.nan, (math.nan,) * 2, _BLANK, (_BLANK,) * 2)
+
+
+def _slope_law(
+    values: Array, axis: int, std: float, first: _Side, second: _Side, checked: bool
+) -> tuple[float, Array]:
+    """E (∂h)² with respect to one root, and the squared coefficients of ∂h."""
+    if std == 0:
+        return 0.0, np.zeros_like(_BLANK)
+    slopes, squares = _slopes(values, axis)
+    weighted = first[0][:, None] * squares * second[0][None, :]
+    if checked and np.any(weighted) and _seldom(weighted, first[1][1], second[1][1]):
+        return math.nan, _BLANK
+    return float(weighted.sum()) / std**2, _powers(slopes, squares, first, second) / std**2
+
+
+@functools.lru_cache(maxsize=4096)
+def joint_point(combination: Combination, first: Root, second: Root) -> tuple[float, float]:
+    """E h and E h² alone, on a coarser grid: for ratios between positions."""
+    nodes, weights, _ = _grid()
+    nodes, weights = nodes[::4], weights[::4] * 4
+    a = np.asarray(first.function.function(first.mean + first.std * nodes), np.float64)
+    b = np.asarray(second.function.function(second.mean + second.std * nodes), np.float64)
+    values = np.broadcast_to(
+        np.asarray(combination.function(a[:, None], b[None, :]), np.float64),
+        (len(nodes), len(nodes)),
+    )
+    return float(weights @ values @ weights), float(weights @ values**2 @ weights)

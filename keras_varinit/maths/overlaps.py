@@ -1,0 +1,75 @@
+"""Windows that share entries: how many, and how often one entry is the maximum of several."""
+
+import functools
+import itertools
+import math
+
+import numpy as np
+
+from keras_varinit.maths.windows import AnyWindow, Window, entries_read, members_of
+
+
+@functools.lru_cache(maxsize=256)
+def overlaps(window: AnyWindow) -> tuple[tuple[int, float, float], ...]:
+    """By the offset of two windows: entries that they share, and how many pairs share an entry."""
+    if window.kind != "linear":
+        reach = (window.taps - 1) // window.stride
+        return tuple(
+            (o, window.taps - abs(o) * window.stride, _shared_entries(window, o))
+            for o in range(-reach, reach + 1)
+        )
+    outputs = members_of(window)
+    reads, valid = entries_read(window, outputs)
+    used = valid & (window.shares(valid, outputs) != 0)
+    found = []
+    for offset in range(1 - len(outputs), len(outputs)):
+        first = outputs[(outputs + offset >= 0) & (outputs + offset < len(outputs))]
+        equal = reads[:, None, first] == reads[None, :, first + offset]
+        shared = (equal & used[:, None, first] & used[None, :, first + offset]).sum(axis=(0, 1))
+        if np.any(shared):
+            inputs = window.inputs.size or 1
+            found.append((offset, float(np.mean(shared)), float(np.sum(shared)) / inputs))
+    return tuple(found)
+
+
+@functools.lru_cache(maxsize=256)
+def wins_both(windows: tuple[AnyWindow, ...], size: float) -> float:
+    """Σ over pairs of windows of P(an entry is the maximum of both), per entry.
+
+    Of the entries that two windows share each is the maximum of their union equally often.
+    """
+    total = 0.0
+    for chosen in itertools.product(*(overlaps(w) for w in windows)):
+        if not any(offset for offset, _, _ in chosen):
+            continue
+        shared = math.prod(entries for _, entries, _ in chosen)
+        total += math.prod(pairs for _, _, pairs in chosen) / max(2 * size - shared, shared)
+    return total
+
+
+@functools.lru_cache(maxsize=256)
+def contested(window: AnyWindow) -> float:
+    """Share of the pairs of windows of two adjacent entries in which each holds both entries."""
+    outputs = members_of(window)
+    reads, valid = entries_read(window, outputs)
+    used = valid & (window.shares(valid, outputs) != 0)
+    first = int(reads[used].min())
+    holds = np.zeros((int(reads[used].max()) - first + 1, len(outputs)))
+    taps, places = np.nonzero(used)
+    holds[reads[taps, places] - first, places] = 1
+    both = (holds[1:] * holds[:-1]).sum(axis=1)
+    pairs = holds[1:].sum(axis=1) * holds[:-1].sum(axis=1)
+    return float(np.sum(both**2) / np.sum(pairs)) if np.any(pairs) else 0.0
+
+
+def _shared_entries(window: Window, offset: int) -> float:
+    """Entries that windows share with those `offset` further, over the number of entries."""
+    if window.inputs.size is None or window.outputs.size is None:
+        return (window.taps - abs(offset) * window.stride) / window.stride
+    outputs = np.arange(window.outputs.size)
+    outputs = outputs[(outputs + offset >= 0) & (outputs + offset < window.outputs.size)]
+    reads = window.reads(outputs)
+    first = max(offset * window.stride, 0)
+    last = min(offset * window.stride, 0) + window.taps
+    met = reads[first:last]
+    return float(np.sum((met >= 0) & (met < window.inputs.size)) / window.inputs.size)

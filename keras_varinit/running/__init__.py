@@ -1,0 +1,1 @@
+"""Running a model on data without leaving a trace: what measuring and calibrating share."""

@@ -1,0 +1,1 @@
+"""What travels along a graph: signals, gradients, roles, and the registry of rules."""

@@ -1,0 +1,162 @@
+"""Signals on the positions and channels of what they join: broadcasting, forward and back."""
+
+import dataclasses
+import itertools
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+from keras_varinit.keras_private import Shape
+from keras_varinit.maths.activated import activated
+from keras_varinit.maths.covariance import Moments, Term
+from keras_varinit.maths.windows import Array, Axes, axes_of
+from keras_varinit.signals.layouts import (
+    channel_axes,
+    expand,
+    on_axes,
+    position_axes,
+    sizes_of,
+    stretched,
+    with_channel_axes,
+)
+from keras_varinit.signals.outcome import Gradient, Signal
+
+
+@dataclasses.dataclass(frozen=True)
+class Aligned:
+    """A signal as it was (`source`) and on the positions and channels of the result.
+
+    `repeats`: at how many positions each of its entries stands. `rearranged`: its channels were in
+    other dimensions. `copies`: how many channels each of its channels became.
+    """
+
+    signal: Signal
+    source: Signal
+    repeats: float
+    rearranged: bool = False
+    copies: int = 1
+
+    def back(self, gradient: Gradient, output: Signal) -> Gradient:
+        """The gradient of the source: sums over all entries that it was repeated at."""
+        coherence = gradient.coherence
+        times = self.repeats
+        grown = times * (1 + coherence * (times - 1)) if math.isfinite(times) and times > 1 else 1.0
+        # The gradients of channels have independent signs.
+        grown *= self.copies
+        parts = parts_for(gradient.parts, output, self.source)
+        parts = [
+            g if g.shape == m.mean.shape else np.full_like(m.mean, self._mean(g, output))
+            for g, (_, m) in zip(parts, self.source.parts, strict=True)
+        ]
+        back = gradient.with_parts(tuple(g * grown for g in parts))
+        if self.rearranged:
+            # What were channels had independent gradients.
+            return Gradient(back.parts)
+        if grown == 1.0:
+            return dataclasses.replace(back, phases=gradient.phases)
+        return dataclasses.replace(back, local=0.0)
+
+    def _mean(self, gradient: Array, output: Signal) -> float:
+        return output.parts[0][1].average(gradient)
+
+
+def parts_for(gradients: Sequence[Array], output: Signal, source: Signal) -> list[Array]:
+    """Gradients by groups of channels, averaged over those that make up each of other groups."""
+    if [n for n, _ in output.parts] == [n for n, _ in source.parts]:
+        return list(gradients)
+    ends = np.cumsum([0, *(n for n, _ in output.parts)]) / output.channels
+    own = np.cumsum([0, *(n for n, _ in source.parts)]) / source.channels
+    found = []
+    for start, stop in itertools.pairwise(own):
+        shares = np.clip(np.minimum(ends[1:], stop) - np.maximum(ends[:-1], start), 0.0, None)
+        weights = shares / shares.sum()
+        found.append(sum((w * g for w, g in zip(weights, gradients, strict=True)), np.zeros(())))
+    return found
+
+
+def align(signal: Signal, before: Shape, shape: Shape, target: Signal) -> Aligned | None:
+    """A signal on a shape that it is broadcast to, laid out like `target`; None where it cannot be.
+
+    A tensor of lower rank lacks the dimensions behind the batch, as in Keras's merging layers.
+    """
+    rank = len(shape)
+    channels = channel_axes(target, rank)
+    missing = rank - len(before)
+    known = signal
+    if missing:
+        known = expand(signal, rank, set(range(1, 1 + missing)))
+        before = (before[0], *(1,) * missing, *before[1:])
+    laid_out = _with_channels(known, before, channels)
+    if laid_out is None:
+        return None
+    positions = position_axes(laid_out, rank)
+    grown = [a for a in range(1, rank) if before[a] != shape[a]]
+    if any(before[a] != 1 for a in grown):
+        return None
+    axes = axes_of(sizes_of(shape, positions))
+    numbers = [n for n, a in enumerate(positions) if a in grown]
+    move = _Move(axes, tuple(numbers))
+    result = laid_out.each(move)
+    wider = [a for a in channels if a in grown]
+    if wider:
+        count = math.prod(shape[a] or 1 for a in channels)
+        if result.channels * math.prod(shape[a] or 1 for a in wider) != count:
+            return None
+        result = Signal(((count, result.merged),), result.channel_axis, result.other_axes)
+    repeats = math.prod(
+        math.inf if shape[positions[n]] is None else shape[positions[n]] or 1 for n in numbers
+    )
+    copies = math.prod(shape[a] or 1 for a in wider)
+    rearranged = channel_axes(known, rank) != tuple(channels)
+    return Aligned(result, signal, repeats, rearranged, copies)
+
+
+def _with_channels(signal: Signal, shape: Shape, channels: Sequence[int]) -> Signal | None:
+    rank = len(shape)
+    if channel_axes(signal, rank) == tuple(channels):
+        return signal
+    return with_channel_axes(signal, shape, channels)
+
+
+class _Move:
+    """Takes moments to other axes; what was taken there before comes out as the same object."""
+
+    def __init__(self, axes: Axes, numbers: tuple[int, ...]) -> None:
+        self.axes, self.numbers = axes, numbers
+
+    def __call__(self, moments: Moments) -> Moments:
+        if moments.axes == self.axes and not self.numbers:
+            return moments
+        key = (self.axes, self.numbers)
+        if key not in moments.elsewhere:
+            moments.elsewhere[key] = self._moved(moments)
+            moments.elsewhere[key].elsewhere["origin"] = moments
+        return moments.elsewhere[key]
+
+    def _moved(self, moments: Moments) -> Moments:
+        if moments.pre is not None and moments.function is not None:
+            return activated(self(moments.pre), moments.function)
+        if self.numbers:
+            moved = stretched(moments, self.numbers, self.axes)
+        else:
+            moved = on_axes(moments, self.axes)
+        terms = tuple(
+            Term(t.coefficient, tuple((self(root), function) for root, function in t.factors))
+            for t in moments.terms
+        )
+        return dataclasses.replace(moved, terms=terms, third=moments.third)
+
+
+def regrouped(signals: Sequence[Signal]) -> list[tuple[int, list[Moments]]]:
+    """Groups of channels that are alike in all signals: (channels, moments of each signal)."""
+    edges = sorted({end for s in signals for end in _ends(s)})
+    groups = []
+    for start, stop in zip([0, *edges[:-1]], edges, strict=True):
+        parts = [s.parts[int(np.searchsorted(_ends(s), start, side="right"))][1] for s in signals]
+        groups.append((stop - start, parts))
+    return groups
+
+
+def _ends(signal: Signal) -> list[int]:
+    return list(itertools.accumulate(n for n, _ in signal.parts))

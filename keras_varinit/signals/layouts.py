@@ -1,0 +1,257 @@
+"""Which dimensions of a tensor hold channels and which hold positions, and how that changes.
+
+Channels are exchangeable and, but for what they have in common through their means, uncorrelated:
+different rows of a kernel made them. Positions share their kernels. A reshape or a transposition
+keeps what each dimension is; a layer that sums over a dimension of positions makes it channels.
+"""
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from keras_varinit.keras_private import Shape
+from keras_varinit.maths.covariance import Moments, uniform
+from keras_varinit.maths.windows import Array, Axes, Axis, Window, axes_of
+from keras_varinit.signals.outcome import Gradient, Signal, Visit
+
+
+def channel_axis_of(layer: Any, default: int = -1) -> int:
+    """The dimension of the channels in a layer's input and output."""
+    data_format = getattr(layer, "data_format", None)
+    if data_format is None:
+        return default
+    return 1 if data_format == "channels_first" else -1
+
+
+def in_layout(visit: Visit, channel_axis: int) -> Signal:
+    """The first input with its channels where a layer expects them."""
+    return with_channel_axes(visit.inputs[0], visit.call.input_shapes[0], (channel_axis,))
+
+
+def channel_axes(signal: Signal, rank: int) -> tuple[int, ...]:
+    """The dimensions that hold channels, counted from the left, ascending."""
+    return tuple(sorted({a % rank for a in (signal.channel_axis, *signal.other_axes)}))
+
+
+def position_axes(signal: Signal, rank: int) -> tuple[int, ...]:
+    """The dimensions that hold positions, counted from the left, ascending."""
+    channels = channel_axes(signal, rank)
+    return tuple(a for a in range(1, rank) if a not in channels)
+
+
+def signal_at(parts: Sequence[tuple[int, Moments]], channels: Sequence[int], rank: int) -> Signal:
+    """A signal whose channels lie in the given dimensions, the last of which is the main one."""
+    places = sorted(a % rank - rank for a in channels)
+    return Signal(tuple(parts), places[-1], tuple(places[:-1]))
+
+
+def sizes_of(shape: Shape, dimensions: Sequence[int]) -> tuple[int | None, ...]:
+    """The sizes of some dimensions."""
+    return tuple(shape[a] for a in dimensions)
+
+
+def with_channel_axes(signal: Signal, shape: Shape, wanted: Sequence[int]) -> Signal:
+    """The same tensor, with its channels in other dimensions.
+
+    Positions that become channels are averaged over. Of channels that become positions two
+    different ones have the product of their means as their pair moment.
+    """
+    rank = len(shape)
+    wanted = tuple(sorted(a % rank for a in wanted))
+    present = channel_axes(signal, rank)
+    if wanted == present:
+        return signal
+    positions = position_axes(signal, rank)
+    taken = [number for number, a in enumerate(positions) if a in wanted]
+    released = [a for a in present if a not in wanted]
+    absorbed = math.prod(shape[positions[n]] or 1 for n in taken)
+    if not released:
+        parts = [
+            (n * absorbed, m)
+            for n, m in signal.each(lambda m: without_axes(m, taken, pooled=True)).parts
+        ]
+        return signal_at(parts, wanted, rank)
+    count = math.prod(shape[a] or 1 for a in released)
+    merged = without_axes(signal.merged, taken, pooled=True)
+    mean = merged.average(merged.mean)
+    pair = merged.pair_moment / count + (1 - 1 / count) * mean**2 if merged.axes else mean**2
+    axes = axes_of(sizes_of(shape, [a for a in range(1, rank) if a not in wanted]))
+    channels = math.prod(n or 1 for n in sizes_of(shape, wanted))
+    return signal_at([(channels, uniform(axes, mean, merged.second_moment, pair))], wanted, rank)
+
+
+def without_axes(moments: Moments, numbers: Sequence[int], *, pooled: bool) -> Moments:
+    """Without some axes of positions: averages over equal positions along them.
+
+    `pooled` False averages the *signal* over them instead, so that pairs of positions count too.
+    """
+    for number in sorted(numbers, reverse=True):
+        moments = _averaged_over(moments, number) if not pooled else _typical_of(moments, number)
+    return moments
+
+
+def _typical_of(moments: Moments, number: int) -> Moments:
+    """Averages over one axis at equal positions of it."""
+    weights = moments.axes[number].weights
+    mean = np.tensordot(moments.mean, weights, axes=(number, 0))
+    pairs = np.diagonal(moments.far, axis1=2 * number, axis2=2 * number + 1)
+    far = np.tensordot(pairs, weights, axes=(pairs.ndim - 1, 0))
+    own = np.take(moments.excess, moments.radius[number], axis=2 * number)
+    excess = np.tensordot(own, weights, axes=(2 * number, 0))
+    return _reduced(moments, number, mean, far, excess)
+
+
+def _averaged_over(moments: Moments, number: int) -> Moments:
+    """The mean of the signal along one axis: all pairs, and what near ones have beyond them."""
+    axis = moments.axes[number]
+    weights = axis.weights
+    mean = np.tensordot(moments.mean, weights, axes=(number, 0))
+    pairs = np.tensordot(moments.far, weights, axes=(2 * number, 0))
+    far = np.tensordot(pairs, weights, axes=(2 * number, 0))
+    beyond = np.tensordot(moments.excess.sum(axis=2 * number), weights, axes=(2 * number, 0))
+    size = math.inf if axis.size is None else axis.size
+    return _reduced(moments, number, mean, far, np.asarray(beyond / size))
+
+
+def _reduced(moments: Moments, number: int, mean: Array, far: Array, excess: Array) -> Moments:
+    axes, radius = list(moments.axes), list(moments.radius)
+    del axes[number], radius[number]
+    return Moments(
+        tuple(axes), np.asarray(mean), np.asarray(far), np.asarray(excess), tuple(radius)
+    )
+
+
+def with_new_axis(moments: Moments, number: int) -> Moments:
+    """With one more axis of a single position."""
+    axes = (*moments.axes[:number], Axis(1, 1), *moments.axes[number:])
+    return Moments(
+        axes,
+        np.expand_dims(moments.mean, number),
+        np.expand_dims(moments.far, (2 * number, 2 * number + 1)),
+        np.expand_dims(moments.excess, (2 * number, 2 * number + 1)),
+        (*moments.radius[:number], 0, *moments.radius[number:]),
+        moments.pre and with_new_axis(moments.pre, number),
+        moments.function,
+        moments.third,
+    )
+
+
+def on_axes(moments: Moments, axes: Axes) -> Moments:
+    """The same positions, in the classes that other axes divide them into."""
+    if moments.axes == axes:
+        return moments
+    if [a.size for a in moments.axes] != [a.size for a in axes]:
+        return moments.spread_over(axes)
+    if moments.pre is not None:
+        root = on_axes(moments.pre, axes)
+        plain = on_axes(moments.plain(), axes)
+        return dataclasses.replace(plain, pre=root, function=moments.function, third=moments.third)
+    windows = [
+        Window("conv", 1, 1, 1, 0, old, new) for old, new in zip(moments.axes, axes, strict=True)
+    ]
+    return dataclasses.replace(moments.mapped(windows), third=moments.third)
+
+
+def reordered(moments: Moments, order: Sequence[int]) -> Moments:
+    """With the axes of positions in another order."""
+    if list(order) == list(range(len(moments.axes))):
+        return moments
+    pairs = [i for axis in order for i in (2 * axis, 2 * axis + 1)]
+    return Moments(
+        tuple(moments.axes[a] for a in order),
+        np.transpose(moments.mean, order),
+        np.transpose(moments.far, pairs),
+        np.transpose(moments.excess, pairs),
+        tuple(moments.radius[a] for a in order),
+        moments.pre and reordered(moments.pre, order),
+        moments.function,
+        moments.third,
+    )
+
+
+def stretched(moments: Moments, numbers: Sequence[int], axes: Axes) -> Moments:
+    """Repeated along axes of size 1: E z_p z_q = E z_p² where p and q differ in them alone."""
+    if not numbers:
+        return on_axes(moments, axes)
+    mean, second = moments.mean, moments.second
+    far, excess, radius = moments.far, moments.excess, list(moments.radius)
+    alone = all(a.size == 1 for n, a in enumerate(moments.axes) if n not in numbers)
+    for number in numbers:
+        count, size = axes[number].count, axes[number].size
+        mean = mean.repeat(count, number)
+        second = second.repeat(count, number)
+        far = far.repeat(count, 2 * number).repeat(count, 2 * number + 1)
+        # Of pairs that differ along other axes too, those close by are told apart.
+        reach = 0 if alone else min(4, size - 1 if size is not None else 4)
+        radius[number] = reach
+        excess = excess.repeat(2 * reach + 1, 2 * number).repeat(count, 2 * number + 1)
+    if alone:
+        same = np.broadcast_to(second.reshape([n for c in second.shape for n in (c, 1)]), far.shape)
+        return Moments(axes, mean, np.array(same), np.zeros_like(excess), tuple(radius))
+    return Moments(axes, mean, far, excess, tuple(radius))
+
+
+def flat_channels(signal: Signal, shape: Shape) -> Signal:
+    """With its channels in the main dimension alone, as most rules expect them."""
+    if not signal.other_axes:
+        return signal
+    return with_channel_axes(signal, shape, (signal.channel_axis,))
+
+
+def fitting(gradient: Gradient, given: Signal, signal: Signal) -> Gradient:
+    """A gradient of one layout on the classes of another, averaged where they differ."""
+    shapes = [m.mean.shape for _, m in signal.parts]
+    if [g.shape for g in gradient.parts] == shapes:
+        return gradient
+    second = gradient.second_moment(given)
+    coherence = gradient.coherence if given.axes and signal.axes else 0.0
+    parts = tuple(np.full(shape, second) for shape in shapes)
+    return dataclasses.replace(gradient, parts=parts, coherence=coherence)
+
+
+def back_to(gradient: Gradient, given: Signal, signal: Signal, rank: int) -> Gradient:
+    """`fitting`, where a rule had the channels of its input in other dimensions.
+
+    What were channels had independent gradients, so that positions which they become share nothing.
+    """
+    fitted = fitting(gradient, given, signal)
+    if channel_axes(given, rank) == channel_axes(signal, rank):
+        return fitted
+    return Gradient(fitted.parts)
+
+
+def expand(signal: Signal, rank: int, added: set[int]) -> Signal:
+    """A signal with new dimensions of size 1, at the given places of its new shape."""
+    kept = [a for a in range(rank) if a not in added]
+    target = [kept[a] for a in channel_axes(signal, len(kept))]
+    positions = [a for a in range(1, rank) if a not in target]
+
+    def moved(moments: Moments) -> Moments:
+        for number, place in enumerate(positions):
+            if place in added:
+                moments = with_new_axis(moments, number)
+        return on_axes(moments, axes_of(tuple(a.size for a in moments.axes)))
+
+    return signal_at(signal.each(moved).parts, target, rank)
+
+
+def squeeze(signal: Signal, shape: Shape, removed: Sequence[int]) -> Signal:
+    """A signal without some dimensions of size 1; where no channels are left, the last has them."""
+    rank = len(shape)
+    left = [a for a in range(rank) if a not in removed]
+    channels = channel_axes(signal, rank)
+    if not set(channels) - set(removed):
+        signal = with_channel_axes(signal, shape, (*channels, left[-1]))
+        channels = channel_axes(signal, rank)
+    positions = position_axes(signal, rank)
+    gone = [number for number, a in enumerate(positions) if a in removed]
+
+    def moved(moments: Moments) -> Moments:
+        moments = without_axes(moments, gone, pooled=True)
+        return on_axes(moments, axes_of(tuple(a.size for a in moments.axes)))
+
+    target = [left.index(a) for a in channels if a in left]
+    return signal_at(signal.each(moved).parts, target, len(left))

@@ -1,0 +1,99 @@
+"""What the taps of a convolution read, and how gradients come back through them."""
+
+import itertools
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+from keras_varinit.maths.covariance import Moments, axis_maps, reads_in_place
+from keras_varinit.maths.fans import padding_and_outputs
+from keras_varinit.maths.windows import AnyWindow, Array, Axes, Window
+from keras_varinit.signals.roles import Call, per_dimension
+
+
+def windows(call: Call, source: Axes, target: Axes) -> list[Window]:
+    """The windows of a convolution layer."""
+    layer, rank = call.operation, len(source)
+    sizes = per_dimension(layer.kernel_size, rank)
+    strides = per_dimension(layer.strides, rank)
+    dilation = per_dimension(layer.dilation_rate, rank)
+    return windows_of(sizes, strides, dilation, layer.padding, source, target)
+
+
+def windows_of(
+    sizes: Sequence[int],
+    strides: Sequence[int],
+    dilation: Sequence[int],
+    padding: str,
+    source: Axes,
+    target: Axes,
+) -> list[Window]:
+    """The windows of a convolution, axis by axis."""
+    found = []
+    for k, s, d, before, after in zip(sizes, strides, dilation, source, target, strict=True):
+        low, _ = padding_and_outputs(before.size or 10**6, k, s, d, padding)
+        found.append(Window("conv", k, s, d, low, before, after))
+    return found
+
+
+def transposed_windows(call: Call, source: Axes, target: Axes) -> list[Window]:
+    """The windows of a transposed convolution layer."""
+    layer = call.operation
+    rank = len(source)
+    sizes = per_dimension(layer.kernel_size, rank)
+    strides = per_dimension(layer.strides, rank)
+    dilation = per_dimension(layer.dilation_rate, rank)
+    found = []
+    for axis in range(rank):
+        n, m, low = source[axis].size, target[axis].size, 0
+        k, s, d = sizes[axis], strides[axis], dilation[axis]
+        if layer.padding == "same" and n is not None and m is not None:
+            low = max((n - 1) * s + (k - 1) * d + 1 - m, 0) // 2
+        found.append(Window("transposed", k, s, d, low, source[axis], target[axis]))
+    return found
+
+
+def summed_back(windows: Sequence[AnyWindow], moments: Moments, gradient: Array) -> Array:
+    """Σ over the outputs that read an input of E g², by class of the input's position."""
+    if all(reads_in_place(window) for window in windows):
+        return gradient
+    for axis, (window, each) in enumerate(zip(windows, axis_maps(moments, windows), strict=True)):
+        source, target = window.inputs, window.outputs
+        if source.size is None or target.size is None:
+            ratio = float(window.stride) if window.kind == "transposed" else 1 / window.stride
+        else:
+            ratio = target.size / source.size
+        matrix = each.means.T * target.weights[None, :] / source.weights[:, None] * ratio
+        gradient = np.moveaxis(np.tensordot(matrix, gradient, axes=(1, axis)), 0, axis)
+    return gradient
+
+
+def mean_inverse(moments: Moments, windows: Sequence[AnyWindow], fan_in: int) -> float:
+    """E σ²·E 1/σ² over channels u = Σ w·z of `fan_in` inputs through windows; NaN if unbounded.
+
+    Given the kernel a channel's variance over examples and positions is Σ w_a w_b C_ab, a sum of
+    squares with the eigenvalues λ of the taps' covariance, each `fan_in` times, and
+    E 1/σ² = ∫ Π (1 + 2tλ)^(-fan_in/2) dt.
+    """
+    kinds = [(w.taps, w.dilation) if isinstance(w, Window) else (1, 1) for w in windows]
+    places = list(itertools.product(*(range(taps) for taps, _ in kinds)))
+    own = moments.average(moments.excess[moments.offset_of((0,) * len(kinds))])
+    if fan_in * len(places) > 200 or not own > 0:
+        return 1.0
+
+    def shared(one: tuple[int, ...], other: tuple[int, ...]) -> float:
+        pairs = zip(one, other, kinds, strict=True)
+        offset = [(b - a) * dilation for a, b, (_, dilation) in pairs]
+        if any(abs(o) > r for o, r in zip(offset, moments.radius, strict=True)):
+            return 0.0
+        return moments.average(moments.excess[moments.offset_of(offset)]) / own
+
+    covariance = np.array([[shared(one, other) for other in places] for one in places])
+    values = np.maximum(np.linalg.eigvalsh(covariance), 0.0) / len(places)
+    if fan_in * np.sum(values > 1e-3) < 4:
+        return math.nan
+    steps = np.linspace(-12.0, 12.0, 400)
+    t = np.exp(steps) / fan_in
+    logs = fan_in / 2 * np.log1p(2 * t[:, None] * values[None, :]).sum(axis=1)
+    return float(np.sum(t * np.exp(-logs)) * (steps[1] - steps[0]) * fan_in)
