@@ -50,7 +50,7 @@ def test_every_layer_has_a_status():
 def names_of_rules():
     named = {
         k
-        for k in (*registry.registered_signals(), *registry.registered_roles())
+        for k in (*registry.registered("signal"), *registry.registered("role"))
         if isinstance(k, str)
     }
     unknown = {n for names in catalogue.UNKNOWN_OPERATIONS.values() for n in names}
@@ -69,7 +69,7 @@ def test_no_operation_is_both_known_and_unknown():
     assert len(unknown) == len(set(unknown))
     known = {*identity.IDENTITY_OPERATIONS, *catalogue.OPERATIONS_BY_ROLE}
     assert not set(unknown) & (
-        known | {k for k in registry.registered_signals() if isinstance(k, str)}
+        known | {k for k in registry.registered("signal") if isinstance(k, str)}
     )
 
 

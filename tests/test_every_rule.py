@@ -11,6 +11,7 @@ import pytest
 from keras_varinit.families.identity import unchanged
 from keras_varinit.keras_private import is_raw_operation, operation_name
 from keras_varinit.signals import registry
+from keras_varinit.signals.roles import Source, Transparent
 from tests.rule_cases import all_cases
 from tests.rule_cases.measuring import Network
 
@@ -19,17 +20,17 @@ CASES = all_cases()
 
 def registered():
     """Every kind with a rule: Keras's, as other tests register their own layers; no identities."""
-    kinds = {*(k for k, rule in registry._RULES.items() if rule is not unchanged), *_by_role()}
+    rules = registry.registered("signal").items()
+    kinds = {*(k for k, rule in rules if rule is not unchanged), *_by_role()}
     return {k for k in kinds if isinstance(k, str) or k.__module__.startswith("keras.")}
 
 
 def _by_role():
     """Kinds that the engine follows by their role alone: activations, merges, kernels."""
-    without_numbers = {"_transparent", "_source"}
-    for registry in (registry._BY_CLASS, registry._BY_NAME):
-        for kind, function in registry.items():
-            if function.__name__ not in without_numbers and not _is_taken_apart(kind):
-                yield kind
+    without_numbers = [registry.Constant(Transparent()), registry.Constant(Source())]
+    for kind, rule in registry.registered("role").items():
+        if rule not in without_numbers and not _is_taken_apart(kind):
+            yield kind
 
 
 def _is_taken_apart(kind):

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import keras_varinit as kv
-import keras_varinit.keras_private
+from keras_varinit import keras_private
 
 L = keras.layers
 
@@ -324,7 +324,7 @@ def test_bad_input_changes_nothing(options, error, text):
 
 def test_failure_while_assigning_puts_everything_back(monkeypatch):
     model = network()
-    before, assign = values(model), keras_varinit.graph.assign
+    before, assign = values(model), keras_private.assign
     calls = []
 
     def failing(variable, value):
@@ -333,7 +333,7 @@ def test_failure_while_assigning_puts_everything_back(monkeypatch):
             raise RuntimeError("device lost")
         assign(variable, value)
 
-    monkeypatch.setattr(keras_varinit.graph, "assign", failing)
+    monkeypatch.setattr(keras_private, "assign", failing)
     with pytest.raises(RuntimeError, match="device lost"):
         kv.initialize(model, "asv_forward", seed=1)
     assert_equal(values(model), before)

@@ -237,9 +237,9 @@ def test_all_steps_are_counted_where_some_are_left_out(monkeypatch):
         for limit in (96, 48):
             monkeypatch.setattr(layers, "_STEPS", limit)
             keras.utils.clear_session()
-            layers = [L.GRU(32, return_sequences=True), L.LSTM(32, return_sequences=sequences)]
+            stack = [L.GRU(32, return_sequences=True), L.LSTM(32, return_sequences=sequences)]
             last = [L.GlobalAveragePooling1D()] if sequences else []
-            model = sequence_model(*layers, *last, steps=96)
+            model = sequence_model(*stack, *last, steps=96)
             found.append([(p.forward, p.backward) for p in kv.analyze(model).predicted.values()])
         np.testing.assert_allclose(found[0], found[1], rtol=0.03)
 

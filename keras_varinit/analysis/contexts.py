@@ -36,8 +36,7 @@ from keras_varinit.keras_private import (
     own_variables,
 )
 from keras_varinit.signals.registry import (
-    has_own_role_rule,
-    has_own_signal_rule,
+    has_own_rule,
     has_role_rule,
     has_signal_rule,
     role_of,
@@ -110,10 +109,8 @@ def is_known(operation: Any) -> bool:
         return False
     if is_raw_operation(operation):
         return True
-    if is_customized(operation):
-        return False
     for cls in type(operation).__mro__:
-        if has_own_role_rule(cls) or has_own_signal_rule(cls):
+        if has_own_rule(cls):
             return True
         if "call" in vars(cls) and not is_keras_class(cls):
             return False

@@ -10,7 +10,7 @@ import keras
 
 from keras_varinit.families.activations import ELEMENTWISE_OPERATIONS
 from keras_varinit.families.identity import IDENTITY_LAYERS, IDENTITY_OPERATIONS
-from keras_varinit.signals.registry import layer_classes, registered_signals
+from keras_varinit.signals.registry import layer_classes, registered
 
 Status = Literal["identity", "rule", "unknown"]
 
@@ -111,7 +111,7 @@ def status_of_operation(name: str) -> Status | None:
     """What is known of the operation of `keras.ops` with that class name; None where it is new."""
     if name in IDENTITY_OPERATIONS:
         return "identity"
-    if name in OPERATIONS_BY_ROLE or name in registered_signals():
+    if name in OPERATIONS_BY_ROLE or name in registered("signal"):
         return "rule"
     return "unknown" if any(name in names for names in UNKNOWN_OPERATIONS.values()) else None
 
@@ -120,7 +120,7 @@ def status_of_layer(cls: type[keras.Layer]) -> Status | None:
     """What is known of a layer class; None where it is new."""
     if cls in IDENTITY_LAYERS:
         return "identity"
-    known = {*registered_signals(), *LAYERS_BY_ROLE}
+    known = {*registered("signal"), *LAYERS_BY_ROLE}
     if any(base in known for base in cls.__mro__):
         return "rule"
     listed = any(cls.__name__ in names for names in UNKNOWN_LAYERS.values())

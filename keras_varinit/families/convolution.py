@@ -209,6 +209,7 @@ def _separable(visit: Visit) -> Outcome:
 
 
 def raw_convolution(visit: Visit) -> Outcome:
+    """`ops.conv` with a variable: groups by the channels that its kernel reads."""
     operation, variable = visit.operation, call_argument(visit.call.node, 1, "kernel")
     data_format = operation.data_format or keras.config.image_data_format()
     channel_axis = -1 if data_format == "channels_last" else 1

@@ -36,6 +36,7 @@ from keras_varinit.signals.taps import mean_inverse, summed_back
 
 
 def weights_of(call: Call, *kernels: Kernel) -> Role:
+    """The role of a layer with these kernels and its own `activation=`."""
     return Weights(kernels, activation_of(getattr(call.operation, "activation", None)))
 
 
@@ -44,6 +45,7 @@ class _NoKernelError(Exception):
 
 
 def kernel_of(layer: Any, name: str = "kernel") -> tuple[Any, tuple[int, ...]]:
+    """A layer's own variable of that name, and its shape."""
     variable = own_variable(layer, name)
     if variable is None:
         raise _NoKernelError(f"it has no variable named {name!r}")

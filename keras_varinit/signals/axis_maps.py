@@ -52,6 +52,8 @@ def _picks(window: AnyWindow) -> bool:
 
 
 def back_through(visit: Visit, windows: Sequence[AnyWindow]) -> Callable[[Gradients], Gradients]:
+    """Gradients back through a linear map along each axis."""
+
     def pullback(gradients: Gradients) -> Gradients:
         gradient = gradients[0]
         back = None if gradient is None else through_linear(gradient, windows)

@@ -53,9 +53,20 @@ def role_rule(*kinds: Kind) -> Callable[[_AnyRule], _AnyRule]:
     return _registering("role", kinds)
 
 
+@dataclasses.dataclass(frozen=True)
+class Constant:
+    """The role rule of operations all of whose calls have one role."""
+
+    role: Role
+
+    def __call__(self, call: Call) -> Role:
+        """The role."""
+        return self.role
+
+
 def constant_role(role: Role, *kinds: Kind) -> None:
     """Registers a role that all calls of an operation have."""
-    _registering("role", kinds)(lambda call: role)
+    _registering("role", kinds)(Constant(role))
 
 
 def signal_rule(*kinds: Kind) -> Callable[[_AnyRule], _AnyRule]:
@@ -133,9 +144,14 @@ def row_rule_of(operation: Any) -> RowRule | None:
     return rule
 
 
-def has_rule(operation: Any, field: Field) -> bool:
-    """Whether there is a rule of that kind for an operation."""
-    return _rule_of(operation, field) is not None
+def has_role_rule(operation: Any) -> bool:
+    """Whether it is known what an operation is to a stage."""
+    return _rule_of(operation, "role") is not None
+
+
+def has_signal_rule(operation: Any) -> bool:
+    """Whether it is known what an operation does to signals."""
+    return _rule_of(operation, "signal") is not None
 
 
 def has_own_rule(cls: type) -> bool:
@@ -144,9 +160,10 @@ def has_own_rule(cls: type) -> bool:
     return entry.role is not None or entry.signal is not None
 
 
-def registered(field: Field) -> frozenset[Kind]:
-    """The layer classes and names of operations that have a rule of that kind."""
-    return frozenset(kind for kind, entry in _ENTRIES.items() if getattr(entry, field) is not None)
+def registered(field: Field) -> dict[Kind, Callable[..., Any]]:
+    """The rules of that kind by layer class or name of an operation."""
+    rules = {kind: getattr(entry, field) for kind, entry in _ENTRIES.items()}
+    return {kind: rule for kind, rule in rules.items() if rule is not None}
 
 
 def layer_classes(*names: str) -> tuple[type, ...]:

@@ -107,10 +107,12 @@ class NotModelledError(Exception):
 
 
 def kind_of(cell: Any) -> tuple[type, int, Law]:
+    """The class of a cell, its number of gates and its law."""
     return next(kind for kind in KINDS if isinstance(cell, kind[0]))
 
 
 def numbers_of(cell: Any, gates: int, scale: float) -> Cell:
+    """A cell's functions, biases and dropout, for states of that scale."""
     biases = _biases(cell, gates)
     return Cell(
         scale,
