@@ -54,7 +54,7 @@ def names_of_rules():
         if isinstance(k, str)
     }
     unknown = {n for names in catalogue.UNKNOWN_OPERATIONS.values() for n in names}
-    return sorted({*named, *unknown, *catalogue.OPERATIONS_BY_ROLE})
+    return sorted({*named, *unknown})
 
 
 def test_names_are_those_of_operations():
@@ -67,7 +67,7 @@ def test_names_are_those_of_operations():
 def test_no_operation_is_both_known_and_unknown():
     unknown = [n for names in catalogue.UNKNOWN_OPERATIONS.values() for n in names]
     assert len(unknown) == len(set(unknown))
-    known = {*identity.IDENTITY_OPERATIONS, *catalogue.OPERATIONS_BY_ROLE}
+    known = set(identity.IDENTITY_OPERATIONS)
     assert not set(unknown) & (
         known | {k for k in registry.registered("signal") if isinstance(k, str)}
     )

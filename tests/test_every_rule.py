@@ -11,7 +11,6 @@ import pytest
 from keras_varinit.families.identity import unchanged
 from keras_varinit.keras_private import is_raw_operation, operation_name
 from keras_varinit.signals import registry
-from keras_varinit.signals.roles import Source, Transparent
 from tests.rule_cases import all_cases
 from tests.rule_cases.measuring import Network
 
@@ -21,21 +20,8 @@ CASES = all_cases()
 def registered():
     """Every kind with a rule: Keras's, as other tests register their own layers; no identities."""
     rules = registry.registered("signal").items()
-    kinds = {*(k for k, rule in rules if rule is not unchanged), *_by_role()}
+    kinds = [k for k, rule in rules if rule is not unchanged]
     return {k for k in kinds if isinstance(k, str) or k.__module__.startswith("keras.")}
-
-
-def _by_role():
-    """Kinds that the engine follows by their role alone: activations, merges, kernels."""
-    without_numbers = [registry.Constant(Transparent()), registry.Constant(Source())]
-    for kind, rule in registry.registered("role").items():
-        if rule not in without_numbers and not _is_taken_apart(kind):
-            yield kind
-
-
-def _is_taken_apart(kind):
-    """Wrappers that the graph opens; cases of their own test them."""
-    return kind is keras.layers.Bidirectional
 
 
 def kind_of(operation):

@@ -1,4 +1,4 @@
-"""Who may import whom, and which names are public."""
+"""Who may import whom, what stays in one file, and which names are public."""
 
 import ast
 from pathlib import Path
@@ -8,55 +8,40 @@ import pytest
 import keras_varinit as kv
 
 ROOT = Path(kv.__file__).parent
+BACKENDS = {"tensorflow", "jax", "torch"}
 
-# Each room, and what it may import beyond the standard library.
+# Each room, from the ground up, and what it may import beyond the standard library: other rooms
+# stand above it, so that no import points upward.
 ROOMS = {
     "context": set(),
-    "fans": set(),
-    "moments": {"numpy"},
-    "pair_moments": {"numpy", "moments"},
-    "joint_moments": {"numpy", "moments"},
-    "recurrent_moments": {"numpy", "moments", "pair_moments"},
-    "attention_patterns": {"numpy"},
-    "attention_moments": {"numpy", "attention_patterns"},
-    "graph": {"keras"},
-    "reading": {"keras", "graph"},
-    "recording": {"keras", "graph", "reading"},
     "seeds": set(),
-    "values": {"keras", "numpy"},
+    "keras_private": {"keras"},
+    "tensors": {"keras", "numpy"},
+    "maths": {"numpy"},
+    "tracing": {"keras", "numpy", "keras_private"},
+    "signals": {"keras", "numpy", "keras_private", "maths", "tensors", "tracing"},
+    "families": {"keras", "numpy", "keras_private", "maths", "signals", "tensors", "tracing"},
+    "initializers": {"keras", "numpy", "context", "keras_private", "maths", "seeds"},
     "analysis": {
-        *("keras", "values", "numpy", "graph", "reading", "recording", "fans", "context"),
-        *("moments", "pair_moments", "joint_moments", "recurrent_moments"),
-        *("attention_moments", "attention_patterns"),
+        *("keras", "numpy", "context", "families", "initializers", "keras_private", "maths"),
+        *("signals", "tensors", "tracing"),
     },
-    "initializers": {"keras", "numpy", "graph", "seeds", "context", "moments"},
-    "prediction": {"keras", "values", "numpy", "graph", "analysis", "initializers"},
-    "reports": {"context"},
-    "changes": {"keras", "values", "numpy", "graph"},
-    "owners": {"keras", "values", "graph", "changes", "initializers"},
-    "injection": {
-        *("keras", "values", "numpy", "graph", "context", "analysis", "initializers", "prediction"),
-        *("changes", "owners", "reports"),
+    "apply": {
+        *("keras", "numpy", "analysis", "context", "initializers", "keras_private", "seeds"),
+        *("tensors", "tracing"),
     },
-    "initialization": {
-        *("keras", "values", "graph", "context", "analysis", "initializers", "prediction"),
-        *("changes", "reports", "seeds", "selection"),
+    "running": {
+        *("keras", "numpy", "families", "keras_private", "maths", "signals", "tensors"),
+        *("tracing", *BACKENDS),
     },
-    "selection": {"graph"},
-    "builtin": {"keras", "graph", "seeds", "initializers"},
-    "lint": {"keras", "values", "numpy", "graph", "analysis", "initializers", "owners"},
-    "callbacks": {"keras", "values", "graph", "injection", "reports"},
-    "live": {"keras", "graph", "reading", "values", "torch"},
     "diagnostics": {
-        *("keras", "numpy", "graph", "live", "moments", "analysis", "prediction", "plotting"),
-        *("tensorflow", "jax", "torch"),
+        *("keras", "numpy", "matplotlib", "analysis", "keras_private", "running", "tracing"),
+        *BACKENDS,
     },
     "calibration": {
-        *("keras", "numpy", "graph", "values", "live", "analysis", "changes", "diagnostics"),
-        "selection",
+        *("keras", "numpy", "analysis", "apply", "diagnostics", "keras_private", "running"),
+        *("signals", "tensors", "tracing"),
     },
-    "plotting": {"numpy", "matplotlib"},
-    "monitor": {"keras", "numpy", "graph", "live", "diagnostics", "plotting", "tensorflow"},
 }
 STANDARD = {
     "collections", "concurrent", "contextlib", "copy", "csv", "dataclasses", "difflib",
@@ -69,26 +54,32 @@ def files():
     return sorted(ROOT.rglob("*.py"))
 
 
-def room_of(path):
-    return path.relative_to(ROOT).parts[0].removesuffix(".py")
+def shown(path):
+    return str(path.relative_to(ROOT))
+
+
+def module_of(path):
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
 def imports_of(path):
+    """The full names of what a file imports, wherever in it."""
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path} imports relatively"
-            if node.module == "keras_varinit":
-                yield from (f"keras_varinit.{alias.name}" for alias in node.names)
+            if node.module.split(".")[0] == "keras_varinit":
+                yield from (f"{node.module}.{alias.name}" for alias in node.names)
             else:
                 yield node.module
 
 
-@pytest.mark.parametrize("path", files(), ids=lambda p: str(p.relative_to(ROOT)))
-def test_imports_point_upward_only(path):
-    room = room_of(path)
-    if room == "__init__":
+@pytest.mark.parametrize("path", files(), ids=shown)
+def test_imports_point_downward_only(path):
+    room = module_of(path).split(".")[0]
+    if not room:
         return
     allowed = ROOMS[room] | {room}
     for name in imports_of(path):
@@ -97,15 +88,82 @@ def test_imports_point_upward_only(path):
         assert target in allowed or target in STANDARD, f"{room} may not import {name}"
 
 
-@pytest.mark.parametrize("path", files(), ids=lambda p: str(p.relative_to(ROOT)))
+def test_rooms_stand_on_each_other():
+    above = list(ROOMS)
+    for number, (room, allowed) in enumerate(ROOMS.items()):
+        assert not allowed & set(above[number:]), f"{room} imports what stands above it"
+
+
+def test_no_module_imports_itself_by_way_of_others():
+    modules = {module_of(path): path for path in files()}
+    uses = {}
+    for module, path in modules.items():
+        names = (
+            name.removeprefix("keras_varinit.")
+            for name in imports_of(path)
+            if name.startswith("keras_varinit.")
+        )
+        # `from package.module import name` imports the module, not the package around it.
+        nearest = {name if name in modules else name.rpartition(".")[0] for name in names}
+        uses[module] = nearest - {module, ""}
+    done = set()
+
+    def walk(module, path):
+        assert module not in path, " → ".join([*path, module])
+        if module not in done:
+            for other in sorted(uses[module]):
+                walk(other, [*path, module])
+            done.add(module)
+
+    for module in modules:
+        walk(module, [])
+
+
+@pytest.mark.parametrize("path", files(), ids=shown)
 def test_files_are_of_a_readable_length(path):
     assert len(path.read_text().splitlines()) <= 400
 
 
+def own_names(path):
+    """Underscore names that a file defines: functions, methods, attributes of `self`, fields."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            yield node.name
+        elif isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store):
+            if isinstance(node.value, ast.Name) and node.value.id == "self":
+                yield node.attr
+        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            yield node.id
+
+
+def private_names_in(path, ours):
+    """Underscore attributes that the file does not define, also by `getattr` with a string.
+
+    On `self` and `cls` they may come from any class of the package.
+    """
+    own = set(own_names(path))
+    for node in ast.walk(ast.parse(path.read_text())):
+        name, known = None, own
+        if isinstance(node, ast.Attribute):
+            name = node.attr
+            if isinstance(node.value, ast.Name) and node.value.id in ("self", "cls"):
+                known = ours
+        elif isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
+            if node.func.id in ("getattr", "hasattr", "setattr", "delattr") and len(node.args) > 1:
+                text = node.args[1]
+                text = text.values[0] if isinstance(text, ast.JoinedStr) else text
+                name = text.value if isinstance(text, ast.Constant) else None
+        if name and name.startswith("_") and not name.startswith("__") and name not in known:
+            yield f"{shown(path)}:{node.lineno}: {name}"
+
+
 def test_private_keras_is_touched_in_one_file():
-    for path in files():
-        if path.name != "graph.py":
-            assert not any(name.startswith("keras.src") for name in imports_of(path))
+    others = [path for path in files() if module_of(path) != "keras_private"]
+    assert not [
+        path for path in others for name in imports_of(path) if name.startswith("keras.src")
+    ]
+    ours = {name for path in others for name in own_names(path)}
+    assert not [found for path in others for found in private_names_in(path, ours)]
 
 
 def test_public_names_are_what_all_says():

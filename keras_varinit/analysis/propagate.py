@@ -14,8 +14,8 @@ import numpy as np
 from keras_varinit.analysis import narrowness
 from keras_varinit.analysis.dependence import Ancestry
 from keras_varinit.families.attention.rows import outcome_of_rows
-from keras_varinit.families.by_role import reason_against, rule_of_role
-from keras_varinit.keras_private import is_raw_operation
+from keras_varinit.families.catalogue import reason_of
+from keras_varinit.keras_private import is_raw_operation, operation_name
 from keras_varinit.maths.quadrature import Activation
 from keras_varinit.maths.windows import Array
 from keras_varinit.signals.constants import constant_signal
@@ -237,9 +237,7 @@ class _Engine:
         if not visit.inputs and not isinstance(role, Weights):
             return unknown(visit, "it has no input")
         if function is None:
-            function = rule_of_role(role, raw=is_raw_operation(visit.operation))
-        if function is None:
-            return unknown(visit, reason_against(visit))
+            return unknown(visit, _reason_against(visit))
         if not takes_channel_axes(function) and any(s.other_axes for s in visit.inputs):
             return _flattened(visit, function)
         result = function(visit)
@@ -258,6 +256,13 @@ class _Engine:
     def _backward(self, variable: Any, second: float) -> None:
         # The walk is backwards: the first call of a layer comes last.
         self.backwards[id(variable)] = second
+
+
+def _reason_against(visit: Visit) -> str:
+    """Why an operation without a rule is not known."""
+    if is_raw_operation(visit.operation):
+        return reason_of(operation_name(visit.operation))
+    return visit.role.reason if isinstance(visit.role, Unknown) else "it is not modelled"
 
 
 def _flattened(visit: Visit, function: SignalRule) -> Outcome:

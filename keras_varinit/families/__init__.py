@@ -5,7 +5,6 @@ Importing the package registers all of them.
 
 from keras_varinit.families import (
     activations,
-    by_role,
     catalogue,
     concatenation,
     convolution,
@@ -31,7 +30,6 @@ from keras_varinit.families.recurrent import cells, layers
 
 __all__ = [
     "activations",
-    "by_role",
     "catalogue",
     "cells",
     "concatenation",

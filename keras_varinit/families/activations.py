@@ -14,7 +14,13 @@ from keras_varinit.maths.activated import activated, composed, law_of
 from keras_varinit.maths.covariance import Moments
 from keras_varinit.maths.quadrature import FUNCTIONS, Activation, named_activation
 from keras_varinit.signals.outcome import Gradients, Outcome, Signal, Visit, unknown
-from keras_varinit.signals.registry import follows_channel_axes, role_of, role_rule, signal_rule
+from keras_varinit.signals.registry import (
+    follows_channel_axes,
+    layer_classes,
+    role_of,
+    role_rule,
+    signal_rule,
+)
 from keras_varinit.signals.roles import Call, Elementwise, Role, Transparent
 from keras_varinit.tracing.names import snake_case
 from keras_varinit.tracing.reader import Node, evaluate
@@ -198,11 +204,13 @@ def acts_on_rows(activation: Activation) -> bool:
 
 
 @follows_channel_axes
+@signal_rule(*layer_classes("ELU", "LeakyReLU", "PReLU", "ReLU"))
+@signal_rule(*ELEMENTWISE_OPERATIONS, "LogSoftmax")
 def elementwise(visit: Visit) -> Outcome:
     """A function of each entry of one signal."""
     role = visit.role
     if not isinstance(role, Elementwise):
-        raise TypeError("the rule of element-wise functions met another role")
+        return unknown(visit, "it is not a function of each entry")
     if role.activation.name == "softmax" and not visit.at_output:
         return softmax(visit, softmax_axes(visit.operation, len(visit.output_shape)))
     if acts_on_rows(role.activation) and not visit.at_output:

@@ -8,20 +8,10 @@ from typing import Literal
 
 import keras
 
-from keras_varinit.families.activations import ELEMENTWISE_OPERATIONS
 from keras_varinit.families.identity import IDENTITY_LAYERS, IDENTITY_OPERATIONS
-from keras_varinit.signals.registry import layer_classes, registered
+from keras_varinit.signals.registry import registered
 
 Status = Literal["identity", "rule", "unknown"]
-
-# What the engine treats by the role that several operations share.
-OPERATIONS_BY_ROLE = (
-    *ELEMENTWISE_OPERATIONS,
-    *("Append", "Concatenate", "Conv", "Dot", "Hstack", "LogSoftmax"),
-    *("Stack", "Tensordot", "Vstack"),
-)
-
-LAYERS_BY_ROLE = layer_classes("Concatenate", "ELU", "LeakyReLU", "PReLU", "ReLU")
 
 # By the reason for which no moments are given.
 UNKNOWN_OPERATIONS: dict[str, tuple[str, ...]] = {
@@ -111,7 +101,7 @@ def status_of_operation(name: str) -> Status | None:
     """What is known of the operation of `keras.ops` with that class name; None where it is new."""
     if name in IDENTITY_OPERATIONS:
         return "identity"
-    if name in OPERATIONS_BY_ROLE or name in registered("signal"):
+    if name in registered("signal"):
         return "rule"
     return "unknown" if any(name in names for names in UNKNOWN_OPERATIONS.values()) else None
 
@@ -120,8 +110,7 @@ def status_of_layer(cls: type[keras.Layer]) -> Status | None:
     """What is known of a layer class; None where it is new."""
     if cls in IDENTITY_LAYERS:
         return "identity"
-    known = {*registered("signal"), *LAYERS_BY_ROLE}
-    if any(base in known for base in cls.__mro__):
+    if any(base in registered("signal") for base in cls.__mro__):
         return "rule"
     listed = any(cls.__name__ in names for names in UNKNOWN_LAYERS.values())
     return "unknown" if listed else None

@@ -20,7 +20,15 @@ from keras_varinit.maths.windows import windows_in_place
 from keras_varinit.signals.constants import moments_of_variable
 from keras_varinit.signals.gradient_maps import through_taps
 from keras_varinit.signals.layouts import back_to, channel_axis_of, in_layout
-from keras_varinit.signals.outcome import Gradients, Outcome, Signal, Visit, layout, only_first
+from keras_varinit.signals.outcome import (
+    Gradients,
+    Outcome,
+    Signal,
+    Visit,
+    layout,
+    only_first,
+    unknown,
+)
 from keras_varinit.signals.registry import layer_classes, role_rule, signal_rule
 from keras_varinit.signals.roles import (
     Call,
@@ -208,8 +216,11 @@ def _separable(visit: Visit) -> Outcome:
     return with_activation(visit, Outcome((output,), pullback))
 
 
-def raw_convolution(visit: Visit) -> Outcome:
+@signal_rule("Conv")
+def _raw_conv(visit: Visit) -> Outcome:
     """`ops.conv` with a variable: groups by the channels that its kernel reads."""
+    if not isinstance(visit.role, Weights):
+        return unknown(visit, "a convolution with a kernel that is no variable is not modelled")
     operation, variable = visit.operation, call_argument(visit.call.node, 1, "kernel")
     data_format = operation.data_format or keras.config.image_data_format()
     channel_axis = -1 if data_format == "channels_last" else 1

@@ -13,7 +13,6 @@ from typing import Any
 import keras
 import numpy as np
 
-from keras_varinit.families.convolution import raw_convolution
 from keras_varinit.families.kernels import (
     Weighing,
     kernel_of,
@@ -165,8 +164,16 @@ def contracted(
 
 
 @follows_channel_axes
+@signal_rule("Dot", "Tensordot")
+def _raw_product(visit: Visit) -> Outcome:
+    """A product with a variable that is a kernel."""
+    if isinstance(visit.role, Weights):
+        return raw_kernels(visit)
+    return unknown(visit, "a product without a kernel is not modelled")
+
+
 def raw_kernels(visit: Visit) -> Outcome:
-    """A raw operation with a variable that is a kernel."""
+    """A raw product with a variable that is a kernel."""
     name, shape = type(visit.operation).__name__, visit.call.input_shapes[0]
     labels = [f"#{n}" for n in range(len(shape))]
     if name == "Matmul" or name == "Dot":
@@ -175,8 +182,6 @@ def raw_kernels(visit: Visit) -> Outcome:
         return _tensordot(visit, labels)
     if name == "Einsum":
         return _einsum(visit)
-    if name == "Conv":
-        return raw_convolution(visit)
     return unknown(visit, "its kernel is used in a way that is not modelled")
 
 
