@@ -5,6 +5,8 @@ import math
 from collections.abc import Mapping
 from typing import Any, Self
 
+from keras_varinit.arguments import Arguments, is_integer, is_real
+
 _POOLINGS = (None, "max", "average")
 
 
@@ -80,7 +82,7 @@ class LayerContext:
             self._require(isinstance(getattr(self, name), str), name, "a string", TypeError)
         for name in ("kernel_shape", "filter_axes", "spatial_axes"):
             value = getattr(self, name)
-            is_ints = isinstance(value, list | tuple) and all(_is_int(v) for v in value)
+            is_ints = isinstance(value, list | tuple) and all(is_integer(v) for v in value)
             self._require(is_ints, name, "a sequence of integers", TypeError)
             object.__setattr__(self, name, tuple(value))
         rank = len(self.kernel_shape)
@@ -88,22 +90,22 @@ class LayerContext:
             in_range = all(0 <= axis < rank for axis in getattr(self, name))
             self._require(in_range, name, f"axes of a rank-{rank} kernel")
         for name in ("depth", "total_depth", "stride"):
-            self._require(_is_int(getattr(self, name)), name, "an integer", TypeError)
+            self._require(is_integer(getattr(self, name)), name, "an integer", TypeError)
             self._require(getattr(self, name) >= 1, name, "at least 1")
         self._require(self.depth <= self.total_depth, "depth", "at most `total_depth`")
         for name in ("connections", "input_size", "output_size", "pool_size"):
             value = getattr(self, name)
-            self._require(value is None or _is_int(value), name, "an integer or None", TypeError)
+            self._require(value is None or is_integer(value), name, "an integer or None", TypeError)
             self._require(value is None or value >= 1, name, "at least 1 or None")
         for name in ("fan_in", "fan_out", "forward_gain", "backward_gain"):
             value = getattr(self, name)
-            self._require(_is_real(value), name, "a number", TypeError)
+            self._require(is_real(value), name, "a number", TypeError)
             positive = math.isfinite(value) and value > 0
             if name in ("forward_gain", "backward_gain"):
                 positive = math.isfinite(value) and value >= 0
             self._require(positive, name, "finite and positive")
         gain = self.signal_gain
-        self._require(gain is None or _is_real(gain), "signal_gain", "a number or None", TypeError)
+        self._require(gain is None or is_real(gain), "signal_gain", "a number or None", TypeError)
         positive = gain is None or (math.isfinite(gain) and gain > 0)
         self._require(positive, "signal_gain", "finite and positive, or None")
         is_name = self.activation is None or isinstance(self.activation, str)
@@ -113,11 +115,7 @@ class LayerContext:
     def _require(
         self, holds: bool, name: str, wanted: str, error: type[Exception] = ValueError
     ) -> None:
-        if not holds:
-            raise error(
-                f"LayerContext: `{name}` must be {wanted}. "
-                f"Received: {name}={getattr(self, name)!r}."
-            )
+        Arguments("LayerContext").require(holds, name, getattr(self, name), wanted, error)
 
     @property
     def mean_fan_in(self) -> float:
@@ -167,11 +165,3 @@ class LayerContext:
                 f"LayerContext: unknown fields {unknown}. Known fields: {sorted(known)}."
             )
         return cls(**values)
-
-
-def _is_int(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _is_real(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)

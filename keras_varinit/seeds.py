@@ -1,26 +1,8 @@
-"""Seeds: what counts as one, and Python's own random numbers."""
+"""Python's own random numbers, left as they were."""
 
 import contextlib
-import numbers
 import random
 from collections.abc import Iterator
-from typing import Any
-
-
-def checked_seed(owner: str, seed: Any) -> int | None:
-    """Returns a seed as a Python integer or None.
-
-    Raises:
-        TypeError: it is neither. The message begins with `owner`.
-    """
-    if seed is None:
-        return None
-    if isinstance(seed, bool) or not isinstance(seed, numbers.Integral):
-        raise TypeError(
-            f"{owner}: `seed` must be an integer or None (calls are pure, so a SeedGenerator "
-            f"cannot be used). Received: seed={seed!r}."
-        )
-    return int(seed)
 
 
 @contextlib.contextmanager

@@ -98,7 +98,7 @@ def test_an_error_while_setting_changes_nothing(monkeypatch):
             raise error
         assign(variable, value)
 
-    monkeypatch.setattr(transaction.graph, "assign", failing)
+    monkeypatch.setattr(transaction.keras_private, "assign", failing)
     for at in range(1, 13):
         error = ERRORS[at % 2]
         seen.clear()
@@ -155,7 +155,11 @@ BAD = [
     ({"max_iterations": 0}, ValueError, "`max_iterations` must be a positive integer. Received: "),
     ({"max_iterations": True}, ValueError, "`max_iterations` must be a positive integer."),
     ({"batch_size": 0}, ValueError, "`batch_size` must be a positive integer. Received: "),
-    ({"max_batches": -1}, ValueError, "`max_batches` must be a positive integer. Received: "),
+    (
+        {"max_batches": -1},
+        ValueError,
+        "`max_batches` must be a positive integer or None. Received: ",
+    ),
     ({"include_frozen": 1}, TypeError, "`include_frozen` must be a bool. Received: "),
     ({"training": None}, TypeError, "`training` must be a bool. Received: training=None"),
     ({"verbose": 3}, ValueError, '`verbose` must be "auto", 0 or 1. Received: verbose=3'),

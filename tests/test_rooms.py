@@ -13,7 +13,8 @@ BACKENDS = {"tensorflow", "jax", "torch"}
 # Each room, from the ground up, and what it may import beyond the standard library: other rooms
 # stand above it, so that no import points upward.
 ROOMS = {
-    "context": set(),
+    "arguments": set(),
+    "context": {"arguments"},
     "seeds": set(),
     "keras_private": {"keras"},
     "tensors": {"keras", "numpy"},
@@ -21,26 +22,26 @@ ROOMS = {
     "tracing": {"keras", "numpy", "keras_private"},
     "signals": {"keras", "numpy", "keras_private", "maths", "tensors", "tracing"},
     "families": {"keras", "numpy", "keras_private", "maths", "signals", "tensors", "tracing"},
-    "initializers": {"keras", "numpy", "context", "keras_private", "maths", "seeds"},
+    "initializers": {"keras", "numpy", "arguments", "context", "keras_private", "maths", "seeds"},
     "analysis": {
-        *("keras", "numpy", "context", "families", "initializers", "keras_private", "maths"),
-        *("signals", "tensors", "tracing"),
+        *("keras", "numpy", "arguments", "context", "families", "initializers", "keras_private"),
+        *("maths", "signals", "tensors", "tracing"),
     },
     "apply": {
-        *("keras", "numpy", "analysis", "context", "initializers", "keras_private", "seeds"),
-        *("tensors", "tracing"),
+        *("keras", "numpy", "analysis", "arguments", "context", "initializers", "keras_private"),
+        *("seeds", "tensors", "tracing"),
     },
     "running": {
-        *("keras", "numpy", "families", "keras_private", "maths", "signals", "tensors"),
-        *("tracing", *BACKENDS),
+        *("keras", "numpy", "arguments", "families", "keras_private", "maths", "signals"),
+        *("tensors", "tracing", *BACKENDS),
     },
     "diagnostics": {
-        *("keras", "numpy", "matplotlib", "analysis", "keras_private", "running", "tracing"),
-        *BACKENDS,
+        *("keras", "numpy", "matplotlib", "analysis", "arguments", "keras_private", "running"),
+        *("tracing", *BACKENDS),
     },
     "calibration": {
-        *("keras", "numpy", "analysis", "apply", "diagnostics", "keras_private", "running"),
-        *("signals", "tensors", "tracing"),
+        *("keras", "numpy", "analysis", "apply", "arguments", "diagnostics", "keras_private"),
+        *("running", "signals", "tensors", "tracing"),
     },
 }
 STANDARD = {
@@ -130,8 +131,7 @@ def own_names(path):
         if isinstance(node, ast.FunctionDef | ast.ClassDef):
             yield node.name
         elif isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store):
-            if isinstance(node.value, ast.Name) and node.value.id == "self":
-                yield node.attr
+            yield node.attr
         elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
             yield node.id
 

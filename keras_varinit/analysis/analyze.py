@@ -12,6 +12,7 @@ from keras_varinit import keras_private
 from keras_varinit.analysis.contexts import read
 from keras_varinit.analysis.propagate import Prediction
 from keras_varinit.analysis.result import Analysis, Reading
+from keras_varinit.arguments import Arguments
 from keras_varinit.initializers.base import ContextualInitializer
 from keras_varinit.initializers.laws import as_drawn, describe, mean_of
 from keras_varinit.tensors import view
@@ -58,12 +59,9 @@ def analyze(model: Any, *, input_mean: float = 0.0, input_variance: float = 1.0)
         >>> analysis.contexts[path].fan_in, round(analysis.predicted[path].forward, 6)
         (8, 2.0)
     """
-    for name, value in (("input_mean", input_mean), ("input_variance", input_variance)):
-        if isinstance(value, bool) or not isinstance(value, int | float):
-            raise TypeError(f"analyze: `{name}` must be a number. Received: {name}={value!r}.")
-        if not math.isfinite(value) or (name == "input_variance" and value < 0):
-            wanted = "finite and at least 0" if name == "input_variance" else "finite"
-            raise ValueError(f"analyze: `{name}` must be {wanted}. Received: {name}={value!r}.")
+    arguments = Arguments("analyze")
+    input_mean = arguments.number("input_mean", input_mean)
+    input_variance = arguments.number("input_variance", input_variance, at_least=0)
     analysis, reading = read(model)
     predictions, notes = reading.predict(
         present_variances(model), input_mean=input_mean, input_variance=input_variance

@@ -7,6 +7,7 @@ import keras
 
 from keras_varinit.apply.inject import inject
 from keras_varinit.apply.report import Report
+from keras_varinit.arguments import Arguments, is_integer
 from keras_varinit.keras_private import before_first_step
 from keras_varinit.tensors import training_steps
 
@@ -40,10 +41,8 @@ class ContextInjector(keras.callbacks.Callback):
 
     def __init__(self, verbose: int = 0) -> None:
         super().__init__()
-        if isinstance(verbose, bool) or verbose not in (0, 1):
-            raise ValueError(
-                f"ContextInjector: `verbose` must be 0 or 1. Received: verbose={verbose!r}."
-            )
+        allowed = is_integer(verbose) and verbose in (0, 1)
+        Arguments("ContextInjector").require(allowed, "verbose", verbose, "0 or 1")
         self.verbose = verbose
         self.report: Report | None = None
         self._cancel: Callable[[], None] = lambda: None

@@ -17,10 +17,11 @@ from keras_varinit.analysis.result import Analysis, Reading
 from keras_varinit.apply.report import DRAWN, Report, ReportRow
 from keras_varinit.apply.selection import Selection, selected_layers
 from keras_varinit.apply.transaction import Change, commit, drawn_value
+from keras_varinit.arguments import Arguments
 from keras_varinit.context import LayerContext
 from keras_varinit.initializers.base import ContextualInitializer, stream_seed
 from keras_varinit.initializers.laws import as_drawn, describe, did_you_mean, for_kernel, reseeded
-from keras_varinit.seeds import checked_seed, random_kept
+from keras_varinit.seeds import random_kept
 from keras_varinit.tensors import to_numpy
 from keras_varinit.tracing.names import variable_names
 
@@ -71,7 +72,7 @@ def initialize(
         >>> len(kv.initialize(model, "asv_backward", seed=0).drawn) > 50
         True
     """
-    seed = checked_seed("initialize", seed)
+    seed = Arguments("initialize").seed(seed)
     with contextlib.nullcontext() if seed is None else random_kept(seed):
         plan = _planned(model, scheme, seed, layers, include_frozen)
         commit(model, plan.changes, reset_optimizer=reset_optimizer)

@@ -1,15 +1,13 @@
 """`calibrate`: data-dependent unit variance of every layer."""
 
-import math
 from collections.abc import Iterator
 from typing import Any
-
-import numpy as np
 
 from keras_varinit import keras_private
 from keras_varinit.analysis.contexts import read
 from keras_varinit.apply.selection import Selection, selected_layers
 from keras_varinit.apply.transaction import commit
+from keras_varinit.arguments import Arguments
 from keras_varinit.calibration.places import Places
 from keras_varinit.calibration.report import CalibrationReport
 from keras_varinit.calibration.walks import Calibration
@@ -145,31 +143,18 @@ def _check_arguments(
     verbose: Any,
 ) -> None:
     keras_private.check_built(model)
-    for name, value in (("target", target), ("tolerance", tolerance)):
-        if isinstance(value, bool) or not isinstance(value, int | float | np.number):
-            raise TypeError(f"{_OWNER}: `{name}` must be a number. Received: {name}={value!r}.")
-        if not (math.isfinite(value) and value > 0):
-            raise ValueError(
-                f"{_OWNER}: `{name}` must be finite and greater than 0. Received: {name}={value!r}."
-            )
+    arguments = Arguments(_OWNER)
+    arguments.number("target", target, above=0)
+    arguments.number("tolerance", tolerance, above=0)
     if tolerance >= 1:
         raise ValueError(
             f"{_OWNER}: `tolerance` is relative and must be less than 1. "
             f"Received: tolerance={tolerance!r}."
         )
-    is_integer = isinstance(max_iterations, int) and not isinstance(max_iterations, bool)
-    if not is_integer or max_iterations < 1:
-        raise ValueError(
-            f"{_OWNER}: `max_iterations` must be a positive integer. "
-            f"Received: max_iterations={max_iterations!r}."
-        )
-    for name, value in (("include_frozen", include_frozen), ("training", training)):
-        if not isinstance(value, bool):
-            raise TypeError(f"{_OWNER}: `{name}` must be a bool. Received: {name}={value!r}.")
-    if verbose not in ("auto", 0, 1):
-        raise ValueError(
-            f'{_OWNER}: `verbose` must be "auto", 0 or 1. Received: verbose={verbose!r}.'
-        )
+    arguments.count("max_iterations", max_iterations)
+    arguments.flag("include_frozen", include_frozen)
+    arguments.flag("training", training)
+    arguments.verbose(verbose)
     if isinstance(x, Iterator):
         raise TypeError(
             f"{_OWNER}: `x` is read more than once, and an iterator or generator can be read only "

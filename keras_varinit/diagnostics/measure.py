@@ -10,6 +10,7 @@ import keras
 import numpy as np
 
 from keras_varinit.analysis.analyze import analyze
+from keras_varinit.arguments import Arguments
 from keras_varinit.diagnostics.report import SignalReport, SignalRow
 from keras_varinit.keras_private import check_built, new_loss, sums_over_batch
 from keras_varinit.running.batches import Batch, Batches
@@ -89,12 +90,9 @@ def measure_signal(
     """
     owner = "measure_signal"
     check_built(model)
-    if not isinstance(training, bool):
-        raise TypeError(f"{owner}: `training` must be a bool. Received: training={training!r}.")
-    if verbose not in ("auto", 0, 1):
-        raise ValueError(
-            f'{owner}: `verbose` must be "auto", 0 or 1. Received: verbose={verbose!r}.'
-        )
+    arguments = Arguments(owner)
+    arguments.flag("training", training)
+    arguments.verbose(verbose)
     batches = Batches(x, y, batch_size=batch_size, max_batches=max_batches, owner=owner)
     if y is not None and loss is None and new_loss(model) is None:
         raise ValueError(

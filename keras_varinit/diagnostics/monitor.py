@@ -8,6 +8,7 @@ from typing import Any
 
 import keras
 
+from keras_varinit.arguments import Arguments
 from keras_varinit.diagnostics.measure import Meter
 from keras_varinit.diagnostics.report import SignalReport
 from keras_varinit.running.batches import Batches
@@ -307,12 +308,9 @@ class SignalMonitor(keras.callbacks.Callback):
 
 def _check(every: Any, unit: Any, log_dir: Any, tensorboard: Any, training: Any, log: Any) -> None:
     owner = "SignalMonitor"
-    if unit not in ("epoch", "batch"):
-        raise ValueError(f'{owner}: `unit` must be "epoch" or "batch". Received: unit={unit!r}.')
-    if every is not None and (isinstance(every, bool) or not isinstance(every, int) or every < 1):
-        raise ValueError(
-            f"{owner}: `every` must be a positive integer or None. Received: every={every!r}."
-        )
+    arguments = Arguments(owner)
+    arguments.require(unit in ("epoch", "batch"), "unit", unit, '"epoch" or "batch"')
+    arguments.count_or_none("every", every)
     if every is None and unit == "batch":
         raise ValueError(
             f'{owner}: `every` must say after how many batches to measure where unit="batch". '
@@ -323,13 +321,9 @@ def _check(every: Any, unit: Any, log_dir: Any, tensorboard: Any, training: Any,
             f"{owner}: `tensorboard` needs a folder to write to. "
             "Received: tensorboard=True and log_dir=None."
         )
-    for name, value in (("training", training), ("log", log)):
-        if not isinstance(value, bool):
-            raise TypeError(f"{owner}: `{name}` must be a bool. Received: {name}={value!r}.")
-    if tensorboard is not None and not isinstance(tensorboard, bool):
-        raise TypeError(
-            f"{owner}: `tensorboard` must be a bool or None. Received: tensorboard={tensorboard!r}."
-        )
+    arguments.flag("training", training)
+    arguments.flag("log", log)
+    arguments.flag("tensorboard", tensorboard, or_none=True)
 
 
 def _tensorflow(wanted: bool | None) -> Any:

@@ -5,6 +5,7 @@ import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from keras_varinit.arguments import Arguments
 from keras_varinit.running.statistics import Histogram
 
 _VANISHED = 1e-2  # second moments by which a signal has vanished, and 1/this by which it exploded
@@ -138,10 +139,7 @@ class SignalReport:
         layers with kernels by |log second moment|, forward or backward, whichever is larger.
         Gradients of a loss have no unit of their own and count relative to the last layer's.
         """
-        if isinstance(n, bool) or not isinstance(n, int) or n < 1:
-            raise ValueError(
-                f"SignalReport.worst: `n` must be a positive integer. Received: n={n}."
-            )
+        Arguments("SignalReport.worst").count("n", n)
         unit = self._gradient_unit()
         broken = [row for row in self.rows if _nonfinite(row)]
         broken.sort(key=lambda row: row.nonfinite_count == 0)

@@ -49,10 +49,10 @@ class _ASV(ContextualInitializer):
         context: LayerContext | Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__(seed=seed, context=context)
-        self._checked_choice("distribution", distribution, _DISTRIBUTIONS)
+        self._arguments.choice("distribution", distribution, _DISTRIBUTIONS)
         self.distribution: Distribution = distribution
         self.max_gain = (
-            None if max_gain is None else self._checked_number("max_gain", max_gain, above=0)
+            None if max_gain is None else self._arguments.number("max_gain", max_gain, above=0)
         )
 
     @property

@@ -4,7 +4,6 @@ import concurrent.futures
 import copy
 import hashlib
 import math
-import numbers
 import os
 import random
 import warnings
@@ -16,9 +15,9 @@ import numpy as np
 import numpy.typing as npt
 
 from keras_varinit import keras_private
+from keras_varinit.arguments import Arguments
 from keras_varinit.context import LayerContext
 from keras_varinit.initializers.memory import remember
-from keras_varinit.seeds import checked_seed
 
 Float32Array = npt.NDArray[np.float32]
 
@@ -53,7 +52,7 @@ class ContextualInitializer(keras.initializers.Initializer):
         seed: int | None = None,
         context: LayerContext | Mapping[str, Any] | None = None,
     ) -> None:
-        self.seed = checked_seed(self._name, seed)
+        self.seed = self._arguments.seed(seed)
         self._entropy = random.randint(1, 10**9) if self.seed is None else self.seed
         self._context = self._checked_context(context)
         self._digests: dict[tuple[int, ...], bytes] = {}
@@ -154,57 +153,29 @@ class ContextualInitializer(keras.initializers.Initializer):
     def _name(self) -> str:
         return type(self).__name__
 
-    def _error(self, argument: str, value: object, wanted: str, error: type[Exception]) -> Any:
-        return error(
-            f"{self._name}: `{argument}` must be {wanted}. Received: {argument}={value!r}."
-        )
+    @property
+    def _arguments(self) -> Arguments:
+        return Arguments(self._name)
 
     def _checked_context(self, context: Any) -> LayerContext | None:
         if context is None or isinstance(context, LayerContext):
             return context
         if isinstance(context, Mapping):
             return LayerContext.from_dict(context)
-        raise self._error("context", context, "a LayerContext, its dictionary or None", TypeError)
+        raise self._arguments.error(
+            "context", context, "a LayerContext, its dictionary or None", TypeError
+        )
 
     def _checked_shape(self, shape: Any) -> tuple[int, ...]:
         try:
             checked = tuple(int(n) for n in shape)
         except (TypeError, ValueError):
-            raise self._error("shape", shape, "a sequence of integers", TypeError) from None
+            raise self._arguments.error(
+                "shape", shape, "a sequence of integers", TypeError
+            ) from None
         if not checked or any(n < 0 for n in checked):
-            raise self._error("shape", shape, "a non-empty sequence of sizes >= 0", ValueError)
+            raise self._arguments.error("shape", shape, "a non-empty sequence of sizes >= 0")
         return checked
-
-    def _checked_choice(self, argument: str, value: Any, choices: Sequence[str]) -> str:
-        if value not in choices:
-            wanted = "one of " + ", ".join(repr(c) for c in choices)
-            error = ValueError if isinstance(value, str) else TypeError
-            raise self._error(argument, value, wanted, error)
-        return str(value)
-
-    def _checked_number(
-        self,
-        argument: str,
-        value: Any,
-        *,
-        above: float | None = None,
-        at_least: float | None = None,
-        at_most: float | None = None,
-    ) -> float:
-        if isinstance(value, bool) or not isinstance(value, numbers.Real):
-            raise self._error(argument, value, "a number", TypeError)
-        number = float(value)
-        bounds = []
-        if above is not None:
-            bounds.append((number > above, f"greater than {above:g}"))
-        if at_least is not None:
-            bounds.append((number >= at_least, f"at least {at_least:g}"))
-        if at_most is not None:
-            bounds.append((number <= at_most, f"at most {at_most:g}"))
-        if not math.isfinite(number) or not all(holds for holds, _ in bounds):
-            wanted = " and ".join(["finite", *(text for _, text in bounds)])
-            raise self._error(argument, value, wanted, ValueError)
-        return number
 
 
 registered_names: dict[str, type] = {}

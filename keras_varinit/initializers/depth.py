@@ -77,13 +77,13 @@ class DepthScaled(ContextualInitializer):
             seed = seed_of(self._name, resolve_base(self._name, initializer, None))
         super().__init__(seed=seed, context=context)
         self.initializer = resolve_base(self._name, initializer, self._entropy)
-        self.base = None if base is None else self._checked_number("base", base, above=1)
-        self.offset = self._checked_number("offset", offset, at_least=0)
-        self.schedule = self._checked_choice("schedule", schedule, _SCHEDULES)
+        self.base = None if base is None else self._arguments.number("base", base, above=1)
+        self.offset = self._arguments.number("offset", offset, at_least=0)
+        self.schedule = self._arguments.choice("schedule", schedule, _SCHEDULES)
         self.network_variance = (
             None
             if network_variance is None
-            else self._checked_number("network_variance", network_variance, above=0)
+            else self._arguments.number("network_variance", network_variance, above=0)
         )
         if self.base is not None and self.network_variance is not None:
             raise ValueError(

@@ -50,10 +50,12 @@ class _EnhancedBase(ContextualInitializer):
             seed = seed_of(self._name, resolve_base(self._name, initializer, None))
         super().__init__(seed=seed, context=context)
         self.initializer = resolve_base(self._name, initializer, self.seed)
-        self.granularity = self._checked_choice("granularity", granularity, ("filter", "position"))
-        self.concentration = self._checked_number("concentration", concentration, above=0)
+        self.granularity = self._arguments.choice(
+            "granularity", granularity, ("filter", "position")
+        )
+        self.concentration = self._arguments.number("concentration", concentration, above=0)
         self.delta = (
-            None if delta is None else self._checked_number("delta", delta, above=0, at_most=1)
+            None if delta is None else self._arguments.number("delta", delta, above=0, at_most=1)
         )
         if self.delta is not None and self.concentration != 0.5:
             raise ValueError(

@@ -8,6 +8,7 @@ from typing import Any
 
 import keras
 
+from keras_varinit.arguments import Arguments
 from keras_varinit.context import LayerContext
 from keras_varinit.initializers.base import (
     TRUNCATED_STDDEV,
@@ -16,7 +17,7 @@ from keras_varinit.initializers.base import (
     neutral_fans,
     registered_names,
 )
-from keras_varinit.seeds import checked_seed, random_kept
+from keras_varinit.seeds import random_kept
 
 _VARIANCE_SCALING_FAMILIES: dict[str, Family] = {
     "uniform": "uniform",
@@ -73,7 +74,7 @@ def seed_of(owner: str, base: keras.initializers.Initializer) -> int | None:
     """The integer seed that a base was constructed with, None if it had none."""
     seed = base.get_config()["seed"]
     try:
-        return checked_seed(owner, seed)
+        return Arguments(owner).seed(seed)
     except TypeError:
         raise ValueError(
             f"{owner}: the seed of `initializer` must be an integer or None, since calls are pure. "

@@ -82,9 +82,9 @@ class SignalPreserving(ContextualInitializer):
         context: LayerContext | Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__(seed=seed, context=context)
-        self._checked_choice("distribution", distribution, _DISTRIBUTIONS)
+        self._arguments.choice("distribution", distribution, _DISTRIBUTIONS)
         self.distribution: Distribution = distribution
-        self.target = self._checked_number("target", target, above=0)
+        self.target = self._arguments.number("target", target, above=0)
 
     @property
     def family(self) -> Family:

@@ -8,6 +8,8 @@ from typing import Any
 import keras
 import numpy as np
 
+from keras_varinit.arguments import Arguments
+
 
 @dataclasses.dataclass(frozen=True)
 class Batch:
@@ -44,10 +46,9 @@ class Batches:
     ) -> None:
         self.owner = owner
         self.x, self.y = x, y
-        self.batch_size = _positive("batch_size", batch_size, owner)
-        self.max_batches = (
-            None if max_batches is None else _positive("max_batches", max_batches, owner)
-        )
+        arguments = Arguments(owner)
+        self.batch_size = arguments.count("batch_size", batch_size)
+        self.max_batches = arguments.count_or_none("max_batches", max_batches)
         self.is_dataset = _is_dataset(x)
         if self.is_dataset and y is not None:
             raise ValueError(
@@ -105,12 +106,6 @@ class Batches:
             return self.x.num_batches is None
         cardinality = getattr(self.x, "cardinality", None)
         return cardinality is not None and int(cardinality()) == -1
-
-
-def _positive(name: str, value: Any, owner: str) -> int:
-    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
-        raise ValueError(f"{owner}: `{name}` must be a positive integer. Received: {name}={value}.")
-    return int(value)
 
 
 def _is_dataset(x: Any) -> bool:

@@ -1,0 +1,102 @@
+"""Arguments that users pass: one way to check them, and one form of error."""
+
+import dataclasses
+import math
+import numbers
+from collections.abc import Sequence
+from typing import Any
+
+
+@dataclasses.dataclass(frozen=True)
+class Arguments:
+    """Checks the arguments of `owner`, a function or class, whose name begins every message."""
+
+    owner: str
+
+    def error(
+        self, name: str, value: object, wanted: str, kind: type[Exception] = ValueError
+    ) -> Exception:
+        """The error that says what an argument must be, and what came."""
+        return kind(f"{self.owner}: `{name}` must be {wanted}. Received: {name}={value!r}.")
+
+    def require(
+        self,
+        holds: bool,
+        name: str,
+        value: object,
+        wanted: str,
+        kind: type[Exception] = ValueError,
+    ) -> None:
+        """Raises that error unless a condition holds."""
+        if not holds:
+            raise self.error(name, value, wanted, kind)
+
+    def number(
+        self,
+        name: str,
+        value: Any,
+        *,
+        above: float | None = None,
+        at_least: float | None = None,
+        at_most: float | None = None,
+    ) -> float:
+        """A finite number within bounds; numbers of NumPy count, booleans do not."""
+        self.require(is_real(value), name, value, "a number", TypeError)
+        number = float(value)
+        bounds = []
+        if above is not None:
+            bounds.append((number > above, f"greater than {above:g}"))
+        if at_least is not None:
+            bounds.append((number >= at_least, f"at least {at_least:g}"))
+        if at_most is not None:
+            bounds.append((number <= at_most, f"at most {at_most:g}"))
+        wanted = " and ".join(["finite", *(text for _, text in bounds)])
+        holds = math.isfinite(number) and all(holds for holds, _ in bounds)
+        self.require(holds, name, value, wanted)
+        return number
+
+    def count(self, name: str, value: Any, *, wanted: str = "a positive integer") -> int:
+        """An integer of 1 or more."""
+        self.require(is_integer(value) and value >= 1, name, value, wanted)
+        return int(value)
+
+    def count_or_none(self, name: str, value: Any) -> int | None:
+        """An integer of 1 or more, or None."""
+        if value is None:
+            return None
+        return self.count(name, value, wanted="a positive integer or None")
+
+    def flag(self, name: str, value: Any, *, or_none: bool = False) -> None:
+        """True or False, or None where that is allowed."""
+        allowed = isinstance(value, bool) or (or_none and value is None)
+        self.require(allowed, name, value, "a bool or None" if or_none else "a bool", TypeError)
+
+    def choice(self, name: str, value: Any, choices: Sequence[str]) -> str:
+        """One of several strings."""
+        kind = ValueError if isinstance(value, str) else TypeError
+        wanted = "one of " + ", ".join(repr(choice) for choice in choices)
+        self.require(isinstance(value, str) and value in choices, name, value, wanted, kind)
+        return str(value)
+
+    def verbose(self, value: Any) -> None:
+        """Whether a progress bar is shown: as in `keras.Model.fit`, but for 2."""
+        allowed = value == "auto" or (is_integer(value) and value in (0, 1))
+        self.require(allowed, "verbose", value, '"auto", 0 or 1')
+
+    def seed(self, value: Any, name: str = "seed") -> int | None:
+        """A seed as a Python integer, or None."""
+        if value is None:
+            return None
+        wanted = "an integer or None (calls are pure, so a SeedGenerator cannot be used)"
+        self.require(is_integer(value), name, value, wanted, TypeError)
+        return int(value)
+
+
+def is_integer(value: object) -> bool:
+    """Whether it is an integer of Python or NumPy; booleans are none."""
+    return isinstance(value, numbers.Integral) and not isinstance(value, bool)
+
+
+def is_real(value: object) -> bool:
+    """Whether it is a real number of Python or NumPy; booleans are none."""
+    return isinstance(value, numbers.Real) and not isinstance(value, bool)
