@@ -1,5 +1,6 @@
 """The entries of variables and tensors."""
 
+import hashlib
 from typing import Any
 
 import keras
@@ -30,6 +31,12 @@ def snapshot(variable: Any) -> Any:
     """
     tensor = _tensor(variable)
     return keras.ops.copy(tensor) if keras.backend.backend() == "torch" else tensor
+
+
+def digest(values: npt.NDArray[Any]) -> bytes:
+    """A digest of an array's entries: how equal values are recognized."""
+    entries = np.ascontiguousarray(values).reshape(-1)
+    return hashlib.sha256(entries.view(np.uint8)).digest()
 
 
 def _tensor(value: Any) -> Any:

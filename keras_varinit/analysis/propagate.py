@@ -25,6 +25,7 @@ from keras_varinit.signals.outcome import (
     Outcome,
     Signal,
     Visit,
+    added,
     alike,
     lost_gradient,
     unknown,
@@ -167,7 +168,7 @@ class _Engine:
             ):
                 if gradient is not None:
                     fitted = _fitted(gradient, self.signals[tensor])
-                    gradients[tensor] = _total(gradients.get(tensor), fitted)
+                    gradients[tensor] = added(gradients.get(tensor), fitted)
 
     def _visit(self, node: Node, role: Role, at_output: bool) -> Outcome:
         shapes = self.graph.shapes
@@ -321,19 +322,3 @@ def _with_scaling(visit: Visit, output: Signal) -> Outcome:
         return [back, *[None] * (len(visit.inputs) - 1)]
 
     return Outcome((output,) * len(visit.call.output_shapes), pullback)
-
-
-def _total(first: Gradient | None, second: Gradient) -> Gradient:
-    """Gradients of two uses of a tensor: independent but for paths that parted further on."""
-    if first is None:
-        return second
-    one, two = first.power, second.power
-    weight = one + two
-    together = max(1 + 2 * first.in_phase(second) / weight, 0.0) if weight else 1.0
-    parts = tuple((a + b) * together for a, b in zip(first.parts, second.parts, strict=True))
-    coherence = (one * first.coherence + two * second.coherence) / weight if weight else 0.0
-    local = (one * first.local + two * second.local) / weight if weight else 0.0
-    phases = dict(first.phases)
-    for number, amplitude in second.phases:
-        phases[number] = phases.get(number, 0.0) + amplitude
-    return Gradient(parts, coherence, local, phases=tuple(phases.items()))

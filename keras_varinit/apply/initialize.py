@@ -16,13 +16,13 @@ from keras_varinit.analysis.contexts import read
 from keras_varinit.analysis.result import Analysis, Reading
 from keras_varinit.apply.report import DRAWN, Report, ReportRow
 from keras_varinit.apply.selection import Selection, selected_layers
-from keras_varinit.apply.transaction import Change, commit, drawn_value
+from keras_varinit.apply.transaction import Change, commit, drawn_value, in_another_stream
 from keras_varinit.arguments import Arguments
 from keras_varinit.context import LayerContext
 from keras_varinit.initializers.base import ContextualInitializer, stream_seed
 from keras_varinit.initializers.laws import as_drawn, describe, did_you_mean, for_kernel, reseeded
 from keras_varinit.seeds import random_kept
-from keras_varinit.tensors import to_numpy
+from keras_varinit.tensors import digest, view
 from keras_varinit.tracing.names import variable_names
 
 Scheme = Any
@@ -239,20 +239,20 @@ class _Plan:
         It was drawn from this seed as part of another model, and frozen or not selected since.
         """
         changed = {id(change.variable) for change in self.changes}
-        held: dict[tuple[int, ...], set[int]] = {}
+        kept: dict[tuple[int, ...], set[bytes]] = {}
         for layer in [self.model, *keras_private.layers_of(self.model)]:
             for variable in keras_private.own_variables(layer):
                 if self.analysis.context_of(variable) is not None and id(variable) not in changed:
-                    held.setdefault(tuple(variable.shape), set()).add(_fingerprint(variable))
+                    kept.setdefault(tuple(variable.shape), set()).add(digest(view(variable)))
         for number, row, scheme, context in self.drawn:
             change = self.changes[number]
-            others = held.get(tuple(change.variable.shape), set())
+            others = kept.get(tuple(change.variable.shape), set())
             # Each stream may be held by one of them; what is equal in every stream is a constant.
             for _ in others:
-                if _fingerprint(change.value) not in others:
+                if digest(view(change.value)) not in others:
                     break
-                context = dataclasses.replace(context, stream=context.stream + "'")
-                initializer = self._for_kernel(layer, scheme, context)
+                context = in_another_stream(context)
+                initializer = self._for_kernel(change.layer, scheme, context)
                 value = drawn_value(initializer, change.variable, context.path)
                 change = dataclasses.replace(change, value=value, initializer=initializer)
                 self.changes[number] = change
@@ -288,10 +288,6 @@ def _open_forget_gate(bias: Any) -> Any:
     """The bias of an LSTM as Keras makes it: of four gates, the second one's is 1."""
     first, second, *rest = keras.ops.split(bias, 4)
     return keras.ops.concatenate([first, keras.ops.ones_like(second), *rest])
-
-
-def _fingerprint(value: Any) -> int:
-    return hash(to_numpy(value).tobytes())
 
 
 def _is_ours(initializer: Any) -> bool:

@@ -12,7 +12,13 @@ from keras_varinit.analysis.contexts import read
 from keras_varinit.analysis.result import Analysis, Reading
 from keras_varinit.apply.owners import owners
 from keras_varinit.apply.report import DRAWN, Report, ReportRow
-from keras_varinit.apply.transaction import Change, commit, drawn_value, holds_own_draw
+from keras_varinit.apply.transaction import (
+    Change,
+    commit,
+    drawn_value,
+    holds_own_draw,
+    in_another_stream,
+)
 from keras_varinit.context import LayerContext
 from keras_varinit.initializers.base import ContextualInitializer
 from keras_varinit.tensors import to_numpy
@@ -122,10 +128,8 @@ def _decisions(
     result = []
     for item, context, status in decided:
         if context is not None and status in (DRAWN, _DONE) and context.stream in kept:
-            stream = context.stream
-            while stream in kept:
-                stream += "'"
-            context = dataclasses.replace(context, stream=stream)
+            while context.stream in kept:
+                context = in_another_stream(context)
             status = _status(item, context, force)
         result.append((item, context, status))
     return result

@@ -13,7 +13,7 @@ from keras_varinit.analysis.contexts import read
 from keras_varinit.analysis.result import Analysis, Reading
 from keras_varinit.apply.owners import owners
 from keras_varinit.initializers.laws import as_drawn, describe
-from keras_varinit.tensors import to_numpy, view
+from keras_varinit.tensors import digest, view
 
 _DEAD, _EXPLODED = 1e-6, 1e6
 
@@ -89,12 +89,12 @@ def _kernels(model: Any, analysis: Analysis) -> Iterator[tuple[Any, Any, Any]]:
 
 
 def _equal_weights(model: Any, analysis: Analysis) -> Iterator[Finding]:
-    first: dict[tuple[tuple[int, ...], bytes], str] = {}
+    first: dict[tuple[tuple[int, ...], str, bytes], str] = {}
     for _, variable, context in _kernels(model, analysis):
-        values = to_numpy(variable)
+        values = view(variable)
         if values.size < 2 or np.all(values == values.flat[0]):
             continue
-        earlier = first.setdefault((values.shape, values.tobytes()), context.path)
+        earlier = first.setdefault((values.shape, variable.dtype, digest(values)), context.path)
         if earlier != context.path:
             yield Finding(
                 "equal-weights",

@@ -7,9 +7,9 @@ import keras
 
 from keras_varinit import keras_private
 from keras_varinit.apply.transaction import holds_own_draw
-from keras_varinit.initializers.base import ContextualInitializer, digest
+from keras_varinit.initializers.base import ContextualInitializer
 from keras_varinit.initializers.memory import drawer_of, remembered
-from keras_varinit.tensors import view
+from keras_varinit.tensors import digest, view
 
 Owner = tuple[str, Any, ContextualInitializer]
 

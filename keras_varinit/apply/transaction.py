@@ -9,6 +9,7 @@ import keras
 import numpy as np
 
 from keras_varinit import keras_private
+from keras_varinit.context import LayerContext
 from keras_varinit.tensors import snapshot, to_numpy, view
 
 
@@ -24,6 +25,11 @@ class Change:
     layer: Any
     attribute: str | None
     initializer: Any
+
+
+def in_another_stream(context: LayerContext) -> LayerContext:
+    """The same kernel with random numbers of its own, where another one already holds its draw."""
+    return dataclasses.replace(context, stream=context.stream + "'")
 
 
 @contextlib.contextmanager

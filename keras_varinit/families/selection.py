@@ -17,7 +17,15 @@ from keras_varinit.signals.layouts import (
     signal_at,
     squeeze,
 )
-from keras_varinit.signals.outcome import Gradient, Gradients, Outcome, Signal, Visit, unknown
+from keras_varinit.signals.outcome import (
+    Gradient,
+    Gradients,
+    Outcome,
+    Signal,
+    Visit,
+    added,
+    unknown,
+)
 from keras_varinit.signals.registry import (
     constant_role,
     follows_channel_axes,
@@ -111,16 +119,10 @@ def selected(visit: Visit, boxes: Sequence[dict[int, Cut]], shape_as: Sequence[A
         for cut, output, gradient in zip(cuts, outputs, gradients, strict=False):
             if gradient is not None:
                 back = cut.back(fitting(gradient, output, cut.output))
-                total = back if total is None else _joined(total, back)
+                total = added(total, back)
         return [total, *[None] * (len(visit.inputs) - 1)]
 
     return Outcome(outputs, pullback)
-
-
-def _joined(first: Gradient, second: Gradient) -> Gradient:
-    """Gradients of two parts of one tensor."""
-    parts = tuple(a + b for a, b in zip(first.parts, second.parts, strict=True))
-    return Gradient(parts, max(first.coherence, second.coherence))
 
 
 @follows_channel_axes

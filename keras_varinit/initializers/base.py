@@ -18,6 +18,7 @@ from keras_varinit import keras_private
 from keras_varinit.arguments import Arguments
 from keras_varinit.context import LayerContext
 from keras_varinit.initializers.memory import remember
+from keras_varinit.tensors import digest
 
 Float32Array = npt.NDArray[np.float32]
 
@@ -216,15 +217,10 @@ def draw(key: int, shape: tuple[int, ...], distribution: str, stddev: float = 1.
     return values
 
 
-def digest(values: npt.NDArray[Any]) -> bytes:
-    """A digest of an array's entries."""
-    return hashlib.sha256(np.ascontiguousarray(values).data).digest()
-
-
 def stream_key(seed: int, stream: str) -> int:
     """Key of the stream of that name: a hash, so that streams of near names are unrelated."""
-    digest = hashlib.sha256(f"{PACKAGE}|{seed}|{stream}".encode()).digest()
-    return int.from_bytes(digest[:16], "big")
+    hashed = hashlib.sha256(f"{PACKAGE}|{seed}|{stream}".encode()).digest()
+    return int.from_bytes(hashed[:16], "big")
 
 
 def stream_seed(seed: int, stream: str) -> int:

@@ -229,13 +229,17 @@ def conv_transpose(
     for k, n, m, s, d in zip(window, spatial, out_spatial, strides, dilation, strict=True):
         if n is None or m is None:
             return fans
-        low = 0
-        if padding == "same":
-            low = max((n - 1) * s + (k - 1) * d + 1 - m, 0) // 2
+        low = transposed_padding(n, m, k, s, d, padding)
         overlap *= _taps_inside(m, k, s, d, low, n)
     inputs = math.prod(n for n in spatial if n is not None)
     outputs = math.prod(n for n in out_spatial if n is not None)
     return _with_counts(fans, overlap * channels * out, inputs * channels, outputs * out)
+
+
+def transposed_padding(inputs: int, outputs: int, k: int, s: int, d: int, padding: str) -> int:
+    """Entries that a transposed convolution makes in front of its output, and drops."""
+    made = (inputs - 1) * s + (k - 1) * d + 1
+    return max(made - outputs, 0) // 2 if padding == "same" else 0
 
 
 def _with_counts(

@@ -143,6 +143,22 @@ Gradients = Sequence[Gradient | None]
 Pullback = Callable[[Gradients], Gradients]
 
 
+def added(first: Gradient | None, second: Gradient) -> Gradient:
+    """Gradients of two uses of a tensor: independent but for paths that parted further on."""
+    if first is None:
+        return second
+    one, two = first.power, second.power
+    weight = one + two
+    together = max(1 + 2 * first.in_phase(second) / weight, 0.0) if weight else 1.0
+    parts = tuple((a + b) * together for a, b in zip(first.parts, second.parts, strict=True))
+    coherence = (one * first.coherence + two * second.coherence) / weight if weight else 0.0
+    local = (one * first.local + two * second.local) / weight if weight else 0.0
+    phases = dict(first.phases)
+    for number, amplitude in second.phases:
+        phases[number] = phases.get(number, 0.0) + amplitude
+    return Gradient(parts, coherence, local, phases=tuple(phases.items()))
+
+
 @dataclasses.dataclass(frozen=True)
 class Outcome:
     """What a rule returns: the outputs, and how gradients come back to the inputs."""

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from keras_varinit.maths.covariance import Moments, axis_maps, reads_in_place
-from keras_varinit.maths.fans import padding_and_outputs
+from keras_varinit.maths.fans import padding_and_outputs, transposed_padding
 from keras_varinit.maths.windows import AnyWindow, Array, Axes, Window
 from keras_varinit.signals.roles import Call, per_dimension
 
@@ -48,8 +48,8 @@ def transposed_windows(call: Call, source: Axes, target: Axes) -> list[Window]:
     for axis in range(rank):
         n, m, low = source[axis].size, target[axis].size, 0
         k, s, d = sizes[axis], strides[axis], dilation[axis]
-        if layer.padding == "same" and n is not None and m is not None:
-            low = max((n - 1) * s + (k - 1) * d + 1 - m, 0) // 2
+        if n is not None and m is not None:
+            low = transposed_padding(n, m, k, s, d, layer.padding)
         found.append(Window("transposed", k, s, d, low, source[axis], target[axis]))
     return found
 

@@ -5,11 +5,10 @@ import math
 import numpy as np
 
 from keras_varinit.families.attention.masks import UnknownError, sight
-from keras_varinit.families.attention.single_head import total
 from keras_varinit.maths.tokens import Attention, of_products, size_of
 from keras_varinit.signals.constants import values_of
 from keras_varinit.signals.layouts import fitting, signal_at, with_channel_axes
-from keras_varinit.signals.outcome import Gradient, Gradients, Outcome, Visit, unknown
+from keras_varinit.signals.outcome import Gradient, Gradients, Outcome, Visit, added, unknown
 from keras_varinit.signals.registry import follows_channel_axes, signal_rule
 from keras_varinit.tracing.arguments import Input, named_arguments
 
@@ -72,7 +71,7 @@ def _dot_product_attention(visit: Visit) -> Outcome:
             # Several heads of queries read one of keys and values.
             factor = 1 if name == "query" else repeats
             inner = Gradient((second * factor,) * len(signals[name].parts), coherence)
-            results[number] = total(results[number], fitting(inner, signals[name], given[name]))
+            results[number] = added(results[number], fitting(inner, signals[name], given[name]))
         return results
 
     return Outcome((output,), pullback)

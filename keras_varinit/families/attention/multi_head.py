@@ -9,7 +9,6 @@ import numpy as np
 
 from keras_varinit.families.activations import after_activation
 from keras_varinit.families.attention.masks import UnknownError, sight
-from keras_varinit.families.attention.single_head import total
 from keras_varinit.families.kernels import Weighing, kernel_of, weight_rule
 from keras_varinit.keras_private import Shape, layers_of
 from keras_varinit.maths import fans
@@ -19,7 +18,16 @@ from keras_varinit.maths.quadrature import FUNCTIONS, Activation
 from keras_varinit.maths.tokens import Attention, of_products, size_of
 from keras_varinit.maths.windows import Array, windows_in_place
 from keras_varinit.signals.constants import moments_of_variable
-from keras_varinit.signals.outcome import Gradient, Gradients, Outcome, Signal, Visit, alike, layout
+from keras_varinit.signals.outcome import (
+    Gradient,
+    Gradients,
+    Outcome,
+    Signal,
+    Visit,
+    added,
+    alike,
+    layout,
+)
 from keras_varinit.signals.registry import layer_classes, signal_rule
 from keras_varinit.signals.roles import Call, Kernel, Role, Weights
 from keras_varinit.tracing.arguments import Input, named_arguments
@@ -223,7 +231,7 @@ class _Layer:
             part = self.projected[name]
             back = part.back(second, coherence)
             if part.number is not None:
-                results[part.number] = total(results[part.number], back)
+                results[part.number] = added(results[part.number], back)
         return results
 
     def _parts_back(self, gradients: Gradients) -> dict[str, tuple[Array, float]]:

@@ -21,6 +21,7 @@ from keras_varinit.signals.outcome import (
     Outcome,
     Signal,
     Visit,
+    added,
     alike,
     unknown,
 )
@@ -148,7 +149,7 @@ class _Layer:
         for name, number in self.numbers.items():
             second, coherence = found[name]
             parts = (second,) * len(self.signals[name].parts)
-            results[number] = total(results[number], Gradient(parts, coherence))
+            results[number] = added(results[number], Gradient(parts, coherence))
         return results
 
 
@@ -180,13 +181,3 @@ def _of_sums(outer: float, inner: float, size: int) -> LogitsOf:
         )
 
     return logits
-
-
-def total(first: Gradient | None, second: Gradient) -> Gradient:
-    """The sum of gradients that came by different ways."""
-    if first is None:
-        return second
-    parts = tuple(a + b for a, b in zip(first.parts, second.parts, strict=True))
-    one, two = (float(np.mean(each.parts[0])) for each in (first, second))
-    coherence = (one * first.coherence + two * second.coherence) / (one + two) if one + two else 0.0
-    return Gradient(parts, coherence)
