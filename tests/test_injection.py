@@ -451,10 +451,10 @@ def test_report_is_read_by_iteration_by_path_and_in_print():
     assert row.context.depth == 2
     assert row.stddev == pytest.approx((2 / 36) ** 0.5)
     assert str(report).splitlines() == [
-        f"{'path':<{len(paths[1])}}  initializer       depth  std      status",
-        f"{paths[0]:<{len(paths[1])}}  EnhancedHeNormal  1      0.27217  drawn",
-        f"{paths[1]:<{len(paths[1])}}  EnhancedHeNormal  2      0.23570  {FROZEN}",
-        f"{paths[2]:<{len(paths[1])}}  EnhancedHeNormal  3      0.70711  drawn",
+        f"{'path':<{len(paths[1])}}  initializer       depth      std  status",
+        f"{paths[0]:<{len(paths[1])}}  EnhancedHeNormal      1  0.27217  drawn",
+        f"{paths[1]:<{len(paths[1])}}  EnhancedHeNormal      2  0.23570  {FROZEN}",
+        f"{paths[2]:<{len(paths[1])}}  EnhancedHeNormal      3  0.70711  drawn",
         "2 drawn, 1 skipped",
     ]
 

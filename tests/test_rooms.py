@@ -17,6 +17,7 @@ ROOMS = {
     "arguments": set(),
     "context": {"arguments"},
     "seeds": set(),
+    "tables": set(),
     "keras_private": {"keras"},
     "tensors": {"keras", "numpy"},
     "maths": {"numpy"},
@@ -28,11 +29,11 @@ ROOMS = {
     },
     "analysis": {
         *("keras", "numpy", "arguments", "context", "families", "initializers", "keras_private"),
-        *("maths", "signals", "tensors", "tracing"),
+        *("maths", "signals", "tables", "tensors", "tracing"),
     },
     "apply": {
         *("keras", "numpy", "analysis", "arguments", "context", "initializers", "keras_private"),
-        *("seeds", "tensors", "tracing"),
+        *("seeds", "tables", "tensors", "tracing"),
     },
     "running": {
         *("keras", "numpy", "arguments", "families", "keras_private", "maths", "signals"),
@@ -40,11 +41,11 @@ ROOMS = {
     },
     "diagnostics": {
         *("keras", "numpy", "matplotlib", "analysis", "arguments", "keras_private", "running"),
-        *("tracing", *BACKENDS),
+        *("tables", "tracing", *BACKENDS),
     },
     "calibration": {
         *("keras", "numpy", "analysis", "apply", "arguments", "diagnostics", "keras_private"),
-        *("running", "signals", "tensors", "tracing"),
+        *("running", "signals", "tables", "tensors", "tracing"),
     },
 }
 STANDARD = {

@@ -7,6 +7,7 @@ from typing import Any
 from keras_varinit.analysis.propagate import Prediction, Variances, propagate
 from keras_varinit.context import LayerContext
 from keras_varinit.signals.roles import Role, Weights
+from keras_varinit.tables import text_table
 from keras_varinit.tracing.reader import Graph
 
 
@@ -62,20 +63,24 @@ class Analysis:
         return dataclasses.replace(self, contexts=contexts, by_variable=by_variable)
 
     def __str__(self) -> str:
-        lines = [
-            f"{'kernel':<40} depth  fan-in fan-out  activation  pooling    tau  gamma"
-            "   forward  backward"
-        ]
+        header = (
+            *("kernel", "depth", "fan-in", "fan-out", "activation", "pooling", "tau", "gamma"),
+            *("forward", "backward"),
+        )
+        rows = []
         for path, c in self.contexts.items():
-            pooling = "-" if c.pooling is None else f"{c.pooling} {c.pool_size}"
             predicted = self.predicted.get(path, Prediction())
-            lines.append(
-                f"{path:<40} {c.depth:>5} {c.mean_fan_in:>7.5g} {c.mean_fan_out:>7.5g}  "
-                f"{c.activation or '-':<10}  {pooling:<9} {c.forward_gain:>5.3f}  "
-                f"{c.backward_gain:>5.3f}  {_shown(predicted.forward):>8}  "
-                f"{_shown(predicted.backward):>8}"
+            rows.append(
+                (
+                    *(path, str(c.depth), f"{c.mean_fan_in:.5g}", f"{c.mean_fan_out:.5g}"),
+                    c.activation or "-",
+                    "-" if c.pooling is None else f"{c.pooling} {c.pool_size}",
+                    *(f"{c.forward_gain:.3f}", f"{c.backward_gain:.3f}"),
+                    *(_shown(predicted.forward), _shown(predicted.backward)),
+                )
             )
-        return "\n".join([*lines, *(f"note: {note}" for note in self.notes)])
+        below = [f"note: {note}" for note in self.notes]
+        return text_table(header, rows, right=(1, 2, 3, 6, 7, 8, 9), below=below)
 
 
 def _shown(value: float | None) -> str:

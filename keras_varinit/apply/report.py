@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Iterator
 
 from keras_varinit.context import LayerContext
+from keras_varinit.tables import text_table
 
 DRAWN = "drawn"
 
@@ -62,13 +63,11 @@ class Report:
 
     def __str__(self) -> str:
         header = ("path", "initializer", "depth", "std", "status")
-        cells = [header]
+        cells = []
         for row in self.rows:
             depth = "-" if row.context is None else str(row.context.depth)
             stddev = "-" if row.stddev is None else f"{row.stddev:.5f}"
             cells.append((row.path, row.initializer, depth, stddev, row.status))
-        widths = [max(len(line[i]) for line in cells) for i in range(len(header))]
-        lines = ["  ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)) for line in cells]
-        lines.append(f"{len(self.drawn)} drawn, {len(self.skipped)} skipped")
-        lines.extend(f"note: {note}" for note in self.notes)
-        return "\n".join(line.rstrip() for line in lines)
+        summary = f"{len(self.drawn)} drawn, {len(self.skipped)} skipped"
+        below = (summary, *(f"note: {note}" for note in self.notes))
+        return text_table(header, cells, right=(2, 3), below=below)

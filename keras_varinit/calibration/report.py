@@ -5,6 +5,8 @@ import math
 from collections.abc import Iterator
 from typing import Any
 
+from keras_varinit.tables import text_table
+
 CALIBRATED = "calibrated"
 
 
@@ -98,26 +100,18 @@ class CalibrationReport:
 
     def __str__(self) -> str:
         header = ("path", "layer", "scale", "before", "after", "iterations", "status")
-        cells = [header]
+        cells = []
         for row in self.rows:
             moments = (_shown(row.before), _shown(row.after))
             numbers = (f"{row.scale:.5g}", *moments, str(row.iterations))
             cells.append((row.path, row.layer, *numbers, row.status))
-        widths = [max(len(line[i]) for line in cells) for i in range(len(header))]
-        lines = [
-            "  ".join(
-                cell.rjust(width) if 2 <= i <= 5 else cell.ljust(width)
-                for i, (cell, width) in enumerate(zip(line, widths, strict=True))
-            )
-            for line in cells
-        ]
-        lines.append(
+        summary = (
             f"{len(self.calibrated)} calibrated to {self.target:g} ± {self.tolerance:.2%}, "
             f"{len(self.not_converged)} not converged, {len(self.skipped)} skipped; "
             f"{self.examples} examples, {self.walks} walks"
         )
-        lines.extend(f"note: {note}" for note in self.notes)
-        return "\n".join(line.rstrip() for line in lines)
+        below = (summary, *(f"note: {note}" for note in self.notes))
+        return text_table(header, cells, right=(2, 3, 4, 5), below=below)
 
 
 def _shown(moment: float | None) -> str:

@@ -7,6 +7,7 @@ from typing import Any
 
 from keras_varinit.arguments import Arguments
 from keras_varinit.running.statistics import Histogram
+from keras_varinit.tables import text_table
 
 _VANISHED = 1e-2  # second moments by which a signal has vanished, and 1/this by which it exploded
 
@@ -238,7 +239,8 @@ class SignalReport:
         return next((m for m in reversed(moments) if m and math.isfinite(m)), 1.0)
 
     def __str__(self) -> str:
-        lines = [_aligned(_cells(self.rows)), "", self._summary(), *self.findings()]
+        table = text_table(_HEADER, _cells(self.rows), right=range(2, 10), optional=range(4, 10))
+        lines = [table, "", self._summary(), *self.findings()]
         return "\n".join([*lines, *(f"note: {note}" for note in self.notes)])
 
     def _summary(self) -> str:
@@ -316,12 +318,14 @@ def _first_over(
             return
 
 
+_HEADER = (
+    *("layer", "operation", "mean", "second moment", "", "gradient", ""),
+    *("dead", "saturated", "non-finite"),
+)
+
+
 def _cells(rows: Sequence[SignalRow]) -> list[tuple[str, ...]]:
-    header = (
-        *("layer", "operation", "mean", "second moment", "", "gradient", ""),
-        *("dead", "saturated", "non-finite"),
-    )
-    cells: list[tuple[str, ...]] = [header]
+    cells: list[tuple[str, ...]] = []
     for row in rows:
         operation = row.operation
         if row.activation is not None and row.kind == "weights":
@@ -357,19 +361,3 @@ def _predicted(value: float | None) -> str:
 
 def _percent(fraction: float | None) -> str:
     return "" if fraction is None else f"{fraction:.0%}"
-
-
-def _aligned(cells: list[tuple[str, ...]]) -> str:
-    """Names to the left, numbers to the right; columns that hold nothing are left out."""
-    used = [
-        i
-        for i in range(len(cells[0]))
-        if any(line[i] for line in cells[1:]) or (cells[0][i] and i < 4)
-    ]
-    widths = {i: max(len(line[i]) for line in cells) for i in used}
-    return "\n".join(
-        "  ".join(
-            line[i].ljust(widths[i]) if i < 2 else line[i].rjust(widths[i]) for i in used
-        ).rstrip()
-        for line in cells
-    )
