@@ -30,7 +30,7 @@ def _input_alone():
 
 
 def listed():
-    return [kind for kind, rule in registry._RULES.items() if rule is unchanged]
+    return [kind for kind, rule in registry.registered("signal").items() if rule is unchanged]
 
 
 def shown(kind):

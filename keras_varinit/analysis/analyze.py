@@ -10,7 +10,6 @@ import numpy as np
 
 from keras_varinit import keras_private
 from keras_varinit.analysis.contexts import read
-from keras_varinit.analysis.propagate import Prediction
 from keras_varinit.analysis.result import Analysis, Reading
 from keras_varinit.arguments import Arguments
 from keras_varinit.initializers.base import ContextualInitializer
@@ -62,28 +61,20 @@ def analyze(model: Any, *, input_mean: float = 0.0, input_variance: float = 1.0)
     arguments = Arguments("analyze")
     input_mean = arguments.number("input_mean", input_mean)
     input_variance = arguments.number("input_variance", input_variance, at_least=0)
-    analysis, reading = read(model)
+    reading = read(model)
     predictions, notes = reading.predict(
         present_variances(model), input_mean=input_mean, input_variance=input_variance
     )
-    return dataclasses.replace(
-        analysis,
-        predicted={
-            context.path: predictions.get(key, Prediction())
-            for key, context in analysis.by_variable.items()
-        },
-        notes=tuple(dict.fromkeys((*analysis.notes, *notes))),
-    )
+    return reading.with_predictions(predictions, notes)
 
 
 def with_signal_gains(
     model: Any,
-    analysis: Analysis,
     reading: Reading,
     schemes: Mapping[int, Any],
     kept: Collection[int] = (),
-) -> tuple[Analysis, list[str]]:
-    """The contexts with the engine's gain for those of `schemes` that need it; notes.
+) -> Reading:
+    """The reading with the engine's gain for those of `schemes` that need it.
 
     `schemes` holds, by the `id` of a variable, the initializer that it is to be drawn with; other
     kernels, and those in `kept`, count with what they have now.
@@ -94,11 +85,11 @@ def with_signal_gains(
         if isinstance(scheme, ContextualInitializer) and scheme.needs_signal
     }
     if not wanting:
-        return analysis, []
+        return reading
     present = present_variances(model)
 
     def variance(variable: Any, gain: float) -> float:
-        scheme, context = schemes.get(id(variable)), analysis.context_of(variable)
+        scheme, context = schemes.get(id(variable)), reading.context_of(variable)
         if scheme is None or context is None or id(variable) in kept:
             return present(variable, gain)
         known = math.isfinite(gain) and gain > 0
@@ -108,13 +99,13 @@ def with_signal_gains(
 
     predictions, notes = reading.predict(variance, backward=False)
     found = {key: each for key, each in predictions.items() if key in wanting}
-    for key, context in analysis.by_variable.items():
+    for key, context in reading.by_variable.items():
         if key in wanting and not (key in found and found[key].gain):
             notes.append(
                 f"{context.path}: the engine does not know what reaches it, so positions and "
                 "branches count as independent there"
             )
-    return analysis.with_gains(found), notes
+    return dataclasses.replace(reading.with_gains(found), notes=(*reading.notes, *notes))
 
 
 def present_variances(model: Any) -> Callable[[Any, float], float]:

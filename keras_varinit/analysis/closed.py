@@ -13,7 +13,7 @@ from typing import Any
 
 import keras
 
-from keras_varinit.analysis.result import Analysis
+from keras_varinit.analysis.result import Reading
 from keras_varinit.analysis.stages import Gains
 from keras_varinit.context import LayerContext
 from keras_varinit.keras_private import (
@@ -101,40 +101,33 @@ def _fans(shape: tuple[int, ...]) -> fans.Fans:
     return fans.conv(shape, (None,) * window, strides=ones, padding="valid", dilation=ones)
 
 
-class Completion:
-    """Adds to an analysis what the graph does not tell.
+def completed(reading: Reading, model: Any, names: dict[int, tuple[str, str, str]]) -> Reading:
+    """The reading with contexts of all kernels, and with the weights that are no kernels.
 
-    Args:
-        model: The model.
-        names: Path, layer and stream of each variable.
-        graph: The model's graph, empty where the model's own `call` cannot be followed.
-        roles: The role of each node.
-        depths: The depth of each tensor.
+    Where the model's own `call` could not be followed its graph is empty. `names` holds path, layer
+    and stream of each variable.
     """
+    return _Completion(reading, model, names).reading()
 
-    def __init__(
-        self,
-        model: Any,
-        names: dict[int, tuple[str, str, str]],
-        graph: Graph,
-        roles: Sequence[Role],
-        depths: Sequence[int],
-    ) -> None:
+
+class _Completion:
+    def __init__(self, read: Reading, model: Any, names: dict[int, tuple[str, str, str]]) -> None:
+        self.read = read
         self.model = model
         self.names = names
-        self.graph = graph
+        self.graph = read.graph
         self.gains = Gains()
-        self.tables = uses_outside_kernels(graph, roles)
+        self.tables = uses_outside_kernels(read.graph, read.roles)
         self.explained = {
             id(node.operation)
-            for node, role in zip(graph.nodes, roles, strict=True)
+            for node, role in zip(read.graph.nodes, read.roles, strict=True)
             if not isinstance(role, Unknown)
         }
-        self.depths = self._depths_of_layers(depths)
+        self.depths = self._depths_of_layers(read.depths)
         self.hidden = {
             id(layer)
-            for index in graph.closed
-            for operation in [graph.nodes[index].operation]
+            for index in read.graph.closed
+            for operation in [read.graph.nodes[index].operation]
             for layer in [operation, *layers_of(operation)]
         }
         self.counted = 0
@@ -153,19 +146,19 @@ class Completion:
                 found.setdefault(key, max((depths[t] for t in nodes[index].inputs), default=0))
         return found
 
-    def of(self, found: Analysis) -> Analysis:
-        """The analysis with contexts of all kernels, and with the weights that are not kernels."""
-        by_variable = dict(found.by_variable)
-        tables, unknown, notes = dict(found.tables), list(found.unknown), list(found.notes)
+    def reading(self) -> Reading:
+        read = self.read
+        by_variable = dict(read.by_variable)
+        tables, unknown, notes = dict(read.tables), list(read.unknown), list(read.notes)
         for layer in [self.model, *layers_of(self.model)]:
             if id(layer) in self.explained:
                 continue
-            for context, variable in self._contexts(layer, found):
+            for context, variable in self._contexts(layer):
                 by_variable[id(variable)] = context
                 if id(layer) not in self.hidden and self.graph.nodes:
                     unknown.append((context.path, _UNSEEN))
                     notes.append(f"{context.path}: {_UNSEEN}")
-            for variable in self._others(layer, found, by_variable):
+            for variable in self._others(layer, by_variable):
                 path = self.names[id(variable)][0]
                 if id(variable) in self.tables or is_table_by_name(variable):
                     tables[id(variable)] = NO_KERNEL
@@ -179,18 +172,17 @@ class Completion:
             for key, c in by_variable.items()
         }
         return dataclasses.replace(
-            found,
-            contexts={context.path: context for context in by_variable.values()},
+            read,
             by_variable=by_variable,
             tables=tables,
             unknown=tuple(dict.fromkeys(unknown)),
             notes=tuple(dict.fromkeys(notes)),
         )
 
-    def _contexts(self, layer: Any, found: Analysis) -> list[tuple[LayerContext, Any]]:
+    def _contexts(self, layer: Any) -> list[tuple[LayerContext, Any]]:
         """A context for each kernel of a layer that has none."""
         role = role_by_class(layer)
-        kernels = [] if role is None else [k for k in role.kernels if not _is_known(found, k)]
+        kernels = [] if role is None else [k for k in role.kernels if not self._is_known(k)]
         if role is None or not kernels:
             return []
         activation = () if role.activation is None else (role.activation,)
@@ -206,7 +198,7 @@ class Completion:
                 stream=stream,
                 kernel_shape=tuple(int(n) for n in kernel.variable.shape),
                 depth=depth,
-                total_depth=max(depth, self._total(found)),
+                total_depth=max(depth, self._total()),
                 activation=role.activation.name if role.activation else None,
                 backward_gain=self.gains.of(activation)[1],
                 **{name: getattr(kernel.fans, name) for name in FAN_FIELDS},
@@ -214,12 +206,14 @@ class Completion:
             contexts.append((context, kernel.variable))
         return contexts
 
-    @staticmethod
-    def _total(found: Analysis) -> int:
-        return max((c.total_depth for c in found.by_variable.values()), default=1)
+    def _total(self) -> int:
+        return max((c.total_depth for c in self.read.by_variable.values()), default=1)
 
-    @staticmethod
-    def _others(layer: Any, found: Analysis, known: dict[int, LayerContext]) -> list[Any]:
+    def _is_known(self, kernel: Kernel) -> bool:
+        variable, read = kernel.variable, self.read
+        return (read.context_of(variable) or read.reason_to_leave(variable)) is not None
+
+    def _others(self, layer: Any, known: dict[int, LayerContext]) -> list[Any]:
         """Weights of the rank of a kernel that are none and that no initializer draws by name."""
         held = dict(initializers_of(layer))
         with_kernel = any(id(v) in known for v in own_variables(layer))
@@ -228,14 +222,9 @@ class Completion:
             for v in own_variables(layer)
             if may_be_kernel(v)
             and id(v) not in known
-            and found.reason_to_leave(v) is None
+            and self.read.reason_to_leave(v) is None
             and not (with_kernel and id(v) in held)
         ]
 
 
 _UNSEEN = "how it is used is not known, so its context is from its shape and its layer's class"
-
-
-def _is_known(found: Analysis, kernel: Kernel) -> bool:
-    variable = kernel.variable
-    return found.context_of(variable) is not None or found.reason_to_leave(variable) is not None

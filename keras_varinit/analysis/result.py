@@ -1,7 +1,7 @@
 """What is read off a model: contexts by kernel, predictions, and the graph behind them."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from keras_varinit.analysis.propagate import Prediction, Variances, propagate
@@ -13,15 +13,21 @@ from keras_varinit.tracing.reader import Graph
 
 @dataclasses.dataclass(frozen=True)
 class Analysis:
-    """What `analyze` found: contexts by the path of the kernel, and what it could not know."""
+    """What `analyze` found.
+
+    Args:
+        contexts: The context of every kernel by its path, in the order of the graph.
+        predicted: A `Prediction` for every kernel by its path.
+        notes: What could not be known, in words.
+        unknown: Names of layers and paths of weights whose use is not known, each with the reason.
+        paths: The path of every kernel by the `id` of its variable.
+    """
 
     contexts: dict[str, LayerContext]
-    notes: tuple[str, ...]
-    by_variable: dict[int, LayerContext] = dataclasses.field(repr=False)
-    unknown: tuple[tuple[str, str], ...] = ()
-    left_alone: dict[int, str] = dataclasses.field(default_factory=dict, repr=False)
-    tables: dict[int, str] = dataclasses.field(default_factory=dict, repr=False)
     predicted: dict[str, Prediction] = dataclasses.field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+    unknown: tuple[tuple[str, str], ...] = ()
+    paths: dict[int, str] = dataclasses.field(default_factory=dict, repr=False)
 
     def __contains__(self, path: object) -> bool:
         """Whether a kernel of that path was read."""
@@ -29,38 +35,7 @@ class Analysis:
 
     def context_of(self, variable: Any) -> LayerContext | None:
         """The context of a kernel's variable, or None."""
-        return self.by_variable.get(id(variable))
-
-    def reason_to_leave(self, variable: Any) -> str | None:
-        """Why a variable is not to be drawn (quantized, or with LoRA), or None."""
-        return self.left_alone.get(id(variable))
-
-    def reason_listed(self, variable: Any) -> str | None:
-        """Why a weight is listed though it is not a kernel, or None."""
-        return self.tables.get(id(variable))
-
-    def extended(self, other: "Analysis") -> "Analysis":
-        """This analysis with what only the other one saw."""
-        return Analysis(
-            {**other.contexts, **self.contexts},
-            (*self.notes, *other.notes),
-            {**other.by_variable, **self.by_variable},
-            (*self.unknown, *other.unknown),
-            {**other.left_alone, **self.left_alone},
-            {**other.tables, **self.tables},
-            self.predicted,
-        )
-
-    def with_gains(self, predictions: Mapping[int, Prediction]) -> "Analysis":
-        """This analysis with the `signal_gain` of the kernels that are predicted."""
-        by_variable = {
-            key: dataclasses.replace(context, signal_gain=_rounded(predictions[key].gain))
-            if key in predictions
-            else context
-            for key, context in self.by_variable.items()
-        }
-        contexts = {context.path: context for context in by_variable.values()}
-        return dataclasses.replace(self, contexts=contexts, by_variable=by_variable)
+        return self.contexts.get(self.paths.get(id(variable), ""))
 
     def __str__(self) -> str:
         header = (
@@ -94,10 +69,77 @@ def _rounded(value: float | None) -> float | None:
 
 @dataclasses.dataclass(frozen=True)
 class Reading:
-    """The graph of a model with the role of each node."""
+    """A model as it was read: its graph, the role of each operation, the context of each kernel.
+
+    Args:
+        graph: The operations and tensors.
+        roles: The role of each node of the graph.
+        depths: The depth of each tensor: kernels on the longest path to it.
+        by_variable: Contexts by the `id` of the kernel's variable, in the order of the graph.
+        notes: What could not be known, in words.
+        unknown: Names of layers and paths of weights whose use is not known, each with the reason.
+        left_alone: Why a variable is not to be drawn (quantized, or with LoRA), by its `id`.
+        tables: Why a weight is listed though it is not a kernel, by its `id`.
+    """
 
     graph: Graph
-    roles: tuple[Role, ...]
+    roles: tuple[Role, ...] = ()
+    depths: tuple[int, ...] = ()
+    by_variable: dict[int, LayerContext] = dataclasses.field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+    unknown: tuple[tuple[str, str], ...] = ()
+    left_alone: dict[int, str] = dataclasses.field(default_factory=dict)
+    tables: dict[int, str] = dataclasses.field(default_factory=dict)
+
+    @property
+    def contexts(self) -> dict[str, LayerContext]:
+        """The contexts by path."""
+        return {context.path: context for context in self.by_variable.values()}
+
+    def context_of(self, variable: Any) -> LayerContext | None:
+        """The context of a kernel's variable, or None."""
+        return self.by_variable.get(id(variable))
+
+    def reason_to_leave(self, variable: Any) -> str | None:
+        """Why a variable is not to be drawn, or None."""
+        return self.left_alone.get(id(variable))
+
+    def reason_listed(self, variable: Any) -> str | None:
+        """Why a weight is listed though it is not a kernel, or None."""
+        return self.tables.get(id(variable))
+
+    def preferring(self, other: "Reading") -> "Reading":
+        """This reading with the other one's contexts, notes and reasons wherever it has them."""
+        return dataclasses.replace(
+            self,
+            by_variable={**self.by_variable, **other.by_variable},
+            notes=(*other.notes, *self.notes),
+            unknown=(*other.unknown, *self.unknown),
+            left_alone={**self.left_alone, **other.left_alone},
+            tables={**self.tables, **other.tables},
+        )
+
+    def with_gains(self, predictions: Mapping[int, Prediction]) -> "Reading":
+        """This reading with the `signal_gain` of the kernels that are predicted."""
+        by_variable = {
+            key: dataclasses.replace(context, signal_gain=_rounded(predictions[key].gain))
+            if key in predictions
+            else context
+            for key, context in self.by_variable.items()
+        }
+        return dataclasses.replace(self, by_variable=by_variable)
+
+    def with_predictions(
+        self, predictions: Mapping[int, Prediction], notes: Iterable[str]
+    ) -> Analysis:
+        """What users see of it."""
+        return Analysis(
+            self.contexts,
+            {c.path: predictions.get(key, Prediction()) for key, c in self.by_variable.items()},
+            tuple(dict.fromkeys((*self.notes, *notes))),
+            self.unknown,
+            {key: context.path for key, context in self.by_variable.items()},
+        )
 
     def behind(self, variable: Any) -> set[int]:
         """The `id` of each variable of kernels that read, near or far, what a kernel puts out."""

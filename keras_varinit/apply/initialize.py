@@ -13,7 +13,7 @@ import keras
 from keras_varinit import keras_private
 from keras_varinit.analysis.analyze import with_signal_gains
 from keras_varinit.analysis.contexts import read
-from keras_varinit.analysis.result import Analysis, Reading
+from keras_varinit.analysis.result import Reading
 from keras_varinit.apply.report import DRAWN, Report, ReportRow
 from keras_varinit.apply.selection import Selection, selected_layers
 from keras_varinit.apply.transaction import Change, commit, drawn_value, in_another_stream
@@ -83,18 +83,18 @@ def _planned(
     model: Any, scheme: Scheme, seed: int | None, layers: Selection, include_frozen: bool
 ) -> "_Plan":
     """What is to be drawn; nothing is changed yet."""
-    analysis, reading = read(model)
+    reading = read(model)
     chosen, asked = selected_layers(model, layers, "initialize")
-    plan = _Plan(model, analysis, seed, include_frozen)
+    plan = _Plan(model, reading, seed, include_frozen)
     plan.choose(_resolver(scheme), chosen, asked)
-    plan.find_signal_gains(reading)
+    plan.find_signal_gains()
     for layer in chosen:
         plan.add_layer(layer, asked)
     if not plan.kernels:
         raise ValueError(
             f"initialize: no kernel of model {model.name!r} is selected. Received: "
-            f"layers={layers!r}; known kernels: {list(analysis.contexts)[:5]}."
-            + ("" if analysis.contexts else " ".join(("", *analysis.notes[:1])))
+            f"layers={layers!r}; known kernels: {list(reading.contexts)[:5]}."
+            + ("" if reading.contexts else " ".join(("", *reading.notes[:1])))
         )
     plan.keep_apart()
     return plan
@@ -132,20 +132,20 @@ class _Plan:
     def __init__(
         self,
         model: Any,
-        analysis: Analysis,
+        reading: Reading,
         seed: int | None,
         include_frozen: bool,
     ) -> None:
         self.model = model
         self.names = variable_names(model)
-        self.analysis = analysis
+        self.reading = reading
         self.schemes: dict[int, Any] = {}
         self.seed = seed
         self.root = random.randint(1, 10**9) if seed is None else seed
         self.include_frozen = include_frozen
         self.rows: list[ReportRow] = []
         self.changes: list[Change] = []
-        self.notes: list[str] = list(analysis.notes)
+        self.notes: list[str] = list(reading.notes)
         self.kernels = 0
         self.drawn: list[tuple[int, int, Any, LayerContext]] = []
 
@@ -157,11 +157,11 @@ class _Plan:
             if isinstance(layer, keras.layers.Embedding) and id(layer) not in asked:
                 continue
             for variable in keras_private.own_variables(layer):
-                context = self.analysis.context_of(variable)
-                if context is not None and self.analysis.reason_to_leave(variable) is None:
+                context = self.reading.context_of(variable)
+                if context is not None and self.reading.reason_to_leave(variable) is None:
                     self.schemes[id(variable)] = resolve(context)
 
-    def find_signal_gains(self, reading: Reading) -> None:
+    def find_signal_gains(self) -> None:
         """Completes the contexts of kernels whose schemes follow the signal."""
         variables = {id(v): v for v in self.model.variables}
         drawn = {
@@ -170,17 +170,17 @@ class _Plan:
             if scheme is not None
             and (key not in variables or self._status(variables[key].trainable) == DRAWN)
         }
-        self.analysis, notes = with_signal_gains(self.model, self.analysis, reading, drawn)
-        self.notes += notes
+        self.reading = with_signal_gains(self.model, self.reading, drawn)
+        self.notes = list(self.reading.notes)
 
     def add_layer(self, layer: Any, asked: set[int]) -> None:
         """Plans for the variables that one layer created."""
         attributes = dict(keras_private.initializers_of(layer))
         for variable in keras_private.own_variables(layer):
-            context = self.analysis.context_of(variable)
+            context = self.reading.context_of(variable)
             attribute = attributes.get(id(variable))
             by_scheme = id(layer) in asked or not isinstance(layer, keras.layers.Embedding)
-            reason = self.analysis.reason_to_leave(variable)
+            reason = self.reading.reason_to_leave(variable)
             if reason is not None:
                 self._leave(layer, variable, attribute, reason)
             elif context is not None and by_scheme:
@@ -188,7 +188,7 @@ class _Plan:
             elif attribute is not None:
                 self._add_other(layer, variable, attribute)
             elif keras_private.is_float(variable):
-                reason = self.analysis.reason_listed(variable) or _NO_INITIALIZER
+                reason = self.reading.reason_listed(variable) or _NO_INITIALIZER
                 self._leave(layer, variable, None, reason)
 
     def _add_kernel(
@@ -242,7 +242,7 @@ class _Plan:
         kept: dict[tuple[int, ...], set[bytes]] = {}
         for layer in [self.model, *keras_private.layers_of(self.model)]:
             for variable in keras_private.own_variables(layer):
-                if self.analysis.context_of(variable) is not None and id(variable) not in changed:
+                if self.reading.context_of(variable) is not None and id(variable) not in changed:
                     kept.setdefault(tuple(variable.shape), set()).add(digest(view(variable)))
         for number, row, scheme, context in self.drawn:
             change = self.changes[number]

@@ -9,7 +9,7 @@ import numpy as np
 from keras_varinit import keras_private
 from keras_varinit.analysis.analyze import with_signal_gains
 from keras_varinit.analysis.contexts import read
-from keras_varinit.analysis.result import Analysis, Reading
+from keras_varinit.analysis.result import Reading
 from keras_varinit.apply.owners import owners
 from keras_varinit.apply.report import DRAWN, Report, ReportRow
 from keras_varinit.apply.transaction import (
@@ -63,20 +63,20 @@ def inject(model: Any, *, force: bool = False) -> Report:
         >>> [row.status for row in report]
         ['drawn']
     """
-    analysis, reading = read(model)
+    reading = read(model)
     owned = list(_owned_variables(model))
-    _check_any(model, owned, analysis)
+    _check_any(model, owned, reading)
     schemes = {id(item.variable): item.initializer for item in owned}
     kept = {id(item.variable) for item in owned if item.frozen and not force}
-    analysis, notes = with_signal_gains(model, analysis, reading, schemes, kept)
+    reading = with_signal_gains(model, reading, schemes, kept)
     rows, changes = [], []
-    for item, context, status in _decisions(model, owned, analysis, reading, force):
+    for item, context, status in _decisions(model, owned, reading, force):
         row, change = _plan(item, context, status)
         rows.append(row)
         if change is not None:
             changes.append(change)
     commit(model, changes)
-    return Report(tuple(rows), tuple(dict.fromkeys((*analysis.notes, *notes))))
+    return Report(tuple(rows), tuple(dict.fromkeys(reading.notes)))
 
 
 def _owned_variables(model: Any) -> Iterator[_Owned]:
@@ -90,8 +90,8 @@ def _owned_variables(model: Any) -> Iterator[_Owned]:
             yield owned(layer, attribute, variable, initializer)
 
 
-def _check_any(model: Any, owned: list[_Owned], analysis: Analysis) -> None:
-    if any(analysis.context_of(item.variable) is not None for item in owned):
+def _check_any(model: Any, owned: list[_Owned], reading: Reading) -> None:
+    if any(reading.context_of(item.variable) is not None for item in owned):
         return
     if owned:
         found = ", ".join(f"{item.layer.name}.{item.attribute}" for item in owned[:5])
@@ -105,7 +105,7 @@ def _check_any(model: Any, owned: list[_Owned], analysis: Analysis) -> None:
 
 
 def _decisions(
-    model: Any, owned: list[_Owned], analysis: Analysis, reading: Reading, force: bool
+    model: Any, owned: list[_Owned], reading: Reading, force: bool
 ) -> list[tuple[_Owned, LayerContext | None, str]]:
     """What is to happen to each variable, and for which context.
 
@@ -114,9 +114,9 @@ def _decisions(
     own, so that the two are not equal.
     """
     decided = [
-        (item, context, _status(item, context, force, analysis.reason_to_leave(item.variable)))
+        (item, context, _status(item, context, force, reading.reason_to_leave(item.variable)))
         for item in owned
-        for context in [analysis.context_of(item.variable)]
+        for context in [reading.context_of(item.variable)]
     ]
     if not force:
         decided = _leaving_what_was_trained_around(model, decided, reading)

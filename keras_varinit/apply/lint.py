@@ -10,7 +10,7 @@ import numpy as np
 
 from keras_varinit import keras_private
 from keras_varinit.analysis.contexts import read
-from keras_varinit.analysis.result import Analysis, Reading
+from keras_varinit.analysis.result import Reading
 from keras_varinit.apply.owners import owners
 from keras_varinit.initializers.laws import as_drawn, describe
 from keras_varinit.tensors import digest, view
@@ -66,31 +66,31 @@ def lint(model: Any) -> list[Finding]:
         >>> [finding.rule for finding in kv.lint(keras.Sequential([keras.Input((8,)), *layers]))]
         ['equal-weights']
     """
-    analysis, reading = read(model)
+    reading = read(model)
     return [
-        *_equal_weights(model, analysis),
-        *_wrong_fans(model, analysis),
-        *_not_injected(model, analysis),
+        *_equal_weights(model, reading),
+        *_wrong_fans(model, reading),
+        *_not_injected(model, reading),
         *(
             Finding("unknown-layer", name, f"{reason}; register a rule, or initialize it by hand")
-            for name, reason in analysis.unknown
+            for name, reason in reading.unknown
         ),
-        *_scales(analysis, reading),
+        *_scales(reading),
     ]
 
 
-def _kernels(model: Any, analysis: Analysis) -> Iterator[tuple[Any, Any, Any]]:
+def _kernels(model: Any, reading: Reading) -> Iterator[tuple[Any, Any, Any]]:
     """Layer, variable and context of every known kernel."""
     for layer in [model, *keras_private.layers_of(model)]:
         for variable in keras_private.own_variables(layer):
-            context = analysis.context_of(variable)
+            context = reading.context_of(variable)
             if context is not None:
                 yield layer, variable, context
 
 
-def _equal_weights(model: Any, analysis: Analysis) -> Iterator[Finding]:
+def _equal_weights(model: Any, reading: Reading) -> Iterator[Finding]:
     first: dict[tuple[tuple[int, ...], str, bytes], str] = {}
-    for _, variable, context in _kernels(model, analysis):
+    for _, variable, context in _kernels(model, reading):
         values = view(variable)
         if values.size < 2 or np.all(values == values.flat[0]):
             continue
@@ -104,8 +104,8 @@ def _equal_weights(model: Any, analysis: Analysis) -> Iterator[Finding]:
             )
 
 
-def _wrong_fans(model: Any, analysis: Analysis) -> Iterator[Finding]:
-    for layer, variable, context in _kernels(model, analysis):
+def _wrong_fans(model: Any, reading: Reading) -> Iterator[Finding]:
+    for layer, variable, context in _kernels(model, reading):
         attribute = dict(keras_private.initializers_of(layer)).get(id(variable))
         initializer = None if attribute is None else getattr(layer, attribute)
         if not isinstance(initializer, keras.initializers.VarianceScaling):
@@ -126,13 +126,13 @@ def _wrong_fans(model: Any, analysis: Analysis) -> Iterator[Finding]:
         )
 
 
-def _not_injected(model: Any, analysis: Analysis) -> Iterator[Finding]:
+def _not_injected(model: Any, reading: Reading) -> Iterator[Finding]:
     held = {
         id(variable): initializer
         for layer in [model, *keras_private.layers_of(model)]
         for _, variable, initializer in owners(layer)
     }
-    for _, variable, context in _kernels(model, analysis):
+    for _, variable, context in _kernels(model, reading):
         initializer = held.get(id(variable))
         if initializer is not None and initializer.context is None:
             yield Finding(
@@ -143,7 +143,7 @@ def _not_injected(model: Any, analysis: Analysis) -> Iterator[Finding]:
             )
 
 
-def _scales(analysis: Analysis, reading: Reading) -> Iterator[Finding]:
+def _scales(reading: Reading) -> Iterator[Finding]:
     """The first kernel that dies and the first that explodes, as the engine sees present values."""
 
     def held(variable: Any, gain: float) -> float:
@@ -152,7 +152,7 @@ def _scales(analysis: Analysis, reading: Reading) -> Iterator[Finding]:
     predictions, _ = reading.predict(held, backward=False)
     dead = exploded = False
     for key, prediction in predictions.items():
-        context, scale = analysis.by_variable.get(key), prediction.forward
+        context, scale = reading.by_variable.get(key), prediction.forward
         if context is None or scale is None:
             continue
         if scale < _DEAD and not dead:

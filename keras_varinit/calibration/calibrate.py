@@ -166,9 +166,9 @@ def _check_arguments(
 def _complete(model: Any, places: Places) -> list[str]:
     """Adds the kernels that were not seen; notes on what no rule explains."""
     try:
-        analysis, _ = read(model)
+        reading = read(model)
     except ValueError:  # a `call` that cannot be followed, which the notes tell of
         return []
-    places.add_unseen(analysis)
+    places.add_unseen(reading)
     end = ", so it is left alone"
-    return [f"{name}: {reason.removesuffix(end)}{end}" for name, reason in analysis.unknown]
+    return [f"{name}: {reason.removesuffix(end)}{end}" for name, reason in reading.unknown]

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from keras_varinit import keras_private
-from keras_varinit.analysis.result import Analysis
+from keras_varinit.analysis.result import Reading
 from keras_varinit.calibration.report import CALIBRATED, CalibrationRow
 from keras_varinit.calibration.scaling import Extrapolation, Scaling
 from keras_varinit.running.points import Point
@@ -173,10 +173,10 @@ class Places:
         rows = (each for place in self for each, _ in place.row_names)
         return not self._is_chosen(variable, None) or path in rows
 
-    def add_unseen(self, analysis: Analysis) -> None:
-        """Adds kernels that the analysis knows and that no call was seen of."""
+    def add_unseen(self, reading: Reading) -> None:
+        """Adds kernels that have a context and that no call was seen of."""
         for variable in self.model.variables:
-            known = analysis.context_of(variable) is not None
+            known = reading.context_of(variable) is not None
             if known and id(variable) in self.owners and not self.covers(variable):
                 self.found.setdefault("", []).append(
                     self._place("", [variable], "what its kernel puts out was not seen")

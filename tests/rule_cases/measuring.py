@@ -43,7 +43,7 @@ class Network:
         self.end = case.back(self.probe, *inputs[1:])
         self.model = keras.Model(inputs, self.end)
         self.analysis = kv.analyze(self.model, input_mean=case.mean)
-        self.nodes = read(self.model)[1].graph.nodes
+        self.nodes = read(self.model).graph.nodes
         self.first = keras.Model(inputs[0], self.probe)
         self.second = keras.Model([self.probe, *inputs[1:]], self.end)
         self.kernels = list(_kernels(self.model, self.analysis))
