@@ -1,14 +1,15 @@
 """Weight initializers for Keras 3 that know the model around a kernel."""
 
-from keras_varinit.analysis import analyze
+from keras_varinit.analysis import Analysis, Prediction, analyze
 from keras_varinit.apply.callbacks import ContextInjector
 from keras_varinit.apply.initialize import initialize
 from keras_varinit.apply.inject import inject
-from keras_varinit.apply.lint import lint
+from keras_varinit.apply.lint import Finding, lint
+from keras_varinit.apply.report import Report, ReportRow
 from keras_varinit.apply.to_builtin import to_builtin
-from keras_varinit.calibration import CalibrationReport, calibrate
+from keras_varinit.calibration import CalibrationReport, CalibrationRow, calibrate
 from keras_varinit.context import LayerContext
-from keras_varinit.diagnostics import SignalReport, measure_signal
+from keras_varinit.diagnostics import SignalReport, SignalRow, measure_signal
 from keras_varinit.diagnostics.monitor import SignalMonitor
 from keras_varinit.initializers import (
     ASVBackward,
@@ -23,6 +24,7 @@ from keras_varinit.initializers import (
     EnhancedLecunUniform,
     SignalPreserving,
 )
+from keras_varinit.signals.outcome import Gradient, Outcome, Signal, Visit
 from keras_varinit.signals.registry import signal_rule
 
 __version__ = "0.1.0"
@@ -30,7 +32,9 @@ __version__ = "0.1.0"
 __all__ = [
     "ASVBackward",
     "ASVForward",
+    "Analysis",
     "CalibrationReport",
+    "CalibrationRow",
     "ContextInjector",
     "DepthScaled",
     "Enhanced",
@@ -40,10 +44,19 @@ __all__ = [
     "EnhancedHeUniform",
     "EnhancedLecunNormal",
     "EnhancedLecunUniform",
+    "Finding",
+    "Gradient",
     "LayerContext",
+    "Outcome",
+    "Prediction",
+    "Report",
+    "ReportRow",
+    "Signal",
     "SignalMonitor",
     "SignalPreserving",
     "SignalReport",
+    "SignalRow",
+    "Visit",
     "analyze",
     "calibrate",
     "initialize",

@@ -36,7 +36,7 @@ def snapshot(variable: Any) -> Any:
 def digest(values: npt.NDArray[Any]) -> bytes:
     """A digest of an array's entries: how equal values are recognized."""
     entries = np.ascontiguousarray(values).reshape(-1)
-    return hashlib.sha256(entries.view(np.uint8)).digest()
+    return hashlib.sha256(entries.view(np.uint8).data).digest()
 
 
 def _tensor(value: Any) -> Any:

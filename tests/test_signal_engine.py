@@ -13,7 +13,7 @@ import pytest
 from keras import ops
 
 import keras_varinit as kv
-from keras_varinit.signals import outcome, registry
+from keras_varinit.signals import registry
 from tests.gradients import vector_jacobian
 
 L = keras.layers
@@ -468,7 +468,7 @@ def test_an_unknown_layer_is_noted_and_nothing_behind_it_is_known():
 
 
 def test_a_rule_of_ones_own(monkeypatch):
-    monkeypatch.setattr(outcome, "_RULES", dict(registry._RULES))
+    monkeypatch.setattr(registry, "_ENTRIES", dict(registry._ENTRIES))
 
     @kv.signal_rule(Sorted)
     def sort(visit):
