@@ -1,8 +1,6 @@
-"""Runs the suite once per Keras backend: `python -m tests [backend ...] [-- pytest options]`.
+"""Runs the suite once per Keras backend."""
 
-Tests of what does not depend on the backend run with the first one only.
-"""
-
+import argparse
 import importlib.util
 import os
 import subprocess
@@ -10,28 +8,36 @@ import sys
 from pathlib import Path
 
 BACKENDS = ("tensorflow", "jax", "torch")
-# What reads models or draws with NumPy does the same on every backend.
-ONCE = {
-    *("asv", "asv_f34", "attention_moments", "attention_signals", "bad_arguments", "catalogue"),
-    *("contexts", "enhanced", "examples_dense", "every_rule", "fails_closed", "fans_einsum", "hub"),
-    *("joint_moments", "packages", "recurrent_moments", "recurrent_signals", "twins"),
-    *("examples_images", "fans_measured", "lint", "moments", "notebooks", "pair_moments"),
-    *("plotting", "readme", "rooms", "signal_engine", "signal_maps", "signal_preserving"),
-}
-# Measured draws, for which JAX compiles again and again: PyTorch stands for it.
-NOT_TWICE = {"jax": {"fans_gradient", "resampling_maps"}}
 # Two workers with two threads each are slower than two with one.
 THREADS = {"OMP_NUM_THREADS": "1", "TF_NUM_INTRAOP_THREADS": "1"}
 
 
+def parsed(arguments: list[str]) -> tuple[list[str], list[str]]:
+    """Backends, and options for pytest."""
+    split = arguments.index("--") if "--" in arguments else len(arguments)
+    parser = argparse.ArgumentParser(
+        prog="python -m tests",
+        usage="%(prog)s [backend ...] [-- pytest options]",
+        description=f"{__doc__} With the first one all tests run, with the others all but those "
+        "marked `once`, which are the same on every backend.",
+        epilog="Example: python -m tests jax torch -- -k inject -m 'not slow'",
+    )
+    parser.add_argument(
+        "backends",
+        nargs="*",
+        metavar="backend",
+        help=f"{', '.join(BACKENDS)}; all of them if none is named",
+    )
+    backends = parser.parse_args(arguments[:split]).backends or list(BACKENDS)
+    for backend in backends:
+        if backend not in BACKENDS:
+            parser.error(f"unknown backend {backend!r}; choose from {', '.join(BACKENDS)}")
+    return backends, arguments[split + 1 :]
+
+
 def main(arguments: list[str]) -> int:
     """Returns 0 when every backend's run passed."""
-    split = arguments.index("--") if "--" in arguments else len(arguments)
-    backends, options = arguments[:split] or list(BACKENDS), arguments[split + 1 :]
-    unknown = [b for b in backends if b not in BACKENDS]
-    if unknown:
-        print(f"unknown backend {unknown[0]!r}; choose from {', '.join(BACKENDS)}")
-        return 2
+    backends, options = parsed(arguments)
     failed = []
     for backend in backends:
         print(f"== {backend}", flush=True)
@@ -41,9 +47,7 @@ def main(arguments: list[str]) -> int:
             continue
         command = [sys.executable, "-m", "pytest", "-n", "auto", "--dist", "loadfile", *options]
         if backend != backends[0]:
-            left_out = ONCE | NOT_TWICE.get(backend, set())
-            command += ["--hypothesis-profile=brief"]
-            command += [f"--ignore=tests/test_{name}.py" for name in sorted(left_out)]
+            command += ["--hypothesis-profile=brief", "--other-backend"]
         environment = {**THREADS, **os.environ, "KERAS_BACKEND": backend}
         root = Path(__file__).resolve().parent.parent
         if subprocess.run(command, cwd=root, env=environment, check=False).returncode != 0:

@@ -36,6 +36,27 @@ settings.register_profile("long", max_examples=600, print_blob=True, **_SLOW_MOD
 settings.load_profile("ci")
 
 
+def pytest_addoption(parser):
+    parser.addoption(
+        "--other-backend",
+        action="store_true",
+        help="the suite ran on another backend before: leave out the tests marked `once`",
+    )
+
+
+def pytest_collection_modifyitems(config, items):
+    """Leaves out what is marked for other backends than this one."""
+    backend = keras.backend.backend()
+    left_out = [
+        item
+        for item in items
+        if (config.getoption("--other-backend") and item.get_closest_marker("once"))
+        or any(backend in marker.args for marker in item.iter_markers("not_on"))
+    ]
+    config.hook.pytest_deselected(items=left_out)
+    items[:] = [item for item in items if item not in set(left_out)]
+
+
 def pytest_report_header() -> str:
     return f"NEVER_LOST_SEED={os.environ['NEVER_LOST_SEED']}"
 

@@ -9,6 +9,8 @@ from scipy import integrate, stats
 
 import keras_varinit as kv
 
+pytestmark = pytest.mark.once
+
 # A 3×3 'same' convolution, 16 -> 32 channels, on a 2×2 map. Along one dimension the two outputs
 # see 2 + 2 of the inputs, so ε = 4·4·16·32 = 8192; M = 4·16 = 64 and M' = 4·32 = 128. One output
 # sums 64 inputs on average (not 144), one input feeds 128 outputs (not 288).

@@ -13,6 +13,8 @@ import pytest
 
 import keras_varinit as kv
 
+pytestmark = pytest.mark.once
+
 L = keras.layers
 REFERENCE = json.loads((Path(__file__).parent / "asv_f34_224.json").read_text())
 STAGES = ((64, 3), (128, 4), (256, 6), (512, 3))

@@ -11,6 +11,8 @@ import pytest
 from keras_varinit.maths.attention import Attending, Tokens, products, shares
 from keras_varinit.maths.patterns import banded, everything, of_mask
 
+pytestmark = pytest.mark.once
+
 SIZE = 16
 
 

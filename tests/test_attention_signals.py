@@ -17,6 +17,8 @@ from tests.example_files import EXAMPLES
 sys.path.insert(0, str(EXAMPLES / "benchmarks"))
 from families.measuring import compare
 
+pytestmark = pytest.mark.once
+
 L = keras.layers
 FORWARD, BACKWARD, CERTAIN = 1.4, 1.8, 0.12
 

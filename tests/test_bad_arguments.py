@@ -8,6 +8,8 @@ import pytest
 
 import keras_varinit as kv
 
+pytestmark = pytest.mark.once
+
 K = keras.initializers
 NAN, INF = float("nan"), float("inf")
 PRESETS = [

@@ -12,6 +12,8 @@ from keras.src.ops.operation import Operation
 from keras_varinit.families import catalogue, identity
 from keras_varinit.signals import registry
 
+pytestmark = pytest.mark.once
+
 
 def operations():
     """The classes of operations in Keras's modules, by name."""

@@ -10,7 +10,7 @@ from keras import ops
 import keras_varinit as kv
 
 L = keras.layers
-pytestmark = pytest.mark.prerelease
+pytestmark = [pytest.mark.prerelease, pytest.mark.once]
 RELU = (0.5, 0.5)
 TANH = (0.3942944904, 0.4644029025)  # ∫ tanh² φ and ∫ (1 - tanh²)² φ, by SciPy
 

@@ -12,6 +12,8 @@ from scipy import stats
 
 import keras_varinit as kv
 
+pytestmark = pytest.mark.once
+
 ALPHA = 1e-3
 CHI2 = stats.chi2(1).cdf
 # Distribution function of 3v², v ~ U(0, 1): the filter U(-√3|t|, √3|t|) has variance t².

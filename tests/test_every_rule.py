@@ -14,6 +14,8 @@ from keras_varinit.signals import registry
 from tests.rule_cases import all_cases
 from tests.rule_cases.measuring import Network
 
+pytestmark = pytest.mark.once
+
 CASES = all_cases()
 
 

@@ -16,9 +16,12 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 EXAMPLES = ROOT / "examples"
 
-pytestmark = pytest.mark.skipif(
-    not EXAMPLES.exists(), reason="the tests run outside the checkout, against the built wheel"
-)
+pytestmark = [
+    pytest.mark.once,
+    pytest.mark.skipif(
+        not EXAMPLES.exists(), reason="the tests run outside the checkout, against the built wheel"
+    ),
+]
 
 DEEP = ("--depth", "3", "--width", "8", "--epochs", "3", "--limit", "64", "--seeds", "1")
 SHAPES = ("--layers", "2", "--width", "8", "--epochs", "3", "--seeds", "1", "--images", "40")

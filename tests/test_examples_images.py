@@ -23,6 +23,8 @@ import compare_initializers
 import transformer
 from common import plain_networks, resnet, schemes, study_options
 
+pytestmark = pytest.mark.once
+
 APPS = {
     "cifar_resnets": (cifar_resnets, 4, 2, ("curves.png", "ratios.png")),
     "asv_networks": (asv_networks, 2, 1, ("curves.png", "learning_rates.png")),

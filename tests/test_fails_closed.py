@@ -15,6 +15,8 @@ sys.path.insert(0, str(EXAMPLES / "benchmarks"))
 from families.measuring import compare
 from families.operations import OPERATIONS
 
+pytestmark = pytest.mark.once
+
 # The goal for whole networks, at the worst kernel. Single rules are held to their standard errors.
 FORWARD, BACKWARD = 1.4, 1.8
 

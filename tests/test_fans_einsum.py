@@ -10,6 +10,8 @@ from keras import ops
 import keras_varinit as kv
 from keras_varinit.maths import fans
 
+pytestmark = pytest.mark.once
+
 L = keras.layers
 
 

@@ -22,6 +22,8 @@ import keras_varinit as kv
 from keras_varinit import keras_private
 from tests.gradients import vector_jacobian
 
+pytestmark = pytest.mark.not_on("jax", reason="JAX would compile every draw again")
+
 L = keras.layers
 DRAWS = 20
 TOLERANCE = 4.0  # standard errors

@@ -11,6 +11,8 @@ import pytest
 
 import keras_varinit as kv
 
+pytestmark = pytest.mark.once
+
 L = keras.layers
 RUNS = 40
 TOLERANCE = 4.0  # standard errors

@@ -17,7 +17,7 @@ from tests import hub_data, hub_models
 from tests.hub_table import measured, unopened
 
 # KerasHub warns of its own masks and builds.
-pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
+pytestmark = [pytest.mark.filterwarnings("ignore::UserWarning"), pytest.mark.once]
 
 FEW = ["BertBackbone", "GPT2Backbone", "LlamaBackbone", "MixtralBackbone", "T5Backbone"]
 FEW += ["WhisperBackbone", "ViTBackbone", "ResNetBackbone", "SigLIPVisionEncoder"]

@@ -8,6 +8,8 @@ import pytest
 from keras_varinit.maths.joint_moments import Combination, Root, joint_law, joint_point
 from keras_varinit.maths.quadrature import named_activation
 
+pytestmark = pytest.mark.once
+
 COMBINATIONS = {
     "product": lambda a, b: a * b,
     "maximum": np.maximum,

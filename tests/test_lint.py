@@ -7,6 +7,8 @@ from keras import ops
 
 import keras_varinit as kv
 
+pytestmark = pytest.mark.once
+
 L = keras.layers
 
 

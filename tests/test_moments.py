@@ -17,6 +17,8 @@ from keras_varinit.maths.quadrature import (
     stage_gains,
 )
 
+pytestmark = pytest.mark.once
+
 RELU = named_activation("relu")
 
 

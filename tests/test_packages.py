@@ -16,7 +16,7 @@ from tests.package_models import MODELS
 sys.path.insert(0, str(EXAMPLES / "benchmarks"))
 from families.measuring import compare
 
-pytestmark = [pytest.mark.hub, pytest.mark.filterwarnings("ignore")]
+pytestmark = [pytest.mark.hub, pytest.mark.filterwarnings("ignore"), pytest.mark.once]
 # What is beyond 1.5 forward or 2 backward: how far at most, and the cause.
 EXCEPTIONS: dict[str, tuple[float, float, str]] = {}
 

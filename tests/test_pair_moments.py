@@ -18,6 +18,8 @@ from keras_varinit.maths.hermite import (
 )
 from keras_varinit.maths.quadrature import Activation, Pool, named_activation, stage_gains
 
+pytestmark = pytest.mark.once
+
 # Where some activation has a kink: panels of the oracle's quadrature end there.
 KINKS = (-6.0, -3.0, -1.0, -0.5, 0.0, 0.5, 1.0, 3.0, 6.0)
 LAWS = ((0.0, 1.0), (0.3, 0.7), (-0.8, 2.5))

@@ -9,6 +9,8 @@ import pytest
 import keras_varinit as kv
 from tests.models import cnn, data, fit
 
+pytestmark = pytest.mark.once
+
 L = keras.layers
 
 

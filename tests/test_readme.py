@@ -7,9 +7,12 @@ import pytest
 
 README = Path(__file__).resolve().parent.parent / "README.md"
 
-pytestmark = pytest.mark.skipif(
-    not README.exists(), reason="the tests run outside the checkout, against the built wheel"
-)
+pytestmark = [
+    pytest.mark.once,
+    pytest.mark.skipif(
+        not README.exists(), reason="the tests run outside the checkout, against the built wheel"
+    ),
+]
 
 
 def blocks(language):

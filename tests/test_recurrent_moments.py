@@ -6,6 +6,8 @@ import pytest
 from keras_varinit.maths import recurrence as law
 from keras_varinit.maths.quadrature import Activation, named_activation
 
+pytestmark = pytest.mark.once
+
 LINEAR = named_activation("linear")
 ONE = Activation("one", np.ones_like, ("one",))
 ZERO_ONE = Activation("half", lambda s: np.full_like(s, 0.5), ("half",))

@@ -18,6 +18,8 @@ import keras_varinit as kv
 from keras_varinit.families.recurrent import layers
 from tests.gradients import vector_jacobian
 
+pytestmark = pytest.mark.once
+
 L = keras.layers
 GATES = {L.SimpleRNN: 1, L.GRU: 3, L.LSTM: 4}
 ALLOWANCE = 0.03

@@ -7,6 +7,8 @@ import pytest
 
 import keras_varinit as kv
 
+pytestmark = pytest.mark.once
+
 ROOT = Path(kv.__file__).parent
 BY_NAME = {"getattr", "hasattr", "setattr", "delattr"}
 BACKENDS = {"tensorflow", "jax", "torch"}

@@ -16,6 +16,8 @@ import keras_varinit as kv
 from keras_varinit.signals import registry
 from tests.gradients import vector_jacobian
 
+pytestmark = pytest.mark.once
+
 L = keras.layers
 APPROXIMATE = (0.10, 0.20)
 # Sums and averages are exact; what a finite width and batch do to them stays below this.

@@ -25,6 +25,8 @@ from keras_varinit.maths.covariance import (
 from keras_varinit.maths.quadrature import named_activation
 from keras_varinit.maths.windows import Window, axes_of
 
+pytestmark = pytest.mark.once
+
 RELU = named_activation("relu")
 
 

@@ -15,6 +15,8 @@ import keras_varinit as kv
 from keras_varinit import keras_private
 from tests.models import kernels, weights
 
+pytestmark = pytest.mark.once
+
 L = keras.layers
 
 

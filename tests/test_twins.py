@@ -9,6 +9,8 @@ import keras_varinit as kv
 from tests.gradients import vector_jacobian
 from tests.rule_cases.case import dense
 
+pytestmark = pytest.mark.once
+
 WIDTH, DRAWS, EXAMPLES = 128, 160, 8
 ALLOWED = 0.05  # three shared kernels: widths count as large
 
