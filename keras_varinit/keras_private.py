@@ -1,12 +1,12 @@
-"""Access to Keras: the one file that touches its private fields.
+"""Access to Keras: the only file that touches its private attributes.
 
-Layers and their variables, the records ("nodes") that Keras makes of symbolic calls, optimizers.
+Layers and their variables, the nodes that Keras records of symbolic calls, optimizers, losses.
 Only `replace_initializer` and `assign` change a model.
 """
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, cast
 
 import keras
 from keras.src.backend.common import global_state
@@ -17,17 +17,32 @@ from keras.src.layers import layer as layer_module
 from keras.src.ops.symbolic_arguments import SymbolicArguments
 from keras.src.trainers.compile_utils import CompileLoss
 
+from keras_varinit.typing import (
+    CallArguments,
+    Initializer,
+    Layer,
+    Model,
+    Nested,
+    Operation,
+    RecordedNode,
+    SymbolicTensor,
+    Tensor,
+    Variable,
+)
+
 Shape = tuple[int | None, ...]
+
+_ATTENTION_METHODS = {"call", "_compute_attention", "_compute_attention_mask", "_masked_softmax"}
 
 
 def name_initializer(name: str, cls: type) -> None:
-    """Makes `keras.initializers.get(name)` find a class, as well as configs that name it."""
+    """Registers a class under a name for `keras.initializers.get` and for configs."""
     keras.saving.get_custom_objects()[name] = cls
-    # From Keras 3.16 on, `get` looks strings up in the table of Keras's own initializers alone.
+    # From Keras 3.16 on, `get` looks strings up only in the table of Keras's own initializers.
     ALL_OBJECTS_DICT.setdefault(name, cls)
 
 
-def check_built(model: Any) -> Any:
+def check_built(model: Model) -> Model:
     """Returns the model if it is a built Keras model; otherwise raises, naming the fix."""
     if not isinstance(model, keras.Model):
         raise TypeError(
@@ -37,48 +52,49 @@ def check_built(model: Any) -> Any:
     if not model.built:
         raise ValueError(
             f"Model {model.name!r} is not built, so its kernels do not exist yet. Call "
-            "model.build(input_shape), start a Sequential with keras.Input(shape), or use "
-            "keras_varinit.ContextInjector() in fit, which runs once the model is built."
+            "model.build(input_shape), start a Sequential with keras.Input(shape), or pass "
+            "keras_varinit.ContextInjector() to fit, which runs once the model is built."
         )
-    return model
+    return cast(Model, model)
 
 
-def layers_of(model: Any) -> list[Any]:
-    """All layers inside a model, nested ones included, in order of construction, each once."""
-    found, seen = [], {id(model)}
+def layers_of(model: Layer) -> list[Layer]:
+    """All layers inside a model or layer, nested ones included, in order of construction."""
+    layers: list[Layer] = []
+    seen = {id(model)}
     stack = list(reversed(model._layers))
     while stack:
         layer = stack.pop()
         if id(layer) in seen:
             continue
         seen.add(id(layer))
-        found.append(layer)
+        layers.append(layer)
         stack.extend(reversed(layer._layers))
-    return found
+    return layers
 
 
-def own_variables(layer: Any) -> list[Any]:
-    """The variables that a layer created itself, sublayers left out; a raw operation has none."""
+def own_variables(layer: Operation) -> list[Variable]:
+    """The variables that a layer itself created, not its sublayers; none for raw operations."""
     if is_raw_operation(layer):
         return []
     return [*layer._trainable_variables, *layer._non_trainable_variables]
 
 
-def own_variable(layer: Any, name: str) -> Any | None:
+def own_variable(layer: Operation, name: str) -> Variable | None:
     """The layer's own variable of that name, or None."""
     return next((v for v in own_variables(layer) if v.name == name), None)
 
 
-def initializer_attributes(layer: Any, cls: type) -> Iterator[tuple[str, Any]]:
-    """Attributes of a layer that hold an initializer of class `cls`."""
+def initializer_attributes(layer: Layer, cls: type) -> Iterator[tuple[str, Any]]:
+    """Name and value of each attribute of a layer that is an initializer of class `cls`."""
     for name, value in list(vars(layer).items()):
         if isinstance(value, cls):
             yield name, value
 
 
-def variable_of_initializer(layer: Any, attribute: str) -> Any | None:
-    """The variable that Keras's naming ties to an attribute such as `recurrent_initializer`."""
-    if attribute == "initializer":  # of the one weight that there is
+def variable_of_initializer(layer: Layer, attribute: str) -> Variable | None:
+    """The variable that an attribute such as `recurrent_initializer` is named after, or None."""
+    if attribute == "initializer":  # a layer with a single weight
         floats = [v for v in own_variables(layer) if keras.backend.is_float_dtype(v.dtype)]
         return floats[0] if len(floats) == 1 else None
     stem = attribute.removesuffix("_initializer")
@@ -87,40 +103,40 @@ def variable_of_initializer(layer: Any, attribute: str) -> Any | None:
     return next((variable for variable in variables if variable is not None), None)
 
 
-def initializers_of(layer: Any) -> Iterator[tuple[int, str]]:
-    """The `id` of each variable of a layer, with the attribute that holds its initializer."""
+def initializers_of(layer: Layer) -> Iterator[tuple[int, str]]:
+    """The `id` of each variable of a layer, and the name of its initializer's attribute."""
     for attribute, _ in initializer_attributes(layer, keras.initializers.Initializer):
         variable = variable_of_initializer(layer, attribute)
         if variable is not None:
             yield id(variable), attribute
 
 
-def layer_being_built() -> Any | None:
-    """The layer that is making a variable right now, or None."""
+def layer_being_built() -> Layer | None:
+    """The layer that is creating variables at the moment, or None."""
     scopes = global_state.get_global_attribute("name_scope_stack")
     caller = scopes[-1].caller if scopes else None
-    return caller if isinstance(caller, keras.Layer) else None
+    return cast(Layer, caller) if isinstance(caller, keras.Layer) else None
 
 
-def is_raw_operation(operation: Any) -> bool:
-    """Whether an operation is one of `keras.ops` and no layer."""
+def is_raw_operation(operation: Operation) -> bool:
+    """Whether an operation belongs to `keras.ops` and is not a layer."""
     return not isinstance(operation, keras.Layer)
 
 
-def operation_name(operation: Any) -> str:
+def operation_name(operation: Operation) -> str:
     """Class name of an operation of `keras.ops`, such as "Relu" or "Add"."""
     return type(operation).__name__
 
 
-def assign(variable: Any, value: Any) -> None:
+def assign(variable: Variable, value: Any) -> None:
     """Sets a variable's value."""
     variable.assign(value)
 
 
-def replace_initializer(layer: Any, attribute: str, initializer: Any) -> None:
-    """Puts an initializer where the layer keeps it, so that it is saved with the layer.
+def replace_initializer(layer: Layer, attribute: str, initializer: Initializer | None) -> None:
+    """Sets a layer's attribute to an initializer, so that it is saved with the layer.
 
-    None takes away one that the layer did not keep.
+    None deletes the attribute.
     """
     if initializer is None:
         delattr(layer, attribute)
@@ -128,8 +144,8 @@ def replace_initializer(layer: Any, attribute: str, initializer: Any) -> None:
         setattr(layer, attribute, initializer)
 
 
-def moving_averages(model: Any) -> dict[int, Any]:
-    """The optimizer's moving averages by the `id` of the variable that they average."""
+def moving_averages(model: Model) -> dict[int, Variable]:
+    """The optimizer's moving averages of weights, by the `id` of the weight."""
     optimizer = getattr(model, "optimizer", None)
     optimizer = getattr(optimizer, "inner_optimizer", optimizer)
     if optimizer is None or not optimizer.built or not getattr(optimizer, "use_ema", False):
@@ -140,30 +156,31 @@ def moving_averages(model: Any) -> dict[int, Any]:
     return {id(variable): average for variable, average in averaged if average is not None}
 
 
-def optimizer_state(model: Any) -> list[Any]:
-    """The optimizer's variables, learning rate and loss scale left out."""
+def optimizer_state(model: Model) -> list[Variable]:
+    """The optimizer's variables except for its learning rate and loss scale."""
     optimizer = getattr(model, "optimizer", None)
     optimizer = getattr(optimizer, "inner_optimizer", optimizer)
     rate = getattr(optimizer, "_learning_rate", None)
     return [v for v in getattr(optimizer, "variables", ()) if v is not rate]
 
 
-def functional_of(model: Any) -> Any | None:
-    """The Functional model behind a model, or None where Keras records no graph."""
+def functional_of(model: Operation) -> Model | None:
+    """The Functional model that a model is or wraps; None where Keras records no graph."""
     functional = getattr(model, "_functional", None)
     if functional is None and isinstance(model, keras.Model) and hasattr(model, "_nodes"):
-        return model
-    return functional
+        return cast(Model, model)
+    return cast(Model | None, functional)
 
 
-def before_first_step(model: Any, action: Callable[[], None]) -> Callable[[], None]:
-    """Builds an unbuilt model and runs `action`, right before the first step of its training.
+def before_first_step(model: Model, action: Callable[[], None]) -> Callable[[], None]:
+    """Builds an unbuilt model and runs `action` right before its first training step.
 
-    On TensorFlow Keras builds a model while it traces the first step, which then trains it at once;
-    the other backends build it before training begins. The shapes are those of the data iterator.
+    On TensorFlow, Keras builds a model while it traces the first step, which then trains it
+    immediately; the other backends build it before training begins. The shapes are those of the
+    data iterator.
 
     Returns:
-        A function that calls it off.
+        A function that cancels this.
     """
     step = model.train_function
 
@@ -181,19 +198,21 @@ def before_first_step(model: Any, action: Callable[[], None]) -> Callable[[], No
     return cancel
 
 
-def recorded_nodes(functional: Any) -> tuple[list[Any], list[Any], list[Any]]:
-    """Inputs, outputs and nodes, in topological order, of a Functional model."""
+def recorded_nodes(
+    functional: Model,
+) -> tuple[list[SymbolicTensor], list[SymbolicTensor], list[RecordedNode]]:
+    """Inputs, outputs and nodes of a Functional model, nodes in topological order."""
     inputs, outputs = list(functional.inputs), list(functional.outputs)
 
-    def producer(tensor: Any) -> Any:
+    def producer(tensor: Any) -> RecordedNode:
         operation, index, _ = tensor._keras_history
-        return operation._inbound_nodes[index]
+        return cast(RecordedNode, operation._inbound_nodes[index])
 
     return inputs, outputs, topological(inputs, outputs, producer)
 
 
 def entry_points() -> dict[str, tuple[Any, str]]:
-    """Where Keras calls operations, records calls, and builds layers: owner and attribute."""
+    """Owner and attribute of the functions by which Keras calls, records and builds layers."""
     return {
         "call": (keras.Operation, "__call__"),
         "symbolic_call": (keras.Operation, "symbolic_call"),
@@ -205,23 +224,33 @@ def entry_points() -> dict[str, tuple[Any, str]]:
     }
 
 
-def call_arguments(args: Any, kwargs: Any) -> Any:
-    """Arguments of a call in the form in which Keras's own records keep them."""
-    return SymbolicArguments(*args, **kwargs)
+def call_arguments(args: Sequence[Any], kwargs: Mapping[str, Any]) -> CallArguments:
+    """The arguments of a call as Keras's own nodes keep them."""
+    return cast(CallArguments, SymbolicArguments(*args, **kwargs))
 
 
 def is_shape_inference() -> bool:
-    """Whether Keras is running a `call` of its own to infer shapes."""
+    """Whether Keras is running a `call` of its own accord to infer shapes."""
     return bool(in_symbolic_scope())
 
 
 def is_keras_class(cls: type) -> bool:
-    """Whether a class is part of Keras itself."""
+    """Whether Keras itself defines a class."""
     return cls.__module__.split(".", 1)[0] == "keras"
 
 
-def builds_itself(layer: Any) -> bool:
-    """Whether a layer is unbuilt and has a `build` that a user wrote."""
+def computes_attention(layer: Operation) -> bool:
+    """Whether a subclass of one of Keras's attention layers overrides how attention is computed."""
+    for cls in type(layer).__mro__:
+        if is_keras_class(cls):
+            return False
+        if _ATTENTION_METHODS & vars(cls).keys():
+            return True
+    return False
+
+
+def builds_itself(layer: Layer) -> bool:
+    """Whether a layer is unbuilt and its `build` is user-defined."""
     if layer.built or getattr(layer.build, "_is_default", False):
         return False
     owner = next(cls for cls in type(layer).__mro__ if "build" in vars(cls))
@@ -229,8 +258,8 @@ def builds_itself(layer: Any) -> bool:
 
 
 @contextlib.contextmanager
-def staying_unbuilt(layers: Sequence[Any]) -> Iterator[None]:
-    """Layers that are unbuilt before are so after: attributes and layers inside are put back."""
+def staying_unbuilt(layers: Sequence[Layer]) -> Iterator[None]:
+    """Restores attributes and sublayers of unbuilt layers on exit, so that they stay unbuilt."""
     states = [(each, dict(vars(each)), list(each._layers)) for each in layers if not each.built]
     try:
         yield
@@ -245,8 +274,8 @@ def staying_unbuilt(layers: Sequence[Any]) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def keeping_losses(layers: Sequence[Any]) -> Iterator[None]:
-    """Losses that layers add in it are forgotten."""
+def keeping_losses(layers: Sequence[Layer]) -> Iterator[None]:
+    """Removes on exit the losses that layers added inside."""
     losses = [(layer, list(layer._losses), set(layer._loss_ids)) for layer in layers]
     try:
         yield
@@ -259,7 +288,7 @@ def keeping_losses(layers: Sequence[Any]) -> Iterator[None]:
 
 @contextlib.contextmanager
 def keeping_names() -> Iterator[None]:
-    """Puts the counters back from which Keras makes the names of layers and tensors."""
+    """Restores the counters from which Keras makes the names of layers and tensors."""
     counters = global_state.get_global_attribute("object_name_uids")
     counted = None if counters is None else dict(counters)
     try:
@@ -270,8 +299,8 @@ def keeping_names() -> Iterator[None]:
             counters.update(counted)
 
 
-def is_float(variable: Any) -> bool:
-    """Whether a variable holds floating-point numbers."""
+def is_float(variable: Variable) -> bool:
+    """Whether a variable's dtype is a floating-point type."""
     return bool(keras.backend.is_float_dtype(variable.dtype))
 
 
@@ -285,25 +314,27 @@ def is_symbolic(value: Any) -> bool:
     return isinstance(value, keras.KerasTensor)
 
 
-def symbolic(shape: Shape, dtype: str | None = None) -> Any:
+def symbolic(shape: Shape, dtype: str | None = None) -> SymbolicTensor:
     """A new symbolic tensor."""
-    return keras.KerasTensor(shape, dtype=dtype or keras.config.floatx())
+    return cast(SymbolicTensor, keras.KerasTensor(shape, dtype=dtype or keras.config.floatx()))
 
 
-def build_shapes(model: Any) -> dict[str, Any]:
-    """The shapes that a model was built with, by the name of the argument."""
+def build_shapes(model: Layer) -> dict[str, Nested]:
+    """The shapes that a model was built with, by argument name."""
     return {k: v for k, v in (model._build_shapes_dict or {}).items() if v is not None}
 
 
-def shape_of(tensor: Any) -> Shape:
+def shape_of(tensor: SymbolicTensor) -> Shape:
     """The shape of a symbolic tensor."""
     return tuple(tensor.shape)
 
 
 def topological(
-    inputs: Sequence[Any], outputs: Sequence[Any], producer: Callable[[Any], Any]
-) -> list[Any]:
-    """The nodes between tensors, producers before consumers."""
+    inputs: Sequence[SymbolicTensor],
+    outputs: Sequence[SymbolicTensor],
+    producer: Callable[[SymbolicTensor], RecordedNode],
+) -> list[RecordedNode]:
+    """The nodes on the way from inputs to outputs, producers before consumers."""
     known = {id(t) for t in inputs}
     done: set[int] = set()
     order = []
@@ -325,25 +356,25 @@ def topological(
     return order
 
 
-def with_mask_of(tensor: Any, source: Any) -> Any:
-    """The tensor, carrying the Keras mask that `source` carries."""
+def with_mask_of(tensor: Tensor, source: Tensor) -> Tensor:
+    """Attaches the Keras mask of `source`, if it has one, to a tensor and returns the tensor."""
     mask = get_keras_mask(source)
     if mask is not None and tensor is not source:
         set_keras_mask(tensor, mask)
     return tensor
 
 
-def standardized_inputs(functional: Any, x: Any) -> list[Any]:
-    """A batch as tensors in the order of a functional model's inputs."""
+def standardized_inputs(functional: Model, x: Nested) -> list[Tensor]:
+    """A batch as tensors in the order of a Functional model's inputs."""
     return list(functional._standardize_inputs(x))
 
 
-def new_loss(model: Any, loss: Any = None) -> Callable[..., Any] | None:
+def new_loss(model: Model, loss: Nested = None) -> Callable[..., Any] | None:
     """A fresh copy of the model's compiled loss, or `loss` for this model's outputs.
 
     Returns:
-        A function of targets, outputs and sample weights, of which no metric is recorded in the
-        model; None where there is no loss.
+        A function of targets, outputs and sample weights that updates no metric of the model; None
+        where there is no loss.
     """
     compiled = getattr(model, "_compile_loss", None)
     weights, names = None, getattr(model, "output_names", None)
@@ -357,6 +388,6 @@ def new_loss(model: Any, loss: Any = None) -> Callable[..., Any] | None:
 
 
 def sums_over_batch(function: Any) -> bool:
-    """Whether a built loss of `new_loss` sums over the examples instead of averaging."""
+    """Whether a built loss from `new_loss` sums over the examples instead of averaging."""
     losses = [entry.loss for entry in function._flat_losses]
     return all(getattr(loss, "reduction", None) == "sum" for loss in losses)

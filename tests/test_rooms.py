@@ -1,6 +1,7 @@
 """Who may import whom, what stays in one file, and which names are public."""
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ BACKENDS = {"tensorflow", "jax", "torch"}
 # Each room, from the ground up, and what it may import beyond the standard library: other rooms
 # stand above it, so that no import points upward.
 ROOMS = {
+    "typing": {"numpy"},
     "arguments": set(),
     "context": {"arguments"},
     "seeds": set(),
@@ -91,8 +93,10 @@ def test_imports_point_downward_only(path):
     allowed = ROOMS[room] | {room}
     for name in imports_of(path):
         parts = name.split(".")
-        target = parts[1] if parts[0] == "keras_varinit" else parts[0]
-        assert target in allowed or target in STANDARD, f"{room} may not import {name}"
+        if parts[0] == "keras_varinit":
+            assert parts[1] in allowed | {"typing"}, f"{room} may not import {name}"
+        else:
+            assert parts[0] in allowed | STANDARD, f"{room} may not import {name}"
 
 
 def test_rooms_stand_on_each_other():
@@ -166,13 +170,49 @@ def private_names_in(path, ours):
             yield f"{shown(path)}:{node.lineno}: {name}"
 
 
+def private_strings_in(path, ours):
+    """Strings that read like private names and that nothing in the package defines.
+
+    Suffixes are not names: what follows a value in an f-string, and arguments of `removesuffix`.
+    """
+    tree = ast.parse(path.read_text())
+    suffixes = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.JoinedStr):
+            suffixes.update(node.values[1:])
+        elif isinstance(node, ast.Call) and getattr(node.func, "attr", "") == "removesuffix":
+            suffixes.update(node.args)
+    for node in ast.walk(tree):
+        text = node.value if isinstance(node, ast.Constant) and node not in suffixes else None
+        if isinstance(text, str) and re.fullmatch(r"_[A-Za-z]\w{2,}", text) and text not in ours:
+            yield f"{shown(path)}:{node.lineno}: {text!r}"
+
+
 def test_private_keras_is_touched_in_one_file():
     others = [path for path in files() if module_of(path) != "keras_private"]
     assert not [
         path for path in others for name in imports_of(path) if name.startswith("keras.src")
     ]
     ours = {name for path in others for name in own_names(path)}
-    assert not [found for path in others for found in private_names_in(path, ours)]
+    assert not [name for path in others for name in private_names_in(path, ours)]
+    assert not [text for path in others for text in private_strings_in(path, ours)]
+
+
+@pytest.mark.parametrize(
+    ("source", "count"),
+    [
+        ('METHODS = {"_compute_attention"}', 1),
+        ('getattr(layer, f"_query_{kind}")', 1),
+        ('name = f"{stem}_initializer"', 0),
+        ('stem = name.removesuffix("_initializer")', 0),
+        ('class _Plan: ...\ndef plan() -> "_Plan": ...', 0),
+    ],
+)
+def test_strings_that_name_private_attributes_are_recognized(tmp_path, monkeypatch, source, count):
+    monkeypatch.setitem(globals(), "ROOT", tmp_path)
+    path = tmp_path / "file.py"
+    path.write_text(source)
+    assert len(list(private_strings_in(path, set(own_names(path))))) == count
 
 
 def test_public_names_are_what_all_says():

@@ -10,7 +10,7 @@ import numpy as np
 from keras_varinit.families.activations import after_activation
 from keras_varinit.families.attention.masks import UnknownError, sight
 from keras_varinit.families.kernels import Weighing, kernel_of, weight_rule
-from keras_varinit.keras_private import Shape, layers_of
+from keras_varinit.keras_private import Shape, computes_attention, layers_of
 from keras_varinit.maths import fans
 from keras_varinit.maths.algebra import multiplied
 from keras_varinit.maths.covariance import uniform
@@ -31,6 +31,7 @@ from keras_varinit.signals.outcome import (
 from keras_varinit.signals.registry import layer_classes, signal_rule
 from keras_varinit.signals.roles import Call, Kernel, Role, Weights
 from keras_varinit.tracing.arguments import Input, named_arguments
+from keras_varinit.typing import Operation
 
 
 @weight_rule(*layer_classes("MultiHeadAttention", "GroupQueryAttention"))
@@ -49,22 +50,12 @@ _SIGMOID = Activation("sigmoid", FUNCTIONS["sigmoid"], ("sigmoid",))
 
 _SOURCES = {"query": "query", "gate": "query", "key": "key", "value": "value"}
 
-# Methods by which a subclass computes attention in its own way.
 _LAYERS = layer_classes("MultiHeadAttention", "GroupQueryAttention")
 
-_COMPUTING = {"call", "_compute_attention", "_compute_attention_mask", "_masked_softmax"}
 
-
-def is_customized(layer: Any) -> bool:
+def is_customized(layer: Operation) -> bool:
     """Whether it is an attention layer whose own class computes attention, on a base of Keras's."""
-    if not isinstance(layer, _LAYERS):
-        return False
-    for cls in type(layer).__mro__:
-        if cls.__module__.startswith("keras."):
-            return False
-        if _COMPUTING & vars(cls).keys():
-            return True
-    return False
+    return isinstance(layer, _LAYERS) and computes_attention(layer)
 
 
 @signal_rule(*layer_classes("MultiHeadAttention", "GroupQueryAttention"))
