@@ -1,4 +1,4 @@
-"""Arguments that users pass: one way to check them, and one form of error."""
+"""Checks of users' arguments, with error messages of one form."""
 
 import dataclasses
 import math
@@ -9,14 +9,14 @@ from typing import Any
 
 @dataclasses.dataclass(frozen=True)
 class Arguments:
-    """Checks the arguments of `owner`, a function or class, whose name begins every message."""
+    """Checks the arguments of a function or class; every message begins with its name, `owner`."""
 
     owner: str
 
     def error(
         self, name: str, value: object, wanted: str, kind: type[Exception] = ValueError
     ) -> Exception:
-        """The error that says what an argument must be, and what came."""
+        """An error that says what an argument must be and what was received."""
         return kind(f"{self.owner}: `{name}` must be {wanted}. Received: {name}={value!r}.")
 
     def require(
@@ -27,7 +27,7 @@ class Arguments:
         wanted: str,
         kind: type[Exception] = ValueError,
     ) -> None:
-        """Raises that error unless a condition holds."""
+        """Raises this error unless a condition holds."""
         if not holds:
             raise self.error(name, value, wanted, kind)
 
@@ -40,7 +40,7 @@ class Arguments:
         at_least: float | None = None,
         at_most: float | None = None,
     ) -> float:
-        """A finite number within bounds; numbers of NumPy count, booleans do not."""
+        """A finite Python or NumPy number, not a boolean, within bounds."""
         self.require(is_real(value), name, value, "a number", TypeError)
         number = float(value)
         bounds = []
@@ -56,30 +56,30 @@ class Arguments:
         return number
 
     def count(self, name: str, value: Any, *, wanted: str = "a positive integer") -> int:
-        """An integer of 1 or more."""
+        """A positive integer."""
         self.require(is_integer(value) and value >= 1, name, value, wanted)
         return int(value)
 
     def count_or_none(self, name: str, value: Any) -> int | None:
-        """An integer of 1 or more, or None."""
+        """A positive integer or None."""
         if value is None:
             return None
         return self.count(name, value, wanted="a positive integer or None")
 
-    def flag(self, name: str, value: Any, *, or_none: bool = False) -> None:
-        """True or False, or None where that is allowed."""
+    def flag(self, name: str, value: object, *, or_none: bool = False) -> None:
+        """True or False, or None if `or_none`."""
         allowed = isinstance(value, bool) or (or_none and value is None)
         self.require(allowed, name, value, "a bool or None" if or_none else "a bool", TypeError)
 
-    def choice(self, name: str, value: Any, choices: Sequence[str]) -> str:
+    def choice(self, name: str, value: object, choices: Sequence[str]) -> str:
         """One of several strings."""
         kind = ValueError if isinstance(value, str) else TypeError
         wanted = "one of " + ", ".join(repr(choice) for choice in choices)
         self.require(isinstance(value, str) and value in choices, name, value, wanted, kind)
         return str(value)
 
-    def verbose(self, value: Any) -> None:
-        """Whether a progress bar is shown: as in `keras.Model.fit`, but for 2."""
+    def verbose(self, value: object) -> None:
+        """`verbose` as in `keras.Model.fit`, except for 2."""
         allowed = value == "auto" or (is_integer(value) and value in (0, 1))
         self.require(allowed, "verbose", value, '"auto", 0 or 1')
 
@@ -93,10 +93,10 @@ class Arguments:
 
 
 def is_integer(value: object) -> bool:
-    """Whether it is an integer of Python or NumPy; booleans are none."""
+    """Whether a value is a Python or NumPy integer; booleans are not."""
     return isinstance(value, numbers.Integral) and not isinstance(value, bool)
 
 
 def is_real(value: object) -> bool:
-    """Whether it is a real number of Python or NumPy; booleans are none."""
+    """Whether a value is a real number of Python or NumPy; booleans are not."""
     return isinstance(value, numbers.Real) and not isinstance(value, bool)

@@ -1,4 +1,4 @@
-"""What an initializer knows about the model around its kernel: plain, immutable values."""
+"""What an initializer knows about the model around its kernel: immutable plain values."""
 
 import dataclasses
 import math
@@ -6,54 +6,55 @@ from collections.abc import Mapping
 from typing import Any, Self
 
 from keras_varinit.arguments import Arguments, is_integer, is_real
+from keras_varinit.typing import Config
 
 _POOLINGS = (None, "max", "average")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LayerContext:
-    """The surroundings of one kernel, as `analyze` reads them off a model.
+    """The surroundings of one kernel, as `analyze` derives them from a model.
 
-    A weight layer, the activation behind it and the pooling behind that form a *stage*:
+    A weight layer, the activation that follows it and the pooling after that form a *stage*:
     `u = W·z_{l-1} + b`, `v = f(u)`, `z_l = pool(v)`. The context describes stage `l` of one kernel
     and the gain of the stage that feeds it. It is part of the initializer's configuration, so a
-    saved model re-creates the same distribution.
+    saved model restores the same distribution.
 
     Args:
         path: Path of the kernel's variable, the key in reports (`"conv2d/kernel"`).
         layer: Name of the layer that owns the kernel.
-        stream: Name of the kernel's random stream. It is the path without the counters that Keras
-            adds to automatic names (they depend on what the process built before), with the
-            occurrence within the model in their place, so it is unique in the model and equal in
-            every process.
+        stream: Name of the kernel's random stream: the path, with the counters that Keras adds to
+            automatic names (they depend on what the process built before) replaced by the
+            occurrence within the model. It is unique in the model and equal in every process.
         kernel_shape: Shape of the kernel.
-        depth: Weight layers on the longest path from an input up to and with this one (1-based).
+        depth: Number of weight layers on the longest path from an input to this layer, included.
         total_depth: The greatest `depth` in the model.
-        fan_in: Inputs summed into one output far from any boundary.
-        fan_out: Outputs that one input feeds, at stride 1 and far from any boundary.
-        stride: Product of a convolution's strides; 1 for every other kind, transposed included.
-        connections: Exact number ε of (input, output) pairs joined by a weight, zero padding not
-            counted. None when a spatial size is unknown.
-        input_size: Number M of input entries, None when a spatial size is unknown.
-        output_size: Number M' of output entries, None when a spatial size is unknown.
-        filter_axes: Kernel axes that tell filters apart.
-        spatial_axes: Kernel axes that are positions of the window.
-        activation: Name of the activation of this stage, None for none.
-        pooling: `"max"`, `"average"` or None: the pooling of this stage.
-        pool_size: Entries T in one pooling window; 1 without pooling, None when unknown (global
-            pooling of a map of unknown size).
-        forward_gain: τ_{l-1}, the second moment of this layer's input when the stage that feeds it
+        fan_in: Number of inputs summed into one output far from any boundary.
+        fan_out: Number of outputs that one input feeds, at stride 1 and far from any boundary.
+        stride: Product of a convolution's strides; 1 for all other layers, transposed convolutions
+            included.
+        connections: Exact number ε of (input, output) pairs joined by a weight, without zero
+            padding. None if a spatial size is unknown.
+        input_size: Number M of input entries; None if a spatial size is unknown.
+        output_size: Number M' of output entries; None if a spatial size is unknown.
+        filter_axes: Kernel axes that index filters.
+        spatial_axes: Kernel axes that index positions of the window.
+        activation: Name of the stage's activation, or None.
+        pooling: The stage's pooling: `"max"`, `"average"` or None.
+        pool_size: Number T of entries in a pooling window; 1 without pooling, None if unknown
+            (global pooling of a map of unknown size).
+        forward_gain: τ_{l-1}, the second moment of this layer's input if the stage that feeds it
             has unit-variance pre-activations; 1 at the model's input.
-        backward_gain: γ_l, the share of gradient variance that this stage passes back from one of
-            its outputs to one pre-activation.
-        signal_gain: E u² of this kernel's output u for a kernel of variance 1, by the signal engine
-            and for what the kernels in front of it are drawn with. None unless the initializer
+        backward_gain: γ_l, the fraction of gradient variance that this stage passes back from one
+            of its outputs to one pre-activation.
+        signal_gain: E u² of the kernel's output u for a kernel of variance 1, from the signal
+            engine, given the variances of the kernels that precede it. None unless the initializer
             uses it.
 
     Units: gains are ratios of second moments (variances), not of standard deviations.
 
     Raises:
-        TypeError, ValueError: a field has the wrong type or lies out of range.
+        TypeError, ValueError: a field has the wrong type or is out of range.
     """
 
     path: str
@@ -119,44 +120,46 @@ class LayerContext:
 
     @property
     def mean_fan_in(self) -> float:
-        """ε/M', inputs summed into one output on average; `fan_in` when a size is unknown."""
+        """ε/M', the mean number of inputs per output; `fan_in` if a size is unknown."""
         if self.connections is None or self.output_size is None:
             return self.fan_in
         return self.connections / self.output_size
 
     @property
     def mean_fan_out(self) -> float:
-        """ε/M, outputs fed by one input on average; `fan_out/stride` when a size is unknown."""
+        """ε/M, the mean number of outputs per input; `fan_out/stride` if a size is unknown."""
         if self.connections is None or self.input_size is None:
             return self.fan_out / self.stride
         return self.connections / self.input_size
 
     def draws_like(self, other: "LayerContext") -> bool:
-        """Whether kernels for the two contexts are the same draw: all but `path` agrees.
+        """Whether kernels for both contexts are the same draw: all fields but `path` agree.
 
         Gains may differ by rounding, as they do between machines.
         """
         for field in dataclasses.fields(self):
-            mine, others = getattr(self, field.name), getattr(other, field.name)
+            a, b = getattr(self, field.name), getattr(other, field.name)
             if field.name == "path":
                 continue
-            if isinstance(mine, float) and isinstance(others, float | int):
-                if not math.isclose(mine, others, rel_tol=1e-9):
+            if isinstance(a, float) and isinstance(b, float | int):
+                if not math.isclose(a, b, rel_tol=1e-9):
                     return False
-            elif mine != others:
+            elif a != b:
                 return False
         return True
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> Config:
         """Returns the fields as a dictionary of JSON primitives."""
         fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
         return {k: list(v) if isinstance(v, tuple) else v for k, v in fields.items()}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
-        """Builds a context from what `to_dict` returned.
+        """Builds a context from the dictionary of `to_dict`.
 
-        Fields that this version does not know raise a ValueError, missing ones a TypeError.
+        Raises:
+            ValueError: a field is unknown to this version.
+            TypeError: a field is missing.
         """
         known = {f.name for f in dataclasses.fields(cls)}
         unknown = sorted(set(values) - known)

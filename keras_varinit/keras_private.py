@@ -58,7 +58,7 @@ def check_built(model: Model) -> Model:
     return cast(Model, model)
 
 
-def layers_of(model: Layer) -> list[Layer]:
+def layers_of(model: Operation) -> list[Layer]:
     """All layers inside a model or layer, nested ones included, in order of construction."""
     layers: list[Layer] = []
     seen = {id(model)}

@@ -1,4 +1,4 @@
-"""Python's own random numbers, left as they were."""
+"""Drawing without affecting Python's `random`."""
 
 import contextlib
 import random
@@ -7,11 +7,11 @@ from collections.abc import Iterator
 
 @contextlib.contextmanager
 def random_kept(key: int | None = None) -> Iterator[None]:
-    """Leaves Python's `random` as it was, whatever draws from it inside.
+    """Seeds Python's `random` within the scope, and restores its state afterwards.
 
-    Initializers and layers without a seed take one from `random` when they are constructed. Inside,
-    `random` is seeded with `key`, or None continues from a hash of its state: what is drawn inside
-    is not what the next caller outside draws.
+    Initializers and layers without a seed take one from `random` when they are constructed. The
+    seed is `key`, or if None a hash of the present state, so that draws inside differ from the next
+    ones outside.
     """
     state = random.getstate()
     random.seed(str(state) if key is None else key)

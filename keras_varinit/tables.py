@@ -1,4 +1,4 @@
-"""Reports in print: one way to set tables as text."""
+"""Text tables for reports."""
 
 from collections.abc import Collection, Iterable, Sequence
 
@@ -11,14 +11,14 @@ def text_table(
     optional: Collection[int] = (),
     below: Iterable[str] = (),
 ) -> str:
-    """A header and rows in columns as wide as their widest cell, two spaces apart.
+    """Formats rows as a table of aligned columns, two spaces apart.
 
     Args:
-        header: The names of the columns.
-        rows: One string per column each.
-        right: Numbers of the columns that are set to the right, those of numbers.
-        optional: Numbers of the columns that are left out where all their cells are empty.
-        below: Lines under the table.
+        header: Names of the columns.
+        rows: Rows of one string per column.
+        right: Indices of the right-aligned columns, those of numbers.
+        optional: Indices of the columns that are omitted if all their cells are empty.
+        below: Lines below the table.
     """
     cells = [tuple(header), *(tuple(row) for row in rows)]
     shown = [

@@ -1,22 +1,22 @@
-"""The entries of variables and tensors."""
+"""Reading the entries of variables and tensors."""
 
 import hashlib
-from typing import Any
 
 import keras
 import numpy as np
-import numpy.typing as npt
+
+from keras_varinit.typing import AnyArray, ArrayLike, Model, Variable
 
 
-def to_numpy(variable: Any) -> npt.NDArray[Any]:
-    """A copy of a variable's value; half-precision values in a NumPy type that holds them."""
+def to_numpy(variable: Variable) -> AnyArray:
+    """A copy of a variable's value as a NumPy array."""
     return np.array(keras.ops.convert_to_numpy(variable))
 
 
-def view(value: Any) -> npt.NDArray[Any]:
-    """The entries of a variable or tensor, without a copy where the backend has them in memory.
+def view(value: Variable | ArrayLike) -> AnyArray:
+    """The entries of a variable or tensor, not copied if the backend has them in host memory.
 
-    For reading at once: they may change with the variable.
+    Read them immediately: they may change with the variable.
     """
     tensor = _tensor(value)
     if keras.backend.backend() == "torch":
@@ -24,30 +24,30 @@ def view(value: Any) -> npt.NDArray[Any]:
     return np.asarray(tensor)
 
 
-def snapshot(variable: Any) -> Any:
-    """A variable's present value, as something that `assign` takes and that no assignment changes.
+def snapshot(variable: Variable) -> ArrayLike:
+    """A variable's present value, for `assign`, unaffected by later assignments.
 
-    On TensorFlow and JAX tensors do not change, so this copies nothing there.
+    On TensorFlow and JAX tensors are immutable, so nothing is copied.
     """
     tensor = _tensor(variable)
     return keras.ops.copy(tensor) if keras.backend.backend() == "torch" else tensor
 
 
-def digest(values: npt.NDArray[Any]) -> bytes:
-    """A digest of an array's entries: how equal values are recognized."""
+def digest(values: AnyArray) -> bytes:
+    """A digest of an array's entries, by which equal arrays are recognized."""
     entries = np.ascontiguousarray(values).reshape(-1)
     return hashlib.sha256(entries.view(np.uint8).data).digest()
 
 
-def _tensor(value: Any) -> Any:
-    """The backend's tensor that a Keras variable holds; anything else as it is."""
+def _tensor(value: Variable | ArrayLike) -> ArrayLike:
+    """The backend's tensor of a Keras variable; any other value unchanged."""
     if not isinstance(value, keras.Variable):
         return value
-    held = value.value
-    return held.read_value() if hasattr(held, "read_value") else held
+    tensor = value.value
+    return tensor.read_value() if hasattr(tensor, "read_value") else tensor
 
 
-def training_steps(model: Any) -> int:
-    """Optimizer steps taken so far."""
+def training_steps(model: Model) -> int:
+    """Number of optimizer steps taken so far."""
     optimizer = getattr(model, "optimizer", None)
     return 0 if optimizer is None else int(to_numpy(optimizer.iterations))

@@ -4,7 +4,7 @@ Keras ships no types, so its objects are `Any` to a type checker. These protocol
 attributes that this library relies on; `Any` is left for what a single class of layers adds.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol, TypeAlias
 
 import numpy as np
@@ -18,6 +18,11 @@ ArrayLike: TypeAlias = Any
 
 # An array whose dtype is only known at run time.
 AnyArray: TypeAlias = npt.NDArray[Any]
+
+# Arguments of a call of unknown signature, and a function of unknown signature.
+Args: TypeAlias = Sequence[Any]
+Kwargs: TypeAlias = Mapping[str, Any]
+Function: TypeAlias = Callable[..., Any]
 
 # What `to_dict` and `get_config` return: JSON primitives.
 Config: TypeAlias = dict[str, Any]

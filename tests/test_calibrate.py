@@ -238,7 +238,7 @@ def test_measure_signal_agrees_in_training():
     model, x = keras.Sequential([keras.Input((6,)), *layers]), draw(20, 6)
     report = kv.calibrate(model, x, batch_size=8)
     signal = kv.measure_signal(model, x, batch_size=8)
-    assert [row.status[:10] for row in report] == ["calibrated", "skipped: n", "calibrated"]
+    assert [row.status[:10] for row in report] == ["calibrated", "skipped: t", "calibrated"]
     for row in report:
         assert signal[row.path].second_moment == pytest.approx(row.after, rel=1e-4)
 
@@ -373,7 +373,7 @@ def test_blocks_with_their_own_call():
     model, x = test_any_model.built(test_any_model.Own()), images()
     report = kv.calibrate(model, x)
     status = {row.path.split("/", 1)[1]: row.status for row in report}
-    skipped = "skipped: normalization behind it takes its scale away"
+    skipped = "skipped: the normalization after it cancels its scale"
     assert status["one/first/kernel"] == status["two/first/kernel"] == skipped
     assert [s for s in status.values() if s == "calibrated"] == ["calibrated"] * 5
     stem = ops.convert_to_numpy(model.stem(x))
@@ -389,7 +389,7 @@ def test_attention_and_recurrent_layers():
     report = kv.calibrate(model, x)
     statuses = {row.path: row.status for row in report}
     inside = "skipped: it acts inside the layer, whose output is calibrated"
-    hidden = "skipped: what its kernel puts out stays inside the layer"
+    hidden = "skipped: its kernel's output stays inside the layer"
     assert statuses == {
         "attention/query/kernel": inside,
         "attention/key/kernel": inside,
@@ -421,7 +421,7 @@ def test_what_is_left_alone_is_listed():
         "embedding": "skipped: an embedding, which `layers` does not name",
         "frozen": "skipped: frozen (trainable=False)",
         "lora": "skipped: LoRA is enabled, so it is left alone",
-        "normalized": "skipped: normalization behind it takes its scale away",
+        "normalized": "skipped: the normalization after it cancels its scale",
         "relu": "calibrated",
         "quantized": "skipped: quantized (int8), so it is left alone",
         "head": "calibrated",
@@ -478,8 +478,8 @@ def test_layers_that_cannot_converge():
     statuses = {row.layer: row.status.removeprefix("not converged: ") for row in report}
     assert statuses["standardized"] == "its output does not follow its kernel's scale"
     assert statuses["loud"] == "its bias alone has the second moment 9"
-    assert statuses["fed zeros"] == "its kernel puts out zeros on this data"
-    assert statuses["head"] == "its kernel puts out zeros on this data"
+    assert statuses["fed zeros"] == "its kernel's output is zero on this data"
+    assert statuses["head"] == "its kernel's output is zero on this data"
     assert len(report.not_converged) == 4
     assert {row.scale for row in report.not_converged} == {1.0}
     changed = [(a != b).any() for a, b in zip(weights(model), before, strict=True)]

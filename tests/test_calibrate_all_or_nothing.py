@@ -136,7 +136,7 @@ def test_values_that_are_not_finite():
     model, x = cnn(), images()
     model.layers[1].kernel.assign(np.full(model.layers[1].kernel.shape, np.inf, "float32"))
     before = weights(model)
-    text = "layer 'conv2d_1' (sequential/conv2d_1/kernel) puts out values that are not finite"
+    text = "the output of layer 'conv2d_1' (sequential/conv2d_1/kernel) is not finite"
     with pytest.raises(ValueError, match=re.escape(text)):
         kv.calibrate(model, x)
     assert_equal(weights(model), before)

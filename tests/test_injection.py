@@ -481,7 +481,7 @@ def of_keras_only():
 
 NOT_BUILT = (
     "is not built, so its kernels do not exist yet. Call model.build(input_shape), start a "
-    "Sequential with keras.Input(shape), or use keras_varinit.ContextInjector() in fit, which runs "
+    "Sequential with keras.Input(shape), or pass keras_varinit.ContextInjector() to fit, which runs "
     "once the model is built."
 )
 NONE_OF_OURS = "none of its layers has an initializer of this library. Build its layers with"
@@ -495,8 +495,7 @@ NONE_OF_OURS = "none of its layers has an initializer of this library. Build its
         (
             bias_only,
             ValueError,
-            "none of its initializers of this library (last.bias_initializer) belongs to a known "
-            "kernel",
+            "no known kernel belongs to its initializers of this library (last.bias_initializer)",
         ),
         (lambda: cnn(sized=False), ValueError, NOT_BUILT),
         (OwnCall, ValueError, f"Model 'own' {NOT_BUILT}"),

@@ -200,7 +200,7 @@ def test_a_graph_that_gives_other_numbers_than_the_model_is_not_used():
     steps = L.TimeDistributed(L.BatchNormalization(), name="steps")(inputs)
     report = kv.measure_signal(keras.Model(inputs, L.Dense(2, name="head")(steps)), draw(5, 3, 4))
     assert [row.name for row in report] == ["steps", "head"]
-    assert "give another output than the model" in report.notes[0]
+    assert "the output differs from" in report.notes[0]
 
 
 class Branching(keras.Model):
@@ -323,8 +323,8 @@ WRONG = {
     "shape": (cnn, (X[:, :, :, :2],), {}, ValueError, "`x` does not fit input"),
     "one example": (cnn, (iter([X[0]]),), {}, ValueError, "Batch the dataset first"),
     "no batch": (cnn, (iter([]),), {}, ValueError, "yields no batch"),
-    "y beside a dataset": (cnn, (iter([X]), X), {}, ValueError, "`y` must be None where"),
-    "y without loss": (cnn, (X, np.ones((8, 2))), {}, ValueError, "neither a `loss` nor"),
+    "y beside a dataset": (cnn, (iter([X]), X), {}, ValueError, "`y` must be None if"),
+    "y without loss": (cnn, (X, np.ones((8, 2))), {}, ValueError, "there is no `loss`"),
     "loss without y": (cnn, (X,), {"loss": "mse"}, ValueError, "`loss` needs targets"),
     "batch size": (cnn, (X,), {"batch_size": 0}, ValueError, "`batch_size` must be a positive"),
     "max batches": (cnn, (X,), {"max_batches": 1.5}, ValueError, "`max_batches` must be a pos"),

@@ -210,7 +210,7 @@ def test_tensorboard_events(tmp_path):
 def test_without_tensorflow_only_an_explicit_wish_is_an_error(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "tensorflow", None)
     with pytest.raises(
-        ImportError, match=r"by TensorFlow, which is not installed.*signal\.csv has"
+        ImportError, match=r"needs TensorFlow, which is not installed.*signal\.csv has"
     ):
         kv.SignalMonitor(data()[0], log_dir=tmp_path, tensorboard=True)
     assert kv.SignalMonitor(data()[0], log_dir=tmp_path)._tensorflow is None
@@ -221,8 +221,8 @@ WRONG = {
     "every": ((X,), {"every": 0}, ValueError, "`every` must be a positive integer"),
     "every, bool": ((X,), {"every": True}, ValueError, "`every` must be a positive integer"),
     "unit": ((X,), {"unit": "step"}, ValueError, "`unit` must be"),
-    "batches": ((X,), {"unit": "batch"}, ValueError, "after how many batches"),
-    "folder": ((X,), {"tensorboard": True}, ValueError, "needs a folder"),
+    "batches": ((X,), {"unit": "batch"}, ValueError, "must be a number of batches"),
+    "folder": ((X,), {"tensorboard": True}, ValueError, "needs a `log_dir`"),
     "tensorboard": ((X,), {"tensorboard": 1.5, "log_dir": "x"}, TypeError, "must be a bool or"),
     "training": ((X,), {"training": 1}, TypeError, "`training` must be a bool"),
     "log": ((X,), {"log": None}, TypeError, "`log` must be a bool"),

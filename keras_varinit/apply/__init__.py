@@ -1,1 +1,1 @@
-"""Initializers applied to models: contexts given, kernels drawn, findings reported."""
+"""Applying initializers to built models: injecting contexts, drawing kernels, linting."""

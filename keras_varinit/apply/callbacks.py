@@ -15,17 +15,17 @@ from keras_varinit.tensors import training_steps
 class ContextInjector(keras.callbacks.Callback):
     """Injects contexts once, when training begins; see `inject`.
 
-    A model that is not built by then, such as a `Sequential` without an input, is built first, from
-    the shapes of the data. The callback does nothing on a model
-    that was trained or loaded: not after the optimizer has taken a step, and not to a kernel that
-    holds anything but its initializer's own draw. So it may stand before or after
-    `BackupAndRestore`, and be left in place when training is resumed.
+    A model that is not built by then, such as a `Sequential` without an input, is first built from
+    the shapes of the data. Trained or loaded models are left alone: nothing happens once the
+    optimizer has taken a step, and kernels that differ from their initializer's own draw are
+    skipped. The callback may therefore precede or follow `BackupAndRestore`, and may stay in place
+    when training is resumed.
 
     Args:
         verbose: 0 for silence, 1 to print the report.
 
     Attributes:
-        report: What the injection did, a `Report`; None before training and on a resumed model.
+        report: The `Report` of the injection; None before training and on a resumed model.
 
     Example:
         >>> import keras, keras_varinit as kv, numpy as np
@@ -47,8 +47,8 @@ class ContextInjector(keras.callbacks.Callback):
         self.report: Report | None = None
         self._cancel: Callable[[], None] = lambda: None
 
-    def on_train_begin(self, logs: Any = None) -> None:
-        """Injects, unless the optimizer has taken steps already."""
+    def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
+        """Injects, unless the optimizer has already taken a step."""
         if training_steps(self.model) > 0:
             return
         if self.model.built:
@@ -56,8 +56,8 @@ class ContextInjector(keras.callbacks.Callback):
         else:
             self._cancel = before_first_step(self.model, self._inject)
 
-    def on_train_end(self, logs: Any = None) -> None:
-        """Calls off an injection that no training step has come to."""
+    def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
+        """Cancels an injection that is still waiting for the first training step."""
         self._cancel()
 
     def _inject(self) -> None:

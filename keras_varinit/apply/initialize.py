@@ -1,4 +1,4 @@
-"""Re-drawing any built model with any scheme."""
+"""`initialize`: redrawing any built model with any scheme."""
 
 import contextlib
 import dataclasses
@@ -24,12 +24,13 @@ from keras_varinit.initializers.laws import as_drawn, describe, did_you_mean, fo
 from keras_varinit.seeds import random_kept
 from keras_varinit.tensors import digest, view
 from keras_varinit.tracing.names import variable_names
+from keras_varinit.typing import ArrayLike, Initializer, Layer, Model, Variable
 
-Scheme = Any
+Scheme = str | Initializer | Callable[[LayerContext], "str | Initializer | None"]
 
 
 def initialize(
-    model: Any,
+    model: Model,
     scheme: Scheme,
     *,
     seed: int | None = None,
@@ -37,33 +38,33 @@ def initialize(
     include_frozen: bool = False,
     reset_optimizer: bool = False,
 ) -> Report:
-    """Re-draws a built model, whatever its weights are now, without editing its layers.
+    """Redraws the weights of a built model, whatever their present values.
 
     Every kernel is drawn by `scheme`, in its own random stream. The other weights of the same
-    layers (biases, normalization with its statistics, embeddings) are re-drawn by the initializers
-    that their layers were made with. Where Keras counts fans wrongly (depthwise, transposed and
-    grouped kernels), one of its variance-scaling initializers gets the scale that the true fans
-    ask for, and the report's notes say so. All or nothing: an error changes nothing.
+    layers (biases, normalization weights and statistics, embeddings) are redrawn by their layers'
+    own initializers. Where Keras miscounts fans (depthwise, transposed and grouped kernels), its
+    variance-scaling initializers get the scale that follows from the true fans, and the report's
+    notes say so. If an error is raised, no weight has changed.
 
     Args:
         model: A built `keras.Model` of any kind.
         scheme: A string id, of this library or of Keras; an initializer; or a function that takes a
-            `LayerContext` and returns one of the two, or None to leave that kernel alone.
-        seed: Integer or None. The same integer gives the same weights, on any machine, and leaves
-            Python's `random` as it was; None gives fresh ones at every call (unless `scheme` is an
-            object with a seed of its own).
-        layers: Which layers: a list of names, each of which stands for its layer and all layers
-            inside it; or a predicate, which is asked about every layer, inner ones too; None means
-            all. Embeddings are drawn by `scheme` only where they are selected by themselves.
-        include_frozen: Whether to re-draw frozen layers too.
+            `LayerContext` and returns either, or None to leave that kernel alone.
+        seed: Integer or None. An integer gives the same weights on every machine and leaves
+            Python's `random` untouched; None gives fresh weights at every call (unless `scheme` is
+            an object with its own seed).
+        layers: Which layers: a list of names, each of which selects that layer and all layers
+            inside it; a predicate, called with every layer, inner ones included; or None for all.
+            Embeddings are drawn by `scheme` only if they are selected themselves.
+        include_frozen: Whether to redraw frozen layers too.
         reset_optimizer: Whether to set the optimizer's state (momenta, step count) to zero.
 
     Returns:
         A `Report` with one row per weight of the selected layers.
 
     Raises:
-        TypeError: `model`, `scheme` or `seed` is of the wrong type.
-        ValueError: the model is not built, an initializer or layer name is not known, no kernel is
+        TypeError: `model`, `scheme` or `seed` has the wrong type.
+        ValueError: the model is not built, an initializer or layer name is unknown, no kernel is
             selected, or a drawn value is not finite.
 
     Example:
@@ -80,9 +81,9 @@ def initialize(
 
 
 def _planned(
-    model: Any, scheme: Scheme, seed: int | None, layers: Selection, include_frozen: bool
+    model: Model, scheme: Scheme, seed: int | None, layers: Selection, include_frozen: bool
 ) -> "_Plan":
-    """What is to be drawn; nothing is changed yet."""
+    """Plans all draws without changing the model."""
     reading = read(model)
     chosen, asked = selected_layers(model, layers, "initialize")
     plan = _Plan(model, reading, seed, include_frozen)
@@ -100,17 +101,18 @@ def _planned(
     return plan
 
 
-def _resolver(scheme: Scheme) -> Callable[[LayerContext], Any]:
-    """The scheme as a function of the context that returns an initializer or None."""
+def _resolver(scheme: Any) -> Callable[[LayerContext], Initializer | None]:
+    """Wraps the scheme as a function from a context to an initializer or None."""
     if callable(scheme) and not isinstance(scheme, keras.initializers.Initializer | type):
         return lambda context: _resolved(scheme(context), optional=True)
     initializer = _resolved(scheme, optional=False)
     return lambda context: initializer
 
 
-def _resolved(scheme: Any, *, optional: bool) -> Any:
+def _resolved(scheme: Any, *, optional: bool) -> keras.initializers.Initializer | None:
     if scheme is None and optional:
         return None
+    initializer: Initializer
     try:
         initializer = keras.initializers.get(scheme)
     except (ValueError, TypeError) as error:
@@ -127,11 +129,11 @@ def _resolved(scheme: Any, *, optional: bool) -> Any:
 
 
 class _Plan:
-    """Collects rows and changes; draws, but changes nothing."""
+    """Collects report rows and changes; it draws values but does not assign them."""
 
     def __init__(
         self,
-        model: Any,
+        model: Model,
         reading: Reading,
         seed: int | None,
         include_frozen: bool,
@@ -139,7 +141,7 @@ class _Plan:
         self.model = model
         self.names = variable_names(model)
         self.reading = reading
-        self.schemes: dict[int, Any] = {}
+        self.schemes: dict[int, Initializer | None] = {}
         self.seed = seed
         self.root = random.randint(1, 10**9) if seed is None else seed
         self.include_frozen = include_frozen
@@ -147,12 +149,15 @@ class _Plan:
         self.changes: list[Change] = []
         self.notes: list[str] = list(reading.notes)
         self.kernels = 0
-        self.drawn: list[tuple[int, int, Any, LayerContext]] = []
+        self.drawn: list[tuple[int, int, Layer, Initializer, LayerContext]] = []
 
     def choose(
-        self, resolve: Callable[[LayerContext], Any], layers: list[Any], asked: set[int]
+        self,
+        resolve: Callable[[LayerContext], Initializer | None],
+        layers: list[Layer],
+        asked: set[int],
     ) -> None:
-        """Asks for the scheme of every kernel, of embeddings only where they were asked for."""
+        """Resolves the scheme of every kernel; of embeddings only if selected themselves."""
         for layer in layers:
             if isinstance(layer, keras.layers.Embedding) and id(layer) not in asked:
                 continue
@@ -162,7 +167,7 @@ class _Plan:
                     self.schemes[id(variable)] = resolve(context)
 
     def find_signal_gains(self) -> None:
-        """Completes the contexts of kernels whose schemes follow the signal."""
+        """Completes the contexts of kernels whose schemes need signal gains."""
         variables = {id(v): v for v in self.model.variables}
         drawn = {
             key: scheme
@@ -173,8 +178,8 @@ class _Plan:
         self.reading = with_signal_gains(self.model, self.reading, drawn)
         self.notes = list(self.reading.notes)
 
-    def add_layer(self, layer: Any, asked: set[int]) -> None:
-        """Plans for the variables that one layer created."""
+    def add_layer(self, layer: Layer, asked: set[int]) -> None:
+        """Plans the variables that a layer itself created."""
         attributes = dict(keras_private.initializers_of(layer))
         for variable in keras_private.own_variables(layer):
             context = self.reading.context_of(variable)
@@ -192,7 +197,7 @@ class _Plan:
                 self._leave(layer, variable, None, reason)
 
     def _add_kernel(
-        self, layer: Any, variable: Any, attribute: str | None, context: LayerContext
+        self, layer: Layer, variable: Variable, attribute: str | None, context: LayerContext
     ) -> None:
         scheme = self.schemes.get(id(variable))
         if scheme is None:
@@ -206,15 +211,17 @@ class _Plan:
         self.rows.append(row)
         if status == DRAWN:
             value = drawn_value(initializer, variable, context.path)
-            self.drawn.append((len(self.changes), len(self.rows) - 1, scheme, context))
+            self.drawn.append((len(self.changes), len(self.rows) - 1, layer, scheme, context))
             self.changes.append(Change(variable, value, layer, attribute, initializer))
 
-    def _leave(self, layer: Any, variable: Any, attribute: str | None, reason: str) -> None:
-        held = "-" if attribute is None else type(getattr(layer, attribute)).__name__
-        row = ReportRow(variable.path, layer.name, held, None, None, f"skipped: {reason}")
+    def _leave(self, layer: Layer, variable: Variable, attribute: str | None, reason: str) -> None:
+        name = "-" if attribute is None else type(getattr(layer, attribute)).__name__
+        row = ReportRow(variable.path, layer.name, name, None, None, f"skipped: {reason}")
         self.rows.append(row)
 
-    def _for_kernel(self, layer: Any, scheme: Any, context: LayerContext) -> Any:
+    def _for_kernel(
+        self, layer: Layer, scheme: Initializer, context: LayerContext
+    ) -> keras.initializers.Initializer:
         if _is_ours(scheme):
             own = scheme.seed if self.seed is None else self.seed
             return reseeded(scheme, own).with_context(context)
@@ -228,15 +235,16 @@ class _Plan:
                 self.notes.append(note)
         return for_kernel(scheme, context, self._seed_for(scheme, context.stream))
 
-    def _seed_for(self, initializer: Any, stream: str) -> int:
+    def _seed_for(self, initializer: Initializer, stream: str) -> int:
         own = initializer.get_config().get("seed")
         root = int(own) if self.seed is None and isinstance(own, numbers.Integral) else self.root
         return stream_seed(root, stream)
 
     def keep_apart(self) -> None:
-        """Draws again, in another stream, what a kernel that stays holds already.
+        """Redraws, in another stream, kernels that equal one that is not redrawn.
 
-        It was drawn from this seed as part of another model, and frozen or not selected since.
+        The latter was drawn from this seed as part of another model, and is now frozen or not
+        selected.
         """
         changed = {id(change.variable) for change in self.changes}
         kept: dict[tuple[int, ...], set[bytes]] = {}
@@ -244,15 +252,15 @@ class _Plan:
             for variable in keras_private.own_variables(layer):
                 if self.reading.context_of(variable) is not None and id(variable) not in changed:
                     kept.setdefault(tuple(variable.shape), set()).add(digest(view(variable)))
-        for number, row, scheme, context in self.drawn:
+        for number, row, layer, scheme, context in self.drawn:
             change = self.changes[number]
             others = kept.get(tuple(change.variable.shape), set())
-            # Each stream may be held by one of them; what is equal in every stream is a constant.
+            # Each kept kernel can block one stream; a draw equal in all of them is a constant.
             for _ in others:
                 if digest(view(change.value)) not in others:
                     break
                 context = in_another_stream(context)
-                initializer = self._for_kernel(change.layer, scheme, context)
+                initializer = self._for_kernel(layer, scheme, context)
                 value = drawn_value(initializer, change.variable, context.path)
                 change = dataclasses.replace(change, value=value, initializer=initializer)
                 self.changes[number] = change
@@ -264,7 +272,7 @@ class _Plan:
             return DRAWN
         return "skipped: frozen (trainable=False)"
 
-    def _add_other(self, layer: Any, variable: Any, attribute: str) -> None:
+    def _add_other(self, layer: Layer, variable: Variable, attribute: str) -> None:
         initializer = getattr(layer, attribute)
         path, _, stream = self.names[id(variable)]
         status = self._status(layer.trainable)
@@ -284,11 +292,11 @@ class _Plan:
 _NO_INITIALIZER = "its use is not known, and its layer keeps no initializer for it"
 
 
-def _open_forget_gate(bias: Any) -> Any:
+def _open_forget_gate(bias: ArrayLike) -> ArrayLike:
     """The bias of an LSTM as Keras makes it: of four gates, the second one's is 1."""
     first, second, *rest = keras.ops.split(bias, 4)
     return keras.ops.concatenate([first, keras.ops.ones_like(second), *rest])
 
 
-def _is_ours(initializer: Any) -> bool:
+def _is_ours(initializer: Initializer) -> bool:
     return isinstance(initializer, ContextualInitializer)

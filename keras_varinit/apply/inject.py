@@ -1,8 +1,7 @@
-"""Giving the initializers of a built model their contexts, and redrawing their kernels."""
+"""`inject`: contexts for the initializers of a built model, whose kernels are then redrawn."""
 
 import dataclasses
 from collections.abc import Iterator
-from typing import Any
 
 import numpy as np
 
@@ -22,38 +21,39 @@ from keras_varinit.apply.transaction import (
 from keras_varinit.context import LayerContext
 from keras_varinit.initializers.base import ContextualInitializer
 from keras_varinit.tensors import to_numpy
+from keras_varinit.typing import Initializer, Layer, Model, Variable
 
 
 @dataclasses.dataclass(frozen=True)
 class _Owned:
-    """A variable, the layer that created it and the attribute that holds its initializer."""
+    """A variable, the layer that created it and the attribute that stores its initializer."""
 
-    layer: Any
+    layer: Layer
     attribute: str
-    variable: Any
+    variable: Variable
     initializer: ContextualInitializer
     frozen: bool
 
 
-def inject(model: Any, *, force: bool = False) -> Report:
+def inject(model: Model, *, force: bool = False) -> Report:
     """Gives every initializer of this library in a model its context and redraws its kernel.
 
-    Only kernels that such an initializer owns and that still hold its own draw are touched: one
-    that was trained, loaded or set since, or that is frozen, is left alone and listed, unless
-    `force`. Each kernel gets its own copy of the initializer and its own random stream, from the
-    seed and the kernel's place in the model. A second call changes nothing. An error changes no
-    weight and no initializer.
+    Only kernels that still equal their initializer's own draw are redrawn. Kernels that were
+    trained, loaded or set since, and frozen ones, are listed as skipped, unless `force`. Each
+    kernel gets its own copy of the initializer and its own random stream, derived from the seed and
+    the kernel's place in the model. A second call changes nothing. If an error is raised, no weight
+    and no initializer has changed.
 
     Args:
         model: A built `keras.Model` of any kind.
-        force: Whether to redraw also kernels that hold other values, or that are frozen.
+        force: Whether to also redraw kernels that have other values or are frozen.
 
     Returns:
         A `Report` with one row for each variable that an initializer of this library owns.
 
     Raises:
-        TypeError: `model` is no Keras model.
-        ValueError: it is not built, has no weight layer with an initializer of this library, or an
+        TypeError: `model` is not a Keras model.
+        ValueError: it is not built, no weight layer has an initializer of this library, or an
             initializer cannot draw for its context.
 
     Example:
@@ -79,23 +79,20 @@ def inject(model: Any, *, force: bool = False) -> Report:
     return Report(tuple(rows), tuple(dict.fromkeys(reading.notes)))
 
 
-def _owned_variables(model: Any) -> Iterator[_Owned]:
-    def owned(layer: Any, attribute: str, variable: Any, initializer: Any) -> _Owned:
-        # A frozen model trains nothing, whatever its layers say.
-        frozen = not (model.trainable and variable.trainable)
-        return _Owned(layer, attribute, variable, initializer, frozen)
-
+def _owned_variables(model: Model) -> Iterator[_Owned]:
     for layer in [model, *keras_private.layers_of(model)]:
         for attribute, variable, initializer in owners(layer):
-            yield owned(layer, attribute, variable, initializer)
+            # A frozen model trains nothing, whatever its layers' flags.
+            frozen = not (model.trainable and variable.trainable)
+            yield _Owned(layer, attribute, variable, initializer, frozen)
 
 
-def _check_any(model: Any, owned: list[_Owned], reading: Reading) -> None:
+def _check_any(model: Model, owned: list[_Owned], reading: Reading) -> None:
     if any(reading.context_of(item.variable) is not None for item in owned):
         return
     if owned:
-        found = ", ".join(f"{item.layer.name}.{item.attribute}" for item in owned[:5])
-        reason = f"none of its initializers of this library ({found}) belongs to a known kernel"
+        attributes = ", ".join(f"{item.layer.name}.{item.attribute}" for item in owned[:5])
+        reason = f"no known kernel belongs to its initializers of this library ({attributes})"
     else:
         reason = "none of its layers has an initializer of this library"
     raise ValueError(
@@ -105,13 +102,13 @@ def _check_any(model: Any, owned: list[_Owned], reading: Reading) -> None:
 
 
 def _decisions(
-    model: Any, owned: list[_Owned], reading: Reading, force: bool
+    model: Model, owned: list[_Owned], reading: Reading, force: bool
 ) -> list[tuple[_Owned, LayerContext | None, str]]:
-    """What is to happen to each variable, and for which context.
+    """Context and status of each variable.
 
-    A kernel that is left alone may hold a stream that the analysis now gives to another kernel: it
-    was injected as part of another model, and frozen. The other kernel then gets a stream of its
-    own, so that the two are not equal.
+    A kernel that is left alone may own the stream that the analysis now assigns to another kernel,
+    if it was injected as part of another model and frozen. The other kernel then gets a new stream,
+    so that the two differ.
     """
     decided = [
         (item, context, _status(item, context, force, reading.reason_to_leave(item.variable)))
@@ -125,25 +122,25 @@ def _decisions(
         for item, _, status in decided
         if status not in (DRAWN, _DONE) and item.initializer.context is not None
     }
-    result = []
+    decisions = []
     for item, context, status in decided:
         if context is not None and status in (DRAWN, _DONE) and context.stream in kept:
             while context.stream in kept:
                 context = in_another_stream(context)
             status = _status(item, context, force)
-        result.append((item, context, status))
-    return result
+        decisions.append((item, context, status))
+    return decisions
 
 
 _AROUND = "skipped: injected before, and a kernel behind it was trained, loaded or set since"
 
 
 def _leaving_what_was_trained_around(
-    model: Any, decided: list[tuple[_Owned, LayerContext | None, str]], reading: Reading
+    model: Model, decided: list[tuple[_Owned, LayerContext | None, str]], reading: Reading
 ) -> list[tuple[_Owned, LayerContext | None, str]]:
-    """Keeps kernels that were injected, then stayed as drawn while those behind them were trained.
+    """Keeps kernels that were injected and not trained, but that precede trained ones.
 
-    They were frozen as part of another model; what follows them has learned to read them.
+    They were frozen as part of another model; the layers that follow have adapted to them.
     """
     again = [s == DRAWN and item.initializer.context is not None for item, _, s in decided]
     if not any(again):
@@ -157,8 +154,8 @@ def _leaving_what_was_trained_around(
     ]
 
 
-def _changed_since_drawn(model: Any) -> Iterator[int]:
-    """The `id` of each variable of Keras's own initializers that holds another draw than theirs."""
+def _changed_since_drawn(model: Model) -> Iterator[int]:
+    """The `id` of each variable that differs from the draw of its initializer, one of Keras's."""
     for layer in [model, *keras_private.layers_of(model)]:
         attributes = dict(keras_private.initializers_of(layer))
         for variable in keras_private.own_variables(layer):
@@ -169,8 +166,8 @@ def _changed_since_drawn(model: Any) -> Iterator[int]:
                 yield id(variable)
 
 
-def _repeats(initializer: Any, variable: Any) -> bool:
-    """Whether an initializer, called again, draws what a variable holds."""
+def _repeats(initializer: Initializer, variable: Variable) -> bool:
+    """Whether an initializer, called again, draws a variable's present value."""
     again = initializer(tuple(variable.shape), dtype=variable.dtype)
     return bool(np.array_equal(to_numpy(again), to_numpy(variable)))
 
@@ -178,7 +175,7 @@ def _repeats(initializer: Any, variable: Any) -> bool:
 def _plan(
     item: _Owned, context: LayerContext | None, status: str
 ) -> tuple[ReportRow, Change | None]:
-    """The row of one variable, and its new value if it is to have one; changes nothing."""
+    """The row of a variable, and its change if it is to be redrawn; assigns nothing."""
     if context is None:
         return _row(item, None, None, status), None
     initializer = item.initializer.with_context(context)

@@ -1,9 +1,8 @@
-"""What is wrong with a model's initialization, in words."""
+"""`lint`: mistakes in a model's initialization."""
 
 import dataclasses
 import math
 from collections.abc import Iterator
-from typing import Any
 
 import keras
 import numpy as np
@@ -12,21 +11,23 @@ from keras_varinit import keras_private
 from keras_varinit.analysis.contexts import read
 from keras_varinit.analysis.result import Reading
 from keras_varinit.apply.owners import owners
+from keras_varinit.context import LayerContext
 from keras_varinit.initializers.laws import as_drawn, describe
 from keras_varinit.tensors import digest, view
+from keras_varinit.typing import Layer, Model, Variable
 
 _DEAD, _EXPLODED = 1e-6, 1e6
 
 
 @dataclasses.dataclass(frozen=True)
 class Finding:
-    """One thing that is wrong.
+    """A mistake in a model's initialization.
 
     Args:
         rule: `"equal-weights"`, `"wrong-fans"`, `"not-injected"`, `"unknown-layer"`,
             `"vanishing-scale"` or `"exploding-scale"`.
         path: Path of the kernel, or name of the layer.
-        message: What is wrong, and what mends it.
+        message: What is wrong, and how to fix it.
     """
 
     rule: str
@@ -37,17 +38,17 @@ class Finding:
         return f"{self.path}: {self.rule}: {self.message}"
 
 
-def lint(model: Any) -> list[Finding]:
-    """Finds what is wrong with the initialization of a built model; nothing is changed.
+def lint(model: Model) -> list[Finding]:
+    """Finds mistakes in the initialization of a built model, without changing it.
 
     * `equal-weights`: layers whose random kernels are equal, as when they share one initializer
       object: Keras's initializers draw the same values at every call.
     * `wrong-fans`: a variance-scaling initializer of Keras on a kernel whose fans it miscounts.
     * `not-injected`: an initializer of this library that has no context.
-    * `unknown-layer`: weights whose use is not known, so that they cannot be judged or drawn.
-    * `vanishing-scale`, `exploding-scale`: with the weights as they are, the second moment of a
+    * `unknown-layer`: weights whose use is unknown, so that they can be neither judged nor drawn.
+    * `vanishing-scale`, `exploding-scale`: with the present weights, the second moment of a
       kernel's output is below 1e-6 or above 1e6 for white noise of unit variance at the input,
-      to first order; only the first such kernel on the way is named.
+      to first order; only the first such kernel is reported.
 
     Args:
         model: A built `keras.Model` of any kind.
@@ -56,8 +57,8 @@ def lint(model: Any) -> list[Finding]:
         A list of `Finding`, empty for a healthy model.
 
     Raises:
-        TypeError: `model` is no Keras model.
-        ValueError: it is not built, or its own `call` cannot be followed symbolically.
+        TypeError: `model` is not a Keras model.
+        ValueError: it is not built, or its own `call` cannot be traced symbolically.
 
     Example:
         >>> import keras, keras_varinit as kv
@@ -79,7 +80,7 @@ def lint(model: Any) -> list[Finding]:
     ]
 
 
-def _kernels(model: Any, reading: Reading) -> Iterator[tuple[Any, Any, Any]]:
+def _kernels(model: Model, reading: Reading) -> Iterator[tuple[Layer, Variable, LayerContext]]:
     """Layer, variable and context of every known kernel."""
     for layer in [model, *keras_private.layers_of(model)]:
         for variable in keras_private.own_variables(layer):
@@ -88,7 +89,7 @@ def _kernels(model: Any, reading: Reading) -> Iterator[tuple[Any, Any, Any]]:
                 yield layer, variable, context
 
 
-def _equal_weights(model: Any, reading: Reading) -> Iterator[Finding]:
+def _equal_weights(model: Model, reading: Reading) -> Iterator[Finding]:
     first: dict[tuple[tuple[int, ...], str, bytes], str] = {}
     for _, variable, context in _kernels(model, reading):
         values = view(variable)
@@ -104,7 +105,7 @@ def _equal_weights(model: Any, reading: Reading) -> Iterator[Finding]:
             )
 
 
-def _wrong_fans(model: Any, reading: Reading) -> Iterator[Finding]:
+def _wrong_fans(model: Model, reading: Reading) -> Iterator[Finding]:
     for layer, variable, context in _kernels(model, reading):
         attribute = dict(keras_private.initializers_of(layer)).get(id(variable))
         initializer = None if attribute is None else getattr(layer, attribute)
@@ -126,14 +127,14 @@ def _wrong_fans(model: Any, reading: Reading) -> Iterator[Finding]:
         )
 
 
-def _not_injected(model: Any, reading: Reading) -> Iterator[Finding]:
-    held = {
+def _not_injected(model: Model, reading: Reading) -> Iterator[Finding]:
+    initializers = {
         id(variable): initializer
         for layer in [model, *keras_private.layers_of(model)]
         for _, variable, initializer in owners(layer)
     }
     for _, variable, context in _kernels(model, reading):
-        initializer = held.get(id(variable))
+        initializer = initializers.get(id(variable))
         if initializer is not None and initializer.context is None:
             yield Finding(
                 "not-injected",
@@ -144,12 +145,15 @@ def _not_injected(model: Any, reading: Reading) -> Iterator[Finding]:
 
 
 def _scales(reading: Reading) -> Iterator[Finding]:
-    """The first kernel that dies and the first that explodes, as the engine sees present values."""
+    """The first kernel whose output vanishes and the first whose output explodes.
 
-    def held(variable: Any, gain: float) -> float:
+    Predicted by the signal engine from the second moments of the present kernels.
+    """
+
+    def second_moment(variable: Variable, gain: float) -> float:
         return float(np.mean(np.square(np.asarray(view(variable), np.float32))))
 
-    predictions, _ = reading.predict(held, backward=False)
+    predictions, _ = reading.predict(second_moment, backward=False)
     dead = exploded = False
     for key, prediction in predictions.items():
         context, scale = reading.by_variable.get(key), prediction.forward

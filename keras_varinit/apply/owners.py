@@ -1,7 +1,6 @@
-"""Which initializer of this library a variable belongs to."""
+"""Which of this library's initializers owns a variable."""
 
 from collections.abc import Iterator
-from typing import Any
 
 import keras
 
@@ -10,24 +9,25 @@ from keras_varinit.apply.transaction import holds_own_draw
 from keras_varinit.initializers.base import ContextualInitializer
 from keras_varinit.initializers.memory import drawer_of, remembered
 from keras_varinit.tensors import digest, view
+from keras_varinit.typing import Layer, Variable
 
-Owner = tuple[str, Any, ContextualInitializer]
+Owner = tuple[str, Variable, ContextualInitializer]
 
 
-def owners(layer: Any) -> Iterator[Owner]:
+def owners(layer: Layer) -> Iterator[Owner]:
     """Attribute, variable and initializer of each variable that one of our initializers owns.
 
-    An attribute that Keras's naming ties to no variable belongs to the one that it drew. A variable
-    without any was made inline, `add_weight(initializer="asv_backward")`: the attribute is then one
-    that the layer does not have yet.
+    An attribute that no variable is named after is matched to the variable that it drew. A variable
+    without an attribute was created inline, `add_weight(initializer="asv_backward")`; the attribute
+    yielded for it is one that the layer does not have yet.
     """
     claimed: set[int] = set()
-    held: list[ContextualInitializer] = []
+    stored: list[ContextualInitializer] = []
     unnamed = []
     for attribute, initializer in keras_private.initializer_attributes(
         layer, ContextualInitializer
     ):
-        held.append(initializer)
+        stored.append(initializer)
         variable = keras_private.variable_of_initializer(layer, attribute)
         if variable is None:
             unnamed.append((attribute, initializer))
@@ -41,13 +41,20 @@ def owners(layer: Any) -> Iterator[Owner]:
                 yield attribute, variable, initializer
                 break
     claimed.update(key for key, _ in keras_private.initializers_of(layer))
-    yield from _inline(layer, claimed, held)
+    yield from _inline(layer, claimed, stored)
 
 
-def _inline(layer: Any, claimed: set[int], held: list[ContextualInitializer]) -> Iterator[Owner]:
-    """Variables whose initializer the layer keeps nowhere, by what is remembered of the draws."""
+def _inline(
+    layer: Layer, claimed: set[int], stored: list[ContextualInitializer]
+) -> Iterator[Owner]:
+    """Variables whose initializer no attribute stores, identified by the remembered draws."""
     free = [v for v in keras_private.own_variables(layer) if id(v) not in claimed and _is_float(v)]
-    drawn = [(s, i) for s, i in remembered(layer) if not any(i is each for each in held)]
+    drawn = [
+        (shape, initializer)
+        for shape, initializer in remembered(layer)
+        if isinstance(initializer, ContextualInitializer)
+        and not any(initializer is each for each in stored)
+    ]
     for shape, initializer in drawn:
         fitting = [v for v in free if tuple(v.shape) == shape]
         exact = [v for v in fitting if holds_own_draw(initializer, v)] if fitting[1:] else fitting
@@ -56,23 +63,23 @@ def _inline(layer: Any, claimed: set[int], held: list[ContextualInitializer]) ->
             free = [v for v in free if v is not variable]
             yield _attribute(layer, variable), variable, initializer
     for variable in free:
-        found = drawer_of(digest(view(variable))) if variable.dtype == "float32" else None
-        if isinstance(found, ContextualInitializer) and not any(found is each for each in held):
-            yield _attribute(layer, variable), variable, found
+        drawer = drawer_of(digest(view(variable))) if variable.dtype == "float32" else None
+        if isinstance(drawer, ContextualInitializer) and not any(drawer is i for i in stored):
+            yield _attribute(layer, variable), variable, drawer
 
 
-def _attribute(layer: Any, variable: Any) -> str:
-    """Where the initializer of an inline variable is to be kept; Keras's naming then ties them."""
+def _attribute(layer: Layer, variable: Variable) -> str:
+    """Attribute in which to store the initializer of an inline variable, named as Keras would."""
     name = f"{variable.name}_initializer"
     return name if not hasattr(layer, name) else f"keras_varinit_{name}"
 
 
-def _is_float(variable: Any) -> bool:
+def _is_float(variable: Variable) -> bool:
     return bool(keras.backend.is_float_dtype(variable.dtype))
 
 
-def _may_have_drawn(initializer: ContextualInitializer, variable: Any) -> bool:
-    """Whether a variable that no name ties to an initializer comes from it."""
+def _may_have_drawn(initializer: ContextualInitializer, variable: Variable) -> bool:
+    """Whether an initializer may have drawn a variable that is not named after it."""
     if not _is_float(variable):
         return False
     if initializer.context is not None:

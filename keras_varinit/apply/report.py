@@ -1,4 +1,4 @@
-"""What `inject` and `initialize` did, variable by variable."""
+"""The report of `inject` and `initialize`, one row per variable."""
 
 import dataclasses
 from collections.abc import Iterator
@@ -13,8 +13,8 @@ DRAWN = "drawn"
 class ReportRow:
     """What happened to one variable.
 
-    `stddev` is the target standard deviation √E[var] of an entry for that context, None where it is
-    not known; `status` is "drawn" or "skipped: " with the reason.
+    `stddev` is the target standard deviation √E[var] of an entry for that context, None if unknown;
+    `status` is "drawn", or "skipped: " followed by the reason.
     """
 
     path: str
@@ -27,9 +27,9 @@ class ReportRow:
 
 @dataclasses.dataclass(frozen=True)
 class Report:
-    """The rows, in the order of the model: iterable, readable in print.
+    """Rows in model order; iterable, and `str` formats them as a table.
 
-    `report[path]` is the row of a variable, and `path in report` says whether there is one.
+    `report[path]` is the row of a variable, and `path in report` tells whether it has one.
     """
 
     rows: tuple[ReportRow, ...]
@@ -42,7 +42,7 @@ class Report:
         return len(self.rows)
 
     def __contains__(self, item: object) -> bool:
-        """Whether it has that row, or a row of that path."""
+        """Whether a row, or the row of a path, is part of the report."""
         return any(item in (row.path, row) for row in self.rows)
 
     def __getitem__(self, path: str) -> ReportRow:
@@ -53,12 +53,12 @@ class Report:
 
     @property
     def drawn(self) -> tuple[ReportRow, ...]:
-        """The rows whose kernels were redrawn."""
+        """The rows of variables that were drawn."""
         return tuple(row for row in self.rows if row.status == DRAWN)
 
     @property
     def skipped(self) -> tuple[ReportRow, ...]:
-        """The rows whose kernels were left alone."""
+        """The rows of variables that were left alone."""
         return tuple(row for row in self.rows if row.status != DRAWN)
 
     def __str__(self) -> str:

@@ -1,22 +1,22 @@
-"""Which layers of a model an argument `layers` names."""
+"""The argument `layers`: selecting layers of a model by name or by predicate."""
 
 import difflib
 from collections.abc import Callable, Sequence
-from typing import Any
 
 from keras_varinit import keras_private
+from keras_varinit.typing import Layer, Model
 
-Selection = Callable[[Any], bool] | Sequence[str] | None
+Selection = Callable[[Layer], bool] | Sequence[str] | None
 
 
-def selected_layers(model: Any, layers: Selection, owner: str) -> tuple[list[Any], set[int]]:
-    """The selected layers, and the `id` of each that was asked for by itself.
+def selected_layers(model: Model, layers: Selection, owner: str) -> tuple[list[Layer], set[int]]:
+    """The selected layers, and the `id` of each that was selected itself.
 
-    A name stands for its layer with all layers inside; a predicate is asked about each of them.
+    A name also selects all layers inside the layer; a predicate is called with each of them.
 
     Raises:
         TypeError: `layers` is a string.
-        ValueError: it names a layer that the model lacks. Errors begin with `owner`.
+        ValueError: it names a layer that the model lacks. Messages begin with `owner`.
     """
     everything = [model, *keras_private.layers_of(model)]
     if layers is None:

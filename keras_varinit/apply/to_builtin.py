@@ -1,4 +1,4 @@
-"""Copies of models whose configuration needs Keras alone."""
+"""`to_builtin`: copies of models whose configuration only needs Keras."""
 
 from typing import Any
 
@@ -8,23 +8,23 @@ from keras_varinit import keras_private
 from keras_varinit.initializers.base import PACKAGE, ContextualInitializer, registered_names
 from keras_varinit.initializers.laws import describe, with_stddev
 from keras_varinit.seeds import random_kept
+from keras_varinit.typing import Model, Variable
 
 
-def to_builtin(model: Any) -> Any:
-    """Returns a copy of a model whose configuration needs Keras alone; weights are unchanged.
+def to_builtin(model: Model) -> Model:
+    """Returns a copy of a model, with the same weights, whose configuration only needs Keras.
 
-    Every initializer of this library is replaced by one of Keras's with the same distribution
-    family and standard deviation, so a file of the copy loads where this library is not installed.
-    What Keras has no initializer for is lost: the variance of each filter of its own (`Enhanced`)
-    becomes the layer's mean variance. An initializer that was never injected becomes its neutral
-    case.
+    Every initializer of this library is replaced by Keras's with the same distribution family and
+    standard deviation, so a saved copy loads where this library is not installed. What Keras has no
+    initializer for is lost: the per-filter variances of `Enhanced` become the layer's mean
+    variance. An initializer without a context becomes its neutral case.
 
     Args:
         model: A built `keras.Model` that Keras can serialize.
 
     Raises:
-        TypeError: `model` is no Keras model.
-        ValueError: it is not built, or its own `get_config` still asks for this library.
+        TypeError: `model` is not a Keras model.
+        ValueError: it is not built, or its own `get_config` still names this library.
 
     Example:
         >>> import keras, keras_varinit as kv
@@ -38,25 +38,25 @@ def to_builtin(model: Any) -> Any:
         return _copied(model)
 
 
-def _copied(model: Any) -> Any:
+def _copied(model: Model) -> Model:
     config = _translated(keras.saving.serialize_keras_object(model))
-    copy = keras.saving.deserialize_keras_object(config)
+    copy: Model = keras.saving.deserialize_keras_object(config)
     for layer in [copy, *keras_private.layers_of(copy)]:
-        found = list(keras_private.initializer_attributes(layer, ContextualInitializer))
-        for attribute, initializer in found:
+        attributes = list(keras_private.initializer_attributes(layer, ContextualInitializer))
+        for attribute, initializer in attributes:
             keras_private.replace_initializer(layer, attribute, _builtin(initializer))
     _take_weights(copy, model)
     if _names_ours(keras.saving.serialize_keras_object(copy)):
         raise ValueError(
             f"to_builtin: the configuration of model {model.name!r} still names an initializer of "
-            f"this library, since {type(model).__name__}.get_config writes it. Let get_config "
-            "serialize what the layers hold."
+            f"this library, because {type(model).__name__}.get_config writes it. Let get_config "
+            "serialize the layers' present initializers."
         )
     return copy
 
 
-def _take_weights(copy: Any, model: Any) -> None:
-    """By name in each layer where names tell: quantizing a layer orders its variables anew."""
+def _take_weights(copy: Model, model: Model) -> None:
+    """Copies weights by name where names are unique: quantizing a layer reorders its variables."""
     sources, targets = _by_name(model), _by_name(copy)
     names = [[name for name, _ in variables] for variables in sources]
     unique = all(len(set(each)) == len(each) for each in names)
@@ -68,8 +68,8 @@ def _take_weights(copy: Any, model: Any) -> None:
         copy.set_weights(model.get_weights())
 
 
-def _by_name(model: Any) -> list[list[tuple[str, Any]]]:
-    """Name and variable of each layer's own variables, sorted."""
+def _by_name(model: Model) -> list[list[tuple[str, Variable]]]:
+    """Name and variable of each layer's own variables, sorted by name."""
     return [
         sorted(((v.name, v) for v in keras_private.own_variables(layer)), key=lambda pair: pair[0])
         for layer in [model, *keras_private.layers_of(model)]
@@ -77,7 +77,7 @@ def _by_name(model: Any) -> list[list[tuple[str, Any]]]:
 
 
 def _translated(config: Any, key: str = "") -> Any:
-    """A configuration with every initializer of this library replaced."""
+    """Replaces every initializer of this library in a configuration."""
     if isinstance(config, dict):
         if str(config.get("registered_name", "")).startswith(f"{PACKAGE}>"):
             initializer = keras.saving.deserialize_keras_object(config)
@@ -91,8 +91,8 @@ def _translated(config: Any, key: str = "") -> Any:
     return config
 
 
-def _names_ours(config: Any, key: str = "") -> bool:
-    """Whether a configuration names an initializer of this library anywhere."""
+def _names_ours(config: object, key: str = "") -> bool:
+    """Whether a configuration names an initializer of this library."""
     if isinstance(config, dict):
         return any(_names_ours(value, str(name)) for name, value in config.items())
     if isinstance(config, list | tuple):
@@ -100,13 +100,13 @@ def _names_ours(config: Any, key: str = "") -> bool:
     return _is_our_id(config, key) or str(config).startswith(f"{PACKAGE}>")
 
 
-def _is_our_id(value: Any, key: str) -> bool:
-    """Whether a value is one of our ids; a layer may bear such a name, an initializer has one."""
+def _is_our_id(value: object, key: str) -> bool:
+    """Whether a value is one of our string ids, and not a layer of the same name."""
     return key.endswith("initializer") and isinstance(value, str) and value in registered_names
 
 
-def _builtin(initializer: ContextualInitializer) -> Any:
-    """Keras's initializer of the same family and standard deviation."""
+def _builtin(initializer: ContextualInitializer) -> keras.initializers.Initializer:
+    """Keras's initializer with the same family and standard deviation."""
     context, seed = initializer.context, initializer.seed
     if context is None:
         return initializer.neutral()

@@ -1,9 +1,8 @@
-"""Changes to a model's variables and initializers: planned first, then applied all or none."""
+"""Changes to a model's variables and initializers, applied all or none."""
 
 import contextlib
 import dataclasses
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 import keras
 import numpy as np
@@ -11,30 +10,31 @@ import numpy as np
 from keras_varinit import keras_private
 from keras_varinit.context import LayerContext
 from keras_varinit.tensors import snapshot, to_numpy, view
+from keras_varinit.typing import ArrayLike, Initializer, Layer, Model, Variable
 
 
 @dataclasses.dataclass(frozen=True)
 class Change:
-    """A variable's new value (a tensor), and the initializer to be kept where the layer keeps it.
+    """A variable's new value, and the initializer to be stored in an attribute of its layer.
 
-    `attribute` is None where the layer keeps none.
+    `attribute` is None where the layer stores none; `layer` and `initializer` may then be None too.
     """
 
-    variable: Any
-    value: Any
-    layer: Any
+    variable: Variable
+    value: ArrayLike
+    layer: Layer | None
     attribute: str | None
-    initializer: Any
+    initializer: Initializer | None
 
 
 def in_another_stream(context: LayerContext) -> LayerContext:
-    """The same kernel with random numbers of its own, where another one already holds its draw."""
+    """The context with a new random stream, for a kernel whose draw another kernel already has."""
     return dataclasses.replace(context, stream=context.stream + "'")
 
 
 @contextlib.contextmanager
-def _drawing(initializer: Any, variable: Any) -> Iterator[None]:
-    """Errors say for which variable an initializer was drawing, and that nothing changed."""
+def _drawing(initializer: Initializer, variable: Variable) -> Iterator[None]:
+    """Notes on errors for which variable was drawn, and that no weight was changed."""
     try:
         yield
     except Exception as error:
@@ -45,17 +45,17 @@ def _drawing(initializer: Any, variable: Any) -> Iterator[None]:
         raise
 
 
-def holds_own_draw(initializer: Any, variable: Any) -> bool:
-    """Whether a variable holds, bit for bit, what its initializer (one of ours) draws."""
+def holds_own_draw(initializer: Initializer, variable: Variable) -> bool:
+    """Whether a variable equals, bit for bit, what its initializer (one of ours) draws."""
     with _drawing(initializer, variable):
         return bool(initializer.is_own_draw(view(variable), variable.dtype))
 
 
-def drawn_value(initializer: Any, variable: Any, path: str) -> Any:
-    """What an initializer draws for a variable, if that can be a weight.
+def drawn_value(initializer: Initializer, variable: Variable, path: str) -> ArrayLike:
+    """Draws a value for a variable.
 
     Raises:
-        ValueError: the values have another shape, or are not finite.
+        ValueError: the value has another shape, or is not finite.
     """
     with _drawing(initializer, variable):
         drawn = initializer(tuple(variable.shape), dtype=variable.dtype)
@@ -74,22 +74,22 @@ def drawn_value(initializer: Any, variable: Any, path: str) -> Any:
     return value
 
 
-def _is_finite(value: Any) -> bool:
-    """Whether all entries are finite: an infinite or undefined one is the smallest or largest."""
+def _is_finite(value: ArrayLike) -> bool:
+    """Whether all entries are finite: minimum and maximum propagate infinities and NaN."""
     entries = np.asarray(view(value), np.float32)
     return entries.size == 0 or bool(np.isfinite(entries.min()) and np.isfinite(entries.max()))
 
 
-def commit(model: Any, changes: Sequence[Change], *, reset_optimizer: bool = False) -> None:
-    """Applies all changes, or none: on any error every variable and initializer is put back.
+def commit(model: Model, changes: Sequence[Change], *, reset_optimizer: bool = False) -> None:
+    """Applies all changes, or none: on any error every variable and initializer is restored.
 
-    A moving average that the optimizer keeps of a variable is set with it.
+    The optimizer's moving average of a variable is set along with it.
     """
     averages = keras_private.moving_averages(model)
-    undo: list[tuple[Any, Any]] = []
-    replaced: list[tuple[Any, str, Any]] = []
+    undo: list[tuple[Variable, ArrayLike]] = []
+    replaced: list[tuple[Layer, str, Initializer | None]] = []
 
-    def assign(target: Any, value: Any) -> None:
+    def assign(target: Variable, value: ArrayLike) -> None:
         undo.append((target, snapshot(target)))
         keras_private.assign(target, value)
 
@@ -97,9 +97,9 @@ def commit(model: Any, changes: Sequence[Change], *, reset_optimizer: bool = Fal
         for change in changes:
             assign(change.variable, change.value)
             if id(change.variable) in averages:
-                # A copy: on JAX a training step takes over the buffers of both.
+                # A copy: on JAX a training step donates the buffers of both.
                 assign(averages[id(change.variable)], keras.ops.copy(change.value))
-            if change.attribute is not None:
+            if change.layer is not None and change.attribute is not None:
                 previous = getattr(change.layer, change.attribute, None)
                 replaced.append((change.layer, change.attribute, previous))
                 keras_private.replace_initializer(
@@ -110,7 +110,7 @@ def commit(model: Any, changes: Sequence[Change], *, reset_optimizer: bool = Fal
                 if id(variable) not in {id(average) for average in averages.values()}:
                     assign(variable, np.zeros_like(to_numpy(variable)))
     except BaseException as error:
-        # What cannot be put back must not keep the rest from it.
+        # Whatever cannot be restored must not keep the rest from being restored.
         for layer, attribute, previous in reversed(replaced):
             if getattr(layer, attribute, None) is not previous:
                 with _noting(error, f"{layer.name}.{attribute}"):
@@ -124,8 +124,8 @@ def commit(model: Any, changes: Sequence[Change], *, reset_optimizer: bool = Fal
 
 @contextlib.contextmanager
 def _noting(error: BaseException, place: str) -> Iterator[None]:
-    """Notes on an error what could not be put back after it."""
+    """Notes on an error what could not be restored after it."""
     try:
         yield
     except Exception as second:
-        error.add_note(f"{place} could not be put back: {second}")
+        error.add_note(f"{place} could not be restored: {second}")

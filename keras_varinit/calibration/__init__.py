@@ -1,4 +1,4 @@
-"""Scaling kernels until a model's signal on data has the wanted size: `calibrate`."""
+"""`calibrate`: scaling kernels until every layer's signal on data has a target second moment."""
 
 from keras_varinit.calibration.calibrate import calibrate
 from keras_varinit.calibration.report import CalibrationReport, CalibrationRow

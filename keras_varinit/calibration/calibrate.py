@@ -1,7 +1,6 @@
-"""`calibrate`: data-dependent unit variance of every layer."""
+"""`calibrate`: layer-sequential unit variance on data."""
 
 from collections.abc import Iterator
-from typing import Any
 
 from keras_varinit import keras_private
 from keras_varinit.analysis.contexts import read
@@ -14,13 +13,14 @@ from keras_varinit.calibration.walks import Calibration
 from keras_varinit.diagnostics.measure import Meter
 from keras_varinit.running.batches import Batches
 from keras_varinit.running.runner import LayerRunner, Runner
+from keras_varinit.typing import Model, Nested
 
 _OWNER = "calibrate"
 
 
 def calibrate(
-    model: Any,
-    x: Any,
+    model: Model,
+    x: Nested,
     *,
     target: float = 1.0,
     tolerance: float = 0.01,
@@ -29,63 +29,63 @@ def calibrate(
     max_batches: int | None = None,
     include_frozen: bool = False,
     training: bool = True,
-    verbose: Any = "auto",
+    verbose: int | str = "auto",
     layers: Selection = None,
 ) -> CalibrationReport:
     """Scales every kernel so that its pre-activation has second moment `target` on data.
 
-    Layer-sequential unit variance: in the order in which the model computes, a kernel is multiplied
-    by the number s for which u = s·Wz + b has E u² = `target`, over all examples, positions and
-    channels; z is what reaches it from the calibrated layers before. u is what `measure_signal`
-    calls `second_moment` of that layer. Nothing else changes: no bias, no batch-norm statistic, no
-    seed, no optimizer state (its moving averages of the kernels are set along). All or nothing:
-    an error, or an interruption, changes no weight.
+    Layer-sequential unit variance: in the order in which the model computes, each kernel is
+    multiplied by the s for which u = s·Wz + b has E u² = `target` over all examples, positions and
+    channels, where z comes from the layers calibrated before. E u² is the `second_moment` that
+    `measure_signal` reports for that layer. Biases, batch-norm statistics, seeds and the state of
+    the optimizer do not change, except for its moving averages of the kernels. If an error is
+    raised, or the call is interrupted, no weight has changed.
 
-    Data is read several times, batch by batch, three times as a rule; more often where batches are
-    unlike each other, so shuffle what is sorted. One batch's activations and a copy of the kernels
-    are held at a time. Where a dataset shuffles and `max_batches` takes a
-    part of it, every pass sees other data, and second moments are right as far as the parts agree.
+    Data is read batch by batch, usually three times; more often if batches differ much, so shuffle
+    sorted data. Memory holds one batch's activations and a copy of the kernels. If a dataset
+    shuffles and `max_batches` takes only a part of it, every pass reads different data, and second
+    moments are accurate only as far as the parts agree.
 
-    What is left alone, and listed:
+    Left alone and listed as skipped:
 
     * kernels of frozen layers, unless `include_frozen`;
-    * kernels whose output goes through normalization and nowhere else, which takes their scale
-      away, and embeddings, unless `layers` selects them;
+    * kernels whose output only goes into normalization, which cancels their scale, and embeddings,
+      unless `layers` selects them;
     * recurrent layers; query, key and value of attention, whose output projection is scaled;
     * quantized layers and those with LoRA;
-    * the later calls of a shared layer, which is calibrated where it is called first.
+    * the later calls of a shared layer, which is calibrated at its first call.
 
-    Both kernels of a separable convolution are scaled, by the same number. Layers for which no
-    scale gives the target keep their kernels and are listed as "not converged": those that put out
-    zeros, whose bias alone is too large, or that normalize their kernel. Those that the iteration
-    limit stops keep the scale they have got to.
+    Both kernels of a separable convolution are scaled by the same factor. Layers for which no scale
+    gives the target keep their kernels and are listed as "not converged": their output is zero,
+    their bias alone is too large, or they normalize their kernel. Layers stopped by
+    `max_iterations` keep the last scale.
 
     Args:
         model: A built `keras.Model` of any kind.
         x: Arrays as the model takes them, or a dataset of batches that can be read more than once:
             `tf.data.Dataset`, `keras.utils.PyDataset`, `torch`'s `DataLoader` or another iterable.
-        target: The second moment that is wanted.
-        tolerance: By how much second moments may be off, relative to `target`.
-        max_iterations: How many walks may correct scales.
-        batch_size: Examples per batch, of arrays.
-        max_batches: How many batches to read at most. Defaults to all.
+        target: Second moment of every pre-activation.
+        tolerance: Largest relative deviation from `target`.
+        max_iterations: Largest number of passes that correct scales.
+        batch_size: Examples per batch, if `x` is arrays.
+        max_batches: Largest number of batches to read. Defaults to all.
         include_frozen: Whether to scale frozen kernels too.
-        training: True to run the model as in training: batch normalization uses the batch, dropout
-            drops. False to run it as in inference.
+        training: Whether to run the model as in training: batch normalization uses the batch's
+            statistics, and dropout drops. False runs it as in inference.
         verbose: 0 for silence, 1 for a progress bar; "auto" shows one if there are many batches.
-        layers: Which layers: a list of names, each of which stands for its layer and all layers
-            inside it; or a predicate, which is asked about every layer; None means all.
+        layers: Which layers: a list of names, each of which selects that layer and all layers
+            inside it; a predicate, called with every layer; or None for all.
 
     Returns:
-        A `CalibrationReport` with a `CalibrationRow` for each kernel, in the order of the model.
+        A `CalibrationReport` with a `CalibrationRow` for each kernel, in model order.
 
-    Units: `target` is a second moment E u², no standard deviation.
+    Units: `target` is a second moment E u², not a standard deviation.
 
     Raises:
-        TypeError: `model` is no Keras model, `x` no data or data that can be read only once, or an
-            argument is of the wrong type.
-        ValueError: the model is not built, the data does not fit it or is not finite, a layer puts
-            out values that are not finite, or no kernel is selected.
+        TypeError: `model` is not a Keras model, `x` is not data or can be read only once, or an
+            argument has the wrong type.
+        ValueError: the model is not built, the data does not fit it or is not finite, a layer's
+            output is not finite, or no kernel is selected.
 
     Example:
         >>> import keras, keras_varinit as kv, numpy as np
@@ -112,7 +112,7 @@ def calibrate(
         calibration.solve(max_iterations)
         if calibration.agrees():
             break
-        # Something that was read off the graph, such as a transposed kernel, was of before.
+        # The traced graph contains values computed from the old kernels, such as a transpose.
         meter.notes.append("layers are calibrated and raw operations are not: they use the kernels")
         runner = LayerRunner(model, training)
     notes = [*meter.notes, *_complete(model, places)]
@@ -133,20 +133,19 @@ def calibrate(
 
 
 def _check_arguments(
-    model: Any,
-    x: Any,
-    target: Any,
-    tolerance: Any,
-    max_iterations: Any,
-    include_frozen: Any,
-    training: Any,
-    verbose: Any,
+    model: Model,
+    x: Nested,
+    target: object,
+    tolerance: object,
+    max_iterations: object,
+    include_frozen: object,
+    training: object,
+    verbose: object,
 ) -> None:
     keras_private.check_built(model)
     arguments = Arguments(_OWNER)
     arguments.number("target", target, above=0)
-    arguments.number("tolerance", tolerance, above=0)
-    if tolerance >= 1:
+    if arguments.number("tolerance", tolerance, above=0) >= 1:
         raise ValueError(
             f"{_OWNER}: `tolerance` is relative and must be less than 1. "
             f"Received: tolerance={tolerance!r}."
@@ -163,11 +162,11 @@ def _check_arguments(
         )
 
 
-def _complete(model: Any, places: Places) -> list[str]:
-    """Adds the kernels that were not seen; notes on what no rule explains."""
+def _complete(model: Model, places: Places) -> list[str]:
+    """Adds rows of kernels that no call used; returns notes on layers without a rule."""
     try:
         reading = read(model)
-    except ValueError:  # a `call` that cannot be followed, which the notes tell of
+    except ValueError:  # a `call` that cannot be traced; the meter's notes say so
         return []
     places.add_unseen(reading)
     end = ", so it is left alone"

@@ -1,9 +1,8 @@
-"""Which kernels of a model may be scaled, and why the others may not."""
+"""The calls of layers with kernels: which kernels are scaled, and why others are not."""
 
 import dataclasses
 import math
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 import keras
 import numpy as np
@@ -18,30 +17,34 @@ from keras_varinit.running.runner import GraphRunner, Runner
 from keras_varinit.signals.roles import LeftAlone, Padding, Transparent, Weights
 from keras_varinit.tensors import to_numpy
 from keras_varinit.tracing.names import variable_names
+from keras_varinit.typing import Layer, Model, Operation, Variable
 
 _LIMIT = "not converged: the iteration limit was reached"
 
 
 @dataclasses.dataclass(eq=False)
 class Place:
-    """A call of a layer with kernels, and how far its calibration is.
+    """A call of a layer with kernels, and the state of its calibration.
 
     Attributes:
-        name: The name of the call, and `row_names` path and layer of each kernel.
-        kernels: What is scaled: u is linear in each of them. Empty where nothing may be.
+        name: Name of the call.
+        row_names: Path and layer name of each kernel.
+        kernels: The kernels to scale; u is linear in each. Empty if none may be scaled.
         constant: The bias as an array that broadcasts against u, or None.
         skipped: Why it is left alone, or None.
-        scale: What the product of the kernels is multiplied by.
-        beyond: What the first batch says about all data.
+        scale: Factor on the product of the kernels.
+        beyond: How moments over all data follow from those of the first batch.
+        iterations: Number of corrections.
         moments: The second moment over all data in each walk.
         failure: Why no scale gives the target, or None.
-        asked: The second moment of the first batch before the last correction, and what it was to
-            become; `follows` is False once it did not.
+        follows: False once the second moment did not react to a correction.
+        expected: The first batch's second moment before the last correction, and the one expected
+            after it; None unless a correction is waiting to be checked.
     """
 
     name: str
     row_names: tuple[tuple[str, str], ...]
-    kernels: tuple[Any, ...] = ()
+    kernels: tuple[Variable, ...] = ()
     constant: npt.NDArray[np.float32] | None = None
     skipped: str | None = None
     scale: float = 1.0
@@ -50,52 +53,52 @@ class Place:
     moments: list[float] = dataclasses.field(default_factory=list)
     failure: str | None = None
     follows: bool = True
-    asked: tuple[float, float] | None = None
+    expected: tuple[float, float] | None = None
 
     @property
     def kernel_scale(self) -> float:
-        """What each kernel is multiplied by."""
+        """The factor on each kernel."""
         return float(self.scale ** (1 / max(1, len(self.kernels))))
 
     def is_within(self, target: float, tolerance: float) -> bool:
-        """Whether the second moment over all data was right in the last walk."""
+        """Whether the second moment over all data was within tolerance in the last walk."""
         return abs(self.moments[-1] / target - 1) <= tolerance
 
     def correct(
         self, first: Scaling, target: float, tolerance: float, *, is_comparable: bool
     ) -> float:
-        """Corrects the scale for what was measured on the first batch; returns the factor.
+        """Corrects the scale, given the first batch's moments; returns the factor.
 
         `is_comparable` says that no other kernel has changed since the last correction.
         """
         if not self.follows:
             return 1.0
         self.failure = None
-        asked, self.asked = self.asked, None
-        if asked is not None and is_comparable and _ignores(first.moment, *asked):
+        expected, self.expected = self.expected, None
+        if expected is not None and is_comparable and _ignores(first.moment, *expected):
             self.follows = False
             return self._fail("its output does not follow its kernel's scale")
-        expected = self.beyond.of(first)
-        if abs(expected.moment / target - 1) <= tolerance / 2:
+        everything = self.beyond.of(first)
+        if abs(everything.moment / target - 1) <= tolerance / 2:
             return 1.0
-        if expected.linear == 0:
-            return self._fail("its kernel puts out zeros on this data")
-        factor = expected.scale_for(target)
+        if everything.linear == 0:
+            return self._fail("its kernel's output is zero on this data")
+        factor = everything.scale_for(target)
         if factor is None:
-            return self._fail(f"its bias alone has the second moment {expected.constant:.4g}")
+            return self._fail(f"its bias alone has the second moment {everything.constant:.4g}")
         self.iterations += 1
         self.scale *= factor
-        self.asked = (first.moment, first.at(factor).moment)
+        self.expected = (first.moment, first.at(factor).moment)
         return factor
 
     def _fail(self, reason: str) -> float:
-        """Goes back to the kernel as it was."""
+        """Resets the scale to 1; returns the factor that undoes it."""
         factor, self.scale = 1 / self.scale, 1.0
         self.failure = f"not converged: {reason}"
         return factor
 
     def rows(self, target: float, tolerance: float) -> list[CalibrationRow]:
-        """What happened, by kernel."""
+        """One row for each kernel."""
         if self.skipped is not None:
             status = f"skipped: {self.skipped}"
         elif self.failure is not None:
@@ -110,29 +113,29 @@ class Place:
 
 
 def _ignores(moment: float, before: float, expected: float) -> bool:
-    """Whether a second moment that was to change has not."""
+    """Whether a second moment hardly moved from `before` towards `expected`."""
     if not (before > 0 and moment > 0 and expected > 0):
         return False
-    wanted = math.log(expected / before)
-    return abs(wanted) > 0.02 and math.log(moment / before) / wanted < 0.1
+    step = math.log(expected / before)
+    return abs(step) > 0.02 and math.log(moment / before) / step < 0.1
 
 
 class Places:
-    """The places of a model, found as its calls are seen.
+    """The places of a model, collected while its calls are run.
 
     Args:
         model: A built model.
-        runner: What runs it.
-        chosen: The layers whose kernels are meant.
-        asked: The `id` of those named by themselves, which are scaled where others are left alone.
+        runner: Runs the model.
+        chosen: The selected layers.
+        asked: The `id` of each layer that was selected itself; some are scaled only then.
         include_frozen: Whether frozen kernels are scaled.
     """
 
     def __init__(
         self,
-        model: Any,
+        model: Model,
         runner: Runner,
-        chosen: Sequence[Any],
+        chosen: Sequence[Layer],
         asked: set[int],
         include_frozen: bool,
     ) -> None:
@@ -147,43 +150,42 @@ class Places:
             for variable in keras_private.own_variables(layer)
         }
         self.normalized = (
-            _in_front_of_normalization(runner) if isinstance(runner, GraphRunner) else set()
+            _before_normalization(runner) if isinstance(runner, GraphRunner) else set()
         )
-        self.found: dict[str, list[Place]] = {}
+        self.by_call: dict[str, list[Place]] = {}
         self.first_calls: dict[int, str] = {}
 
     def __iter__(self) -> Iterator[Place]:
-        return (place for places in self.found.values() for place in places)
+        return (place for places in self.by_call.values() for place in places)
 
     @property
     def active(self) -> list[Place]:
-        """Those whose kernels are scaled."""
+        """The places whose kernels are scaled."""
         return [place for place in self if place.skipped is None]
 
     def at(self, point: Point) -> Place | None:
         """The place of a call whose output is the pre-activation of a kernel, or None."""
-        if point.name not in self.found:
-            self.found[point.name] = self._new(point)
-        seen = [place for place in self.found[point.name] if place.kernels]
-        return seen[0] if seen else None
+        if point.name not in self.by_call:
+            self.by_call[point.name] = self._new(point)
+        return next((place for place in self.by_call[point.name] if place.kernels), None)
 
-    def covers(self, variable: Any) -> bool:
-        """Whether a kernel has a row, or is not meant."""
+    def covers(self, variable: Variable) -> bool:
+        """Whether a kernel has a row or is not selected."""
         path = self.names[id(variable)][0]
         rows = (each for place in self for each, _ in place.row_names)
         return not self._is_chosen(variable, None) or path in rows
 
     def add_unseen(self, reading: Reading) -> None:
-        """Adds kernels that have a context and that no call was seen of."""
+        """Adds kernels that have a context but were not used by any observed call."""
         for variable in self.model.variables:
             known = reading.context_of(variable) is not None
             if known and id(variable) in self.owners and not self.covers(variable):
-                self.found.setdefault("", []).append(
-                    self._place("", [variable], "what its kernel puts out was not seen")
+                self.by_call.setdefault("", []).append(
+                    self._place("", [variable], "its kernel's output was not observed")
                 )
 
     def _new(self, point: Point) -> list[Place]:
-        """The places of a call that is seen for the first time, in order."""
+        """The places of a call that runs for the first time, in order."""
         role = point.role
         if isinstance(role, LeftAlone):
             layers = [point.operation, *keras_private.layers_of(point.operation)]
@@ -197,7 +199,7 @@ class Places:
         ]
         inside = any(kernel.reads_own_output for kernel in role.kernels)
         if inside or point.kernel is None:
-            return self._left(point, variables, "what its kernel puts out stays inside the layer")
+            return self._left(point, variables, "its kernel's output stays inside the layer")
         levels = [kernel.level for kernel in role.kernels]
         in_series = len(set(levels)) == len(levels)
         outer = variables if in_series else [v for v in variables if v is point.kernel]
@@ -207,7 +209,7 @@ class Places:
             places.append(self._outer(point, outer))
         return places
 
-    def _outer(self, point: Point, kernels: list[Any]) -> Place:
+    def _outer(self, point: Point, kernels: list[Variable]) -> Place:
         first = self.first_calls.setdefault(id(kernels[-1]), point.name)
         if first != point.name:
             place = self._place(
@@ -219,7 +221,7 @@ class Places:
         place.kernels, place.constant = tuple(kernels), self._constant(point, kernels[-1])
         return place
 
-    def _reason_to_skip(self, point: Point, kernels: list[Any]) -> str | None:
+    def _reason_to_skip(self, point: Point, kernels: list[Variable]) -> str | None:
         if any(not keras.backend.is_float_dtype(v.dtype) for v in kernels):
             return f"its kernel is of type {kernels[0].dtype}"
         trainable = self.model.trainable and all(v.trainable for v in kernels)
@@ -229,11 +231,11 @@ class Places:
         if isinstance(point.operation, keras.layers.Embedding) and not asked:
             return "an embedding, which `layers` does not name"
         if point.name in self.normalized and not asked:
-            return "normalization behind it takes its scale away"
+            return "the normalization after it cancels its scale"
         return None
 
-    def _constant(self, point: Point, kernel: Any) -> npt.NDArray[np.float32] | None:
-        """The bias, where Keras's own `call` adds one."""
+    def _constant(self, point: Point, kernel: Variable) -> npt.NDArray[np.float32] | None:
+        """The bias, if Keras's own `call` adds one that is not zero."""
         operation = point.operation
         own = getattr(type(operation).call, "__module__", "").startswith("keras.")
         if keras_private.is_raw_operation(operation) or not own:
@@ -248,22 +250,22 @@ class Places:
             values = values.reshape(-1, *(1,) * operation.rank)
         return values
 
-    def _left(self, point: Point, variables: list[Any], reason: str) -> list[Place]:
-        meant = [v for v in variables if self._is_chosen(v, point.operation)]
-        meant = [v for v in meant if id(v) not in self.first_calls]
-        self.first_calls.update((id(v), point.name) for v in meant)
-        return [self._place(point.name, meant, reason)] if meant else []
+    def _left(self, point: Point, variables: list[Variable], reason: str) -> list[Place]:
+        kernels = [v for v in variables if self._is_chosen(v, point.operation)]
+        kernels = [v for v in kernels if id(v) not in self.first_calls]
+        self.first_calls.update((id(v), point.name) for v in kernels)
+        return [self._place(point.name, kernels, reason)] if kernels else []
 
-    def _place(self, name: str, variables: list[Any], skipped: str | None) -> Place:
+    def _place(self, name: str, variables: list[Variable], skipped: str | None) -> Place:
         rows = tuple((path, layer) for path, layer, _ in (self.names[id(v)] for v in variables))
         return Place(name, rows, skipped=skipped)
 
-    def _is_chosen(self, variable: Any, operation: Any) -> bool:
+    def _is_chosen(self, variable: Variable, operation: Operation | None) -> bool:
         return id(operation) in self.chosen or id(self.owners.get(id(variable))) in self.chosen
 
 
-def _in_front_of_normalization(runner: GraphRunner) -> set[str]:
-    """Calls whose output goes into normalization and nowhere else."""
+def _before_normalization(runner: GraphRunner) -> set[str]:
+    """Names of the calls whose output only goes into normalization."""
     tensors, points = runner.graph, runner.points
 
     def is_normalized(tensor: int) -> bool:

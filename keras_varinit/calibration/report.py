@@ -1,11 +1,11 @@
-"""What `calibrate` did, kernel by kernel."""
+"""The report of `calibrate`, one row per kernel."""
 
 import dataclasses
 import math
 from collections.abc import Iterator
-from typing import Any
 
 from keras_varinit.tables import text_table
+from keras_varinit.typing import Config
 
 CALIBRATED = "calibrated"
 
@@ -16,12 +16,12 @@ class CalibrationRow:
 
     Attributes:
         path: The kernel's path.
-        layer: The layer that has it; with "#2" where a shared layer is called again.
-        scale: What the kernel was multiplied by; 1 where it was left alone.
+        layer: Name of its layer; "name#2" is the second call of a shared layer.
+        scale: Factor on the kernel; 1 if it was left alone.
         before, after: Second moment E u² of the pre-activation u on the data, with the weights
-            before and after. None where it was not seen; not a number or infinite where u was.
-        iterations: How many times the scale was corrected.
-        status: "calibrated", or "skipped: " or "not converged: " with the reason.
+            before and after. None if u was not observed; not finite if u is not.
+        iterations: Number of corrections of the scale.
+        status: "calibrated", or "skipped: " or "not converged: " followed by the reason.
     """
 
     path: str
@@ -32,8 +32,8 @@ class CalibrationRow:
     iterations: int
     status: str
 
-    def to_dict(self) -> dict[str, Any]:
-        """JSON-plain values; numbers that are not finite are None."""
+    def to_dict(self) -> Config:
+        """JSON primitives; numbers that are not finite are None."""
         return {
             name: None if isinstance(value, float) and not math.isfinite(value) else value
             for name, value in dataclasses.asdict(self).items()
@@ -42,11 +42,11 @@ class CalibrationRow:
 
 @dataclasses.dataclass(frozen=True)
 class CalibrationReport:
-    """The rows in the order in which the model computes: iterable, readable in print.
+    """Rows in the order in which the model computes; iterable, and `str` formats them as a table.
 
-    `report[key]` is the first row of that kernel's path or that layer, and `key in report` says
-    whether there is one. `walks` counts how many
-    times the model was run over all the data, `examples` how many there are.
+    `report[key]` is the first row of a kernel's path or of a layer, and `key in report` tells
+    whether it has one. `walks` is the number of passes over the data, `examples` the number of
+    examples in it.
     """
 
     rows: tuple[CalibrationRow, ...]
@@ -63,7 +63,7 @@ class CalibrationReport:
         return len(self.rows)
 
     def __contains__(self, item: object) -> bool:
-        """Whether it has that row, or a row of that path or layer."""
+        """Whether a row, or a row of a path or layer, is part of the report."""
         return any(item in (row.path, row.layer, row) for row in self.rows)
 
     def __getitem__(self, key: str) -> CalibrationRow:
@@ -74,12 +74,12 @@ class CalibrationReport:
 
     @property
     def calibrated(self) -> tuple[CalibrationRow, ...]:
-        """The rows whose signal has the wanted second moment now."""
+        """The rows whose signal now has the target second moment."""
         return tuple(row for row in self.rows if row.status == CALIBRATED)
 
     @property
     def not_converged(self) -> tuple[CalibrationRow, ...]:
-        """The rows whose signal has not."""
+        """The rows whose signal does not have the target second moment."""
         return tuple(row for row in self.rows if row.status.startswith("not converged"))
 
     @property
@@ -87,8 +87,8 @@ class CalibrationReport:
         """The rows whose kernels were left alone."""
         return tuple(row for row in self.rows if row.status.startswith("skipped"))
 
-    def to_dict(self) -> dict[str, Any]:
-        """JSON-plain values; numbers that are not finite are None."""
+    def to_dict(self) -> Config:
+        """JSON primitives; numbers that are not finite are None."""
         return {
             "rows": [row.to_dict() for row in self.rows],
             "target": self.target,

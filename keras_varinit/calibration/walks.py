@@ -1,18 +1,16 @@
-"""Walks: how all layers are calibrated at once, on data that comes in batches.
+"""Walks: calibrating all layers in one pass over the data.
 
-One walk runs the model over all data, batch by batch, and measures the second moment of every
-pre-activation. On the first batch a walk may correct on its way: where a pre-activation is off, the
-kernel is scaled, and what follows is computed from the scaled output, so that the layers behind it
-see what they will see. So one walk corrects all layers, from the first to the last. The first batch
-stands for all data, from which it differs as it did in the walk before. Where the layers before are
-positively homogeneous (ReLU, no bias), that difference does not depend on the scales, and one
-correction is exact; otherwise the walks converge fast. A call takes three walks as a rule: one to
-measure, one to correct, one that finds nothing more to correct.
+A walk runs the model over all data, batch by batch, and measures the second moment of every
+pre-activation. On the first batch it may also correct: where a pre-activation is off, the kernel is
+scaled, and the layers that follow are computed from the scaled output. So one walk corrects all
+layers, from first to last. The first batch represents all data; the difference between them is
+taken from the previous walk. Where the preceding layers are positively homogeneous (ReLU, no bias),
+that difference does not depend on the scales, and one correction is exact; otherwise the walks
+converge fast. Usually there are three: one measures, one corrects, and one confirms.
 """
 
 import contextlib
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterable, Iterator
 
 import keras
 import numpy as np
@@ -27,24 +25,25 @@ from keras_varinit.running.calls import call_model, untouched
 from keras_varinit.running.gradients import no_gradients
 from keras_varinit.running.points import Point
 from keras_varinit.running.runner import LayerRunner, Runner
+from keras_varinit.typing import AnyArray, ArrayLike, Tensor, Variable
 
 
-class _Sums:
-    """What was measured over batches, by the name of the call."""
+class _Scalings:
+    """Moments over batches, by the name of the call."""
 
     def __init__(self) -> None:
-        self.known: dict[str, Scaling] = {}
+        self.by_call: dict[str, Scaling] = {}
 
-    def add(self, name: str, measured: Scaling) -> None:
-        self.known[name] = measured.plus(self.known.get(name))
+    def add(self, name: str, scaling: Scaling) -> None:
+        self.by_call[name] = scaling.plus(self.by_call.get(name))
 
-    def add_all(self, other: "_Sums") -> None:
-        for name, measured in other.known.items():
-            self.add(name, measured)
+    def add_all(self, other: "_Scalings") -> None:
+        for name, scaling in other.by_call.items():
+            self.add(name, scaling)
 
 
 class Calibration:
-    """Scales on the side: in its scopes variables have other values, and nowhere else."""
+    """Finds the scales; the model's variables have scaled values only while it runs the model."""
 
     def __init__(
         self,
@@ -52,7 +51,7 @@ class Calibration:
         runner: Runner,
         places: Places,
         batches: Batches,
-        verbose: Any,
+        verbose: int | str,
         target: float,
         tolerance: float,
     ) -> None:
@@ -60,14 +59,14 @@ class Calibration:
         self.runner, self.places, self.batches = runner, places, batches
         self.verbose, self.target, self.tolerance = verbose, target, tolerance
         self.values = {id(variable): variable.value for variable in self.model.variables}
-        self.scaled: dict[int, tuple[Any, Any]] = {}
+        self.scaled: dict[int, tuple[Variable, ArrayLike]] = {}
         self.reference: Batch | None = None
-        self.outputs: list[Any] = []
+        self.outputs: list[Tensor] = []
         self.corrected = 0
         self.walks = self.examples = 0
 
     def solve(self, max_iterations: int) -> None:
-        """Walks until nothing is to be corrected, or the limit is reached."""
+        """Walks until nothing needs correction, or the limit is reached."""
         self.walk(correcting=False)
         for _ in range(max_iterations):
             if not self.corrected and self.is_done():
@@ -77,7 +76,7 @@ class Calibration:
             self.walk(correcting=False)
 
     def is_done(self) -> bool:
-        """Whether the last walk found every second moment right that can be."""
+        """Whether every attainable second moment was within tolerance in the last walk."""
         return all(
             place.failure is not None or place.is_within(self.target, self.tolerance)
             for place in self.places.active
@@ -87,7 +86,7 @@ class Calibration:
         """Runs the model over all data, correcting scales on the first batch."""
         self.walks += 1
         self.corrected = self.examples = 0
-        everything, first = _Sums(), _Sums()
+        everything, first = _Scalings(), _Scalings()
         if self.reference is not None:
             self._run(self.reference, first, correcting)
         for number, batch in enumerate(with_progress(self.batches, self.verbose)):
@@ -103,22 +102,22 @@ class Calibration:
                 self.meter.check(batch)
                 self._run(batch, everything, correcting=False)
         for place in self.places:
-            if place.name in everything.known:
-                measured = everything.known[place.name]
-                place.moments.append(measured.moment)
-                place.beyond = Extrapolation.between(first.known[place.name], measured)
+            if place.name in everything.by_call:
+                scaling = everything.by_call[place.name]
+                place.moments.append(scaling.moment)
+                place.beyond = Extrapolation.between(first.by_call[place.name], scaling)
 
     def agrees(self) -> bool:
-        """Whether the model itself computes what the last walk did, with the new kernels."""
+        """Whether the model itself, with the new kernels, gives the outputs of the last walk."""
         if isinstance(self.runner, LayerRunner) or not self.scaled or self.reference is None:
             return True
         with self._scope():
             outputs = call_model(self.model, tensors(self.reference.x), self.meter.training)
-            wanted = [t for t in keras.tree.flatten(outputs) if t is not None]
-            return agree(_arrays(self.outputs), _arrays(wanted))
+            expected = [t for t in keras.tree.flatten(outputs) if t is not None]
+            return agree(_arrays(self.outputs), _arrays(expected))
 
     def changes(self) -> list[Change]:
-        """The kernels that are to change."""
+        """The new values of the scaled kernels."""
         for variable, value in self.scaled.values():
             if not bool(keras.ops.all(keras.ops.isfinite(value))):
                 raise ValueError(
@@ -132,23 +131,23 @@ class Calibration:
 
     @contextlib.contextmanager
     def _scope(self) -> Iterator[None]:
-        """Variables have the values that they are to have."""
+        """Within the scope, kernels have their scaled values."""
         with untouched(self.model), no_gradients():
             for variable, value in self.scaled.values():
                 keras_private.assign(variable, value)
             yield
 
-    def _run(self, batch: Batch, sums: _Sums, correcting: bool) -> None:
-        recorder = _Recorder(self, sums, correcting)
+    def _run(self, batch: Batch, scalings: _Scalings, correcting: bool) -> None:
+        recorder = _Corrector(self, scalings, correcting)
         with self._scope():
             outputs = self.runner.run(batch.x, recorder)
         if batch is self.reference:
             self.outputs = outputs
 
-    def correct(self, place: Place, measured: Scaling) -> float:
-        """Corrects a place; in this scope its kernels are scaled at once."""
+    def correct(self, place: Place, scaling: Scaling) -> float:
+        """Corrects a place and assigns its scaled kernels; returns the factor."""
         factor = place.correct(
-            measured, self.target, self.tolerance, is_comparable=self.corrected == 0
+            scaling, self.target, self.tolerance, is_comparable=self.corrected == 0
         )
         if factor != 1.0:
             self.corrected += 1
@@ -156,7 +155,7 @@ class Calibration:
                 self._scale(variable, place.kernel_scale)
         return factor
 
-    def _scale(self, variable: Any, scale: float) -> None:
+    def _scale(self, variable: Variable, scale: float) -> None:
         ops = keras.ops
         if scale == 1.0:
             self.scaled.pop(id(variable), None)
@@ -167,14 +166,14 @@ class Calibration:
         self.scaled[id(variable)] = (variable, value)
         keras_private.assign(variable, value)
 
-    def check_signal(self, place: Place, measured: Scaling) -> None:
-        """Raises where a signal that was to be scaled is not finite."""
-        if not measured.is_finite and place.skipped is None:
+    def check_signal(self, place: Place, scaling: Scaling) -> None:
+        """Raises a ValueError if a signal to be scaled is not finite."""
+        if not scaling.is_finite and place.skipped is None:
             path, layer = place.row_names[0]
             raise ValueError(
-                f"{self.meter.owner}: layer {layer!r} ({path}) puts out values that are not "
-                "finite, with the layers before it calibrated. No weight was changed; look at its "
-                "weights, and at the data."
+                f"{self.meter.owner}: the output of layer {layer!r} ({path}) is not finite once "
+                "the layers before it are calibrated. No weight was changed; check the layer's "
+                "weights and the data."
             )
 
     def _check_finite(self, batch: Batch) -> None:
@@ -187,39 +186,39 @@ class Calibration:
                 )
 
 
-class _Recorder:
-    """What is measured, and scaled, in one run."""
+class _Corrector:
+    """Measures, and if `correcting` scales, the pre-activations of one run."""
 
-    def __init__(self, calibration: Calibration, sums: _Sums, correcting: bool) -> None:
-        self.calibration, self.sums, self.correcting = calibration, sums, correcting
+    def __init__(self, calibration: Calibration, scalings: _Scalings, correcting: bool) -> None:
+        self.calibration, self.scalings, self.correcting = calibration, scalings, correcting
 
-    def signal(self, point: Point, tensor: Any) -> Any:
-        """Measures a pre-activation, and scales it with its kernel."""
+    def signal(self, point: Point, tensor: Tensor) -> Tensor:
+        """Measures a pre-activation and scales it along with its kernel."""
         calibration = self.calibration
         place = calibration.places.at(point)
         if place is None:
             return tensor
-        measured = scaling_of(tensor, place.constant)
+        scaling = scaling_of(tensor, place.constant)
         if calibration.walks > 1:
-            calibration.check_signal(place, measured)
+            calibration.check_signal(place, scaling)
         if self.correcting and place.skipped is None:
-            factor = calibration.correct(place, measured)
+            factor = calibration.correct(place, scaling)
             if factor != 1.0:
                 tensor = rescaled(tensor, place.constant, factor)
-                measured = measured.at(factor)
-        self.sums.add(point.name, measured)
+                scaling = scaling.at(factor)
+        self.scalings.add(point.name, scaling)
         return tensor
 
-    def activation(self, point: Point, before: Any, after: Any) -> None:
-        """Nothing is taken note of."""
+    def activation(self, point: Point, before: Tensor, after: Tensor) -> None:
+        """Does nothing: only pre-activations are measured."""
 
 
 def _equal(batch: Batch, other: Batch) -> bool:
     if batch.x is other.x:
         return True
     pairs = zip(keras.tree.flatten(batch.x), keras.tree.flatten(other.x), strict=True)
-    return all(np.array_equal(*_arrays(pair)) for pair in pairs)
+    return all(np.array_equal(a, b) for a, b in map(_arrays, pairs))
 
 
-def _arrays(values: Any) -> list[Any]:
+def _arrays(values: Iterable[Tensor]) -> list[AnyArray]:
     return [np.asarray(keras.ops.convert_to_numpy(value)) for value in values]

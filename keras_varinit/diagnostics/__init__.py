@@ -1,4 +1,4 @@
-"""What a model does to signals on data: `measure_signal`, its report and `SignalMonitor`."""
+"""Activations and gradients of a model on data: `measure_signal` and `SignalMonitor`."""
 
 from keras_varinit.diagnostics.measure import Meter, measure_signal
 from keras_varinit.diagnostics.report import SignalReport, SignalRow

@@ -1,7 +1,8 @@
-"""`SignalMonitor`: what `measure_signal` measures, over training."""
+"""`SignalMonitor`: the measurements of `measure_signal` over the course of training."""
 
 import csv
 import math
+import os
 import pathlib
 import time
 from typing import Any
@@ -10,8 +11,12 @@ import keras
 
 from keras_varinit.arguments import Arguments
 from keras_varinit.diagnostics.measure import Meter
+from keras_varinit.diagnostics.plotting import Figure, plot_history
 from keras_varinit.diagnostics.report import SignalReport
 from keras_varinit.running.batches import Batches
+from keras_varinit.typing import Nested
+
+Logs = dict[str, Any] | None
 
 STATISTICS = (
     "mean",
@@ -28,46 +33,46 @@ STATISTICS = (
 
 _COLUMNS = ("epoch", "batch", "name", "path", "operation", *STATISTICS)
 
-_BUDGET = 0.04  # of the time of training; noise in the timing stays below 5 %
+_BUDGET = 0.04  # fraction of the training time; leaves room for timing noise below 5 %
 
 
 class SignalMonitor(keras.callbacks.Callback):
-    """Records mean, spread and gradients of every layer over training.
+    """Records mean, spread and gradients of every layer over the course of training.
 
     Measures on the same few examples each time, before the first step and at the end of epochs,
-    and changes nothing of the training: see `measure_signal`. Prints nothing. A model that `fit`
-    builds in its first step is measured from the end of the first epoch on.
+    without affecting training (see `measure_signal`) and without output. A model that `fit` builds
+    in its first step is measured from the end of the first epoch on.
 
     Args:
-        data: What to measure on: an array (or arrays, in a list or dictionary), a tuple `(x, y)`,
-            or a dataset, of which the first batches are kept. With targets gradients are those of
-            the loss that the model is compiled with, otherwise of unit white noise at the outputs.
-        every: Measure at every how many epochs, or batches. Defaults to as often as the cost stays
-            below 5 % of the time that `fit` trains, by the model's own clock, evenly spaced up to
-            the last epoch; the first measurement, before the first step, is not counted in that.
+        data: Data to measure on: an array (or arrays, in a list or dictionary), a tuple `(x, y)`,
+            or a dataset, whose first batches are kept. With targets, gradients are those of the
+            loss the model is compiled with; otherwise those of unit white noise at the outputs.
+        every: Number of epochs, or batches, between measurements. Defaults to as few as keep the
+            cost below 5 % of the time that `fit` trains, evenly spaced back from the last epoch;
+            the measurement before the first step does not count towards the cost.
         log_dir: A folder for `signal.csv`, one line per layer and time, and for TensorBoard. Lines
             of epochs that a resumed training repeats are replaced. Defaults to None: no files.
-        unit: "epoch" or "batch", of `every`.
-        batch_size: Examples per batch, of arrays. Defaults to 32.
-        max_batches: Batches to keep of `data`. Defaults to 1.
+        unit: Unit of `every`: "epoch" or "batch".
+        batch_size: Examples per batch, if `data` is arrays. Defaults to 32.
+        max_batches: Number of batches of `data` to keep. Defaults to 1.
         training: Whether the model is run as in training; see `measure_signal`.
-        log: Whether to put second moments into the `logs` that other callbacks see and `fit`
-            returns, as "signal/<layer>/second_moment" and so on.
-        tensorboard: Whether scalars are written to `log_dir` for TensorBoard, which needs
-            TensorFlow on any backend. Defaults to None: if TensorFlow can be imported.
+        log: Whether to add second moments to the `logs` that other callbacks see and `fit` returns,
+            as "signal/<layer>/second_moment" and "signal/<layer>/gradient_second_moment".
+        tensorboard: Whether to write scalars to `log_dir` for TensorBoard, which needs TensorFlow
+            on any backend. Defaults to None: only if TensorFlow can be imported.
 
     Attributes:
         history: Lists over time: "time" (epochs or batches done), "epoch", and
             "<layer>/<statistic>" for each statistic of `SignalRow`.
         report: The last `SignalReport`.
-        seconds: What all measuring took; `setup_seconds` is the part of the first measurement, for
-            which the model is read and the backend compiles.
-        fraction: What measuring took but for the setup, relative to the training itself.
+        seconds: Time spent measuring. `setup_seconds` is the part of the first measurement, in
+            which the model is traced and the backend compiles.
+        fraction: Time spent measuring, without the setup, relative to the training time.
 
     Raises:
-        TypeError, ValueError: an argument is none of these; before training begins also if the
+        TypeError, ValueError: an argument has the wrong type or value; when training begins, the
             data does not fit the model.
-        ImportError: `tensorboard=True`, and TensorFlow is not installed.
+        ImportError: `tensorboard=True`, but TensorFlow is not installed.
 
     Example:
         >>> import keras, keras_varinit as kv, numpy as np
@@ -86,9 +91,9 @@ class SignalMonitor(keras.callbacks.Callback):
 
     def __init__(
         self,
-        data: Any,
+        data: Nested,
         every: int | None = None,
-        log_dir: Any = None,
+        log_dir: str | os.PathLike[str] | None = None,
         *,
         unit: str = "epoch",
         batch_size: int = 32,
@@ -106,14 +111,14 @@ class SignalMonitor(keras.callbacks.Callback):
         self.every, self.unit, self.training, self.log = every, unit, training, log
         self.log_dir = None if log_dir is None else pathlib.Path(log_dir)
         self._tensorflow = _tensorflow(tensorboard) if log_dir is not None else None
-        self.history: dict[str, list[Any]] = {"time": [], "epoch": []}
+        self.history: dict[str, list[float | None]] = {"time": [], "epoch": []}
         self.names: list[str] = []
         self.report: SignalReport | None = None
         self.seconds = self.setup_seconds = 0.0
         self._trained_seconds = 0.0
         self._meter: Meter | None = None
         self._writer: Any = None
-        # Epochs and batches done, and the clock; another call of `fit` goes on with the former.
+        # Epochs and batches done, over all calls of `fit`; then the clock of the present call.
         self._epochs = self._steps = 0
         self._first_epoch: int | None = None
         self._cost = 0.0
@@ -123,15 +128,15 @@ class SignalMonitor(keras.callbacks.Callback):
 
     @property
     def fraction(self) -> float:
-        """The time of measuring but for the setup, relative to that of training."""
+        """Time spent measuring, without the setup, relative to the training time."""
         trained = self._trained_seconds + self._training_so_far()
         return (self.seconds - self.setup_seconds) / trained if trained > 0 else 0.0
 
-    def plot(self, path: Any = None) -> Any:
-        """Draws mean ± standard deviation of activations, and gradients, by layer over training.
+    def plot(self, path: str | os.PathLike[str] | None = None) -> Figure:
+        """Plots mean ± standard deviation of activations, and gradients, by layer over training.
 
         Args:
-            path: Where to save the figure; None to only return it.
+            path: File to save the figure to, or None.
 
         Returns:
             The matplotlib figure.
@@ -140,24 +145,22 @@ class SignalMonitor(keras.callbacks.Callback):
             ImportError: matplotlib is not installed; it is in the extra `plot`.
             ValueError: nothing has been measured yet.
         """
-        from keras_varinit.diagnostics.plotting import plot_history
-
         if self.report is None:
-            raise ValueError("SignalMonitor.plot: nothing was measured yet. Train first, in fit.")
+            raise ValueError("SignalMonitor.plot: nothing was measured yet. Call fit first.")
         unit = "epochs" if self.unit == "epoch" else "batches"
         rows = [row for row in self.report.rows if row.has_units]
         names = [row.name for row in rows or self.report.weight_rows]
         return plot_history(self.history, names, unit, path)
 
-    def on_train_begin(self, logs: Any = None) -> None:
+    def on_train_begin(self, logs: Logs = None) -> None:
         """Starts the clock."""
         self._meter = self._first_epoch = None
         self._cost = self._measuring_since_start = self._trained_before = 0.0
         self._epoch_seconds = math.inf
         self._started = time.perf_counter()
 
-    def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
-        """Measures before the first step; a resumed training knows its first epoch only here."""
+    def on_epoch_begin(self, epoch: int, logs: Logs = None) -> None:
+        """Measures before the first step; only here is the first epoch of a resumed fit known."""
         if self._first_epoch is not None:
             return
         self._first_epoch = self._epochs = max(epoch, self._epochs)
@@ -167,23 +170,23 @@ class SignalMonitor(keras.callbacks.Callback):
         if self.model.built and (not measured or measured[-1] != self._epochs):
             self._measure()
 
-    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
-        """Measures, if batches are counted."""
+    def on_train_batch_end(self, batch: int, logs: Logs = None) -> None:
+        """Measures, if `unit` is "batch" and a measurement is due."""
         if self.unit != "batch":
             return
         self._steps += 1
         if self._steps % (self.every or 1) == 0:
             self._measure()
 
-    def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
-        """Measures, if it is time to."""
+    def on_epoch_end(self, epoch: int, logs: Logs = None) -> None:
+        """Measures, if `unit` is "epoch" and a measurement is due."""
         self._epochs += 1
         if self.unit == "epoch" and self._is_due():
             self._measure()
         if self.log and logs is not None and self.report is not None:
             logs.update(self._logs(self.report))
 
-    def on_train_end(self, logs: Any = None) -> None:
+    def on_train_end(self, logs: Logs = None) -> None:
         """Stops the clock."""
         self._trained_seconds += self._training_so_far()
         self._started = None
@@ -192,7 +195,7 @@ class SignalMonitor(keras.callbacks.Callback):
             self._writer = None
 
     def _is_due(self) -> bool:
-        """Whether an epoch is one of those to measure at: by default the last, and back from it."""
+        """Whether to measure after this epoch; by default the last and every n-th before it."""
         if self.every is not None:
             return self._epochs % self.every == 0
         trained = self._training_so_far()
@@ -200,10 +203,10 @@ class SignalMonitor(keras.callbacks.Callback):
         self._epoch_seconds = min(self._epoch_seconds, trained - self._trained_before)
         self._trained_before = trained
         done = self._epochs - (self._first_epoch or 0)
-        to_come = ((self.params or {}).get("epochs") or 0) - self._epochs
+        remaining = ((self.params or {}).get("epochs") or 0) - self._epochs
         affordable = _BUDGET * self._epoch_seconds
         interval = max(1, math.ceil(self._cost / affordable)) if affordable > 0 else 1
-        return done >= interval and to_come % interval == 0
+        return done >= interval and remaining % interval == 0
 
     def _training_so_far(self) -> float:
         if self._started is None:
@@ -212,13 +215,13 @@ class SignalMonitor(keras.callbacks.Callback):
 
     def _measure(self) -> None:
         start = time.perf_counter()
-        # On JAX this brings the model's variables up to the training step.
+        # On JAX, reading `self.model` copies the training state back to the variables.
         model = self.model
         is_setup = self._meter is None
         if self._meter is None:
             owner = type(self).__name__
             self._meter = Meter(model, loss=None, training=self.training, owner=owner)
-            # What is read and compiled once does not tell what the next measurement will cost.
+            # Tracing and compiling happen once, so they do not predict the next cost.
             self._meter.measure(self.batches, predict=False)
         setup = time.perf_counter() - start
         self.report = self._meter.measure(self.batches, predict=False)
@@ -260,7 +263,7 @@ class SignalMonitor(keras.callbacks.Callback):
         return None if self.log_dir is None else self.log_dir / "signal.csv"
 
     def _start_file(self, epoch: int) -> None:
-        """Keeps of an earlier file what was measured before the epoch that training starts with."""
+        """Starts `signal.csv`, keeping the lines of an earlier file from before this epoch."""
         path = self._csv
         if path is None:
             return
@@ -287,7 +290,7 @@ class SignalMonitor(keras.callbacks.Callback):
                 writer.writerow(["" if value is None else value for value in line])
 
     def _write_summaries(self, report: SignalReport) -> None:
-        """By `tf.summary.write`, which unlike `tf.summary.scalar` does not need tensorboard."""
+        """Uses `tf.summary.write`, which unlike `tf.summary.scalar` does not need tensorboard."""
         tf = self._tensorflow
         if tf is None:
             return
@@ -306,19 +309,20 @@ class SignalMonitor(keras.callbacks.Callback):
         self._writer.flush()
 
 
-def _check(every: Any, unit: Any, log_dir: Any, tensorboard: Any, training: Any, log: Any) -> None:
+def _check(
+    every: object, unit: object, log_dir: object, tensorboard: object, training: object, log: object
+) -> None:
     owner = "SignalMonitor"
     arguments = Arguments(owner)
     arguments.require(unit in ("epoch", "batch"), "unit", unit, '"epoch" or "batch"')
     arguments.count_or_none("every", every)
     if every is None and unit == "batch":
         raise ValueError(
-            f'{owner}: `every` must say after how many batches to measure where unit="batch". '
-            "Received: every=None."
+            f'{owner}: `every` must be a number of batches if unit="batch". Received: every=None.'
         )
     if tensorboard and log_dir is None:
         raise ValueError(
-            f"{owner}: `tensorboard` needs a folder to write to. "
+            f"{owner}: `tensorboard=True` needs a `log_dir` to write to. "
             "Received: tensorboard=True and log_dir=None."
         )
     arguments.flag("training", training)
@@ -326,18 +330,18 @@ def _check(every: Any, unit: Any, log_dir: Any, tensorboard: Any, training: Any,
     arguments.flag("tensorboard", tensorboard, or_none=True)
 
 
-def _tensorflow(wanted: bool | None) -> Any:
-    """The module, or None where it is not wanted or not there."""
-    if wanted is False:
+def _tensorflow(tensorboard: bool | None) -> Any:
+    """The module `tensorflow`; None if it is not to be used or, by default, not installed."""
+    if tensorboard is False:
         return None
     try:
         import tensorflow as tf
     except ImportError as error:
-        if wanted:
+        if tensorboard:
             raise ImportError(
-                "SignalMonitor: `tensorboard=True` writes by TensorFlow, which is not installed. "
+                "SignalMonitor: `tensorboard=True` needs TensorFlow, which is not installed. "
                 "Install it with python -m pip install 'keras-varinit[tensorflow]', or leave "
-                "`tensorboard` out: signal.csv has the same numbers."
+                "out `tensorboard`: signal.csv has the same numbers."
             ) from error
         return None
     return tf

@@ -1,23 +1,32 @@
-"""Figures of what was measured; matplotlib is imported when one is drawn."""
+"""Figures of reports and histories; matplotlib is imported only when one is drawn."""
 
 import math
+import os
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 
-# Blue and vermilion of Okabe and Ito stay apart for colour-blind readers.
+from keras_varinit.running.statistics import Histogram
+from keras_varinit.typing import FloatArray
+
+# Of matplotlib, which is imported late and untyped here.
+Figure: TypeAlias = Any
+Axes: TypeAlias = Any
+Colormap: TypeAlias = Any
+
+# Okabe and Ito's blue and vermilion, which colour-blind readers can tell apart.
 _FORWARD, _BACKWARD, _QUIET = "#0072B2", "#D55E00", "0.45"
 
-_MOST_LABELS = 28  # names on an axis that is as wide as half a figure
+_MOST_LABELS = 28  # names on an axis half as wide as the figure
 
 _MOST_CURVES = 10
 
-_TOO_NARROW = 40.0  # ratio of scales from which a linear axis shows nothing of the smaller
+_TOO_NARROW = 40.0  # ratio of scales beyond which a linear axis does not resolve the smaller one
 
 
 def matplotlib_modules(owner: str) -> Any:
-    """`matplotlib.figure`, which draws without a window, and what goes with it.
+    """The module `matplotlib` with the submodules that drawing without a window needs.
 
     Raises:
         ImportError: matplotlib is not installed.
@@ -36,7 +45,7 @@ def matplotlib_modules(owner: str) -> Any:
     return matplotlib
 
 
-def plot_report(report: Any, path: Any = None) -> Any:
+def plot_report(report: Any, path: str | os.PathLike[str] | None = None) -> Figure:
     """The figure of `SignalReport.plot`."""
     matplotlib = matplotlib_modules("SignalReport.plot")
     rows = report.weight_rows
@@ -50,14 +59,14 @@ def plot_report(report: Any, path: Any = None) -> Any:
         "forward: second moment of the signal",
         _FORWARD,
     )
-    of = {"loss": "one example's loss", "noise": "unit white noise at the outputs"}
+    sources = {"loss": "one example's loss", "noise": "unit white noise at the outputs"}
     _draw_moments(
         backward,
         rows,
         ("gradient_second_moment", "predicted_gradient_second_moment"),
         "backward: second moment of the gradient",
         _BACKWARD,
-        f"of {of[report.gradients or 'noise']}",
+        f"of {sources[report.gradients or 'noise']}",
     )
     active = [row for row in report.rows if row.has_units] or list(rows)
     colours = matplotlib.colormaps["viridis"], matplotlib.colormaps["plasma"]
@@ -69,8 +78,11 @@ def plot_report(report: Any, path: Any = None) -> Any:
 
 
 def plot_history(
-    history: dict[str, list[Any]], names: Sequence[str], unit: str, path: Any = None
-) -> Any:
+    history: dict[str, list[float | None]],
+    names: Sequence[str],
+    unit: str,
+    path: str | os.PathLike[str] | None = None,
+) -> Figure:
     """The figure of `SignalMonitor.plot`."""
     matplotlib = matplotlib_modules("SignalMonitor.plot")
     figure = matplotlib.figure.Figure(figsize=(13.0, 4.8), layout="constrained")
@@ -81,10 +93,10 @@ def plot_history(
     for n in chosen:
         name, share = names[n], n / max(1, len(names) - 1)
         mean, variance, gradient = (
-            np.array([math.nan if v is None else v for v in history[f"{name}/{what}"]], float)
-            for what in ("output_mean", "output_variance", "gradient_second_moment")
+            np.array([math.nan if v is None else v for v in history[f"{name}/{statistic}"]], float)
+            for statistic in ("output_mean", "output_variance", "gradient_second_moment")
         )
-        # Bars of several layers at one time would hide each other.
+        # Shifted, so that the error bars of the layers do not hide each other.
         shift = (share - 0.5) * 0.25 * span / max(1, len(times))
         colours = (matplotlib.colormaps[map_](0.92 * share) for map_ in ("viridis", "plasma"))
         activations.errorbar(
@@ -113,7 +125,7 @@ def plot_history(
 
 
 def _draw_moments(
-    axes: Any,
+    axes: Axes,
     rows: Sequence[Any],
     attributes: tuple[str, str],
     title: str,
@@ -156,8 +168,8 @@ def _positive(value: float | None) -> float:
     return value if value is not None and value > 0 and math.isfinite(value) else math.nan
 
 
-def _show_some_decades(axes: Any, values: Sequence[float]) -> None:
-    """At least two decades, so that noise around 1 does not look like a trend."""
+def _show_some_decades(axes: Axes, values: Sequence[float]) -> None:
+    """Shows at least two decades, so that noise around 1 does not look like a trend."""
     finite = [math.log10(v) for v in values if math.isfinite(v)] or [0.0]
     low, high = min(*finite, 0.0), max(*finite, 0.0)
     short = max(0.0, 2.0 - (high - low)) / 2
@@ -165,7 +177,7 @@ def _show_some_decades(axes: Any, values: Sequence[float]) -> None:
     axes.set_ylim(10 ** (low - short - margin), 10 ** (high + short + margin))
 
 
-def _name_layers(axes: Any, rows: Sequence[Any]) -> None:
+def _name_layers(axes: Axes, rows: Sequence[Any]) -> None:
     step = -(-len(rows) // _MOST_LABELS)
     places = range(0, len(rows), step)
     axes.set_xticks(list(places), [rows[n].name for n in places])
@@ -180,12 +192,12 @@ def _name_layers(axes: Any, rows: Sequence[Any]) -> None:
 
 
 def _draw_histograms(
-    axes: Any, rows: Sequence[Any], attribute: str, name: str, colours: Any
+    axes: Axes, rows: Sequence[Any], attribute: str, name: str, colours: Colormap
 ) -> None:
-    """Normalized histograms of several layers on one axis, the first layer darkest.
+    """Draws the normalized histograms of several layers, the first layer darkest.
 
-    The axis is linear around 0 and logarithmic farther out where the layers differ so much that
-    the narrow ones would be mere lines.
+    If their widths differ too much for a linear axis, it is linear around 0 and logarithmic
+    farther out.
     """
     drawn = [row for row in rows if getattr(row, attribute) is not None]
     if not drawn:
@@ -219,20 +231,20 @@ def _draw_histograms(
     _finish(axes, f"normalized histograms of {name}s")
 
 
-def _reach(histogram: Any) -> float:
-    """How far from 0 there are entries."""
+def _reach(histogram: Histogram) -> float:
+    """The largest distance from 0 of a bin that is not empty."""
     used = np.flatnonzero(histogram.counts)
     if not len(used):
         return float(histogram.edges[-1])
     return float(max(-histogram.edges[used[0]], histogram.edges[used[-1] + 1]))
 
 
-def _has_negatives(histograms: Sequence[Any]) -> bool:
+def _has_negatives(histograms: Sequence[Histogram]) -> bool:
     return any(h.below or h.counts[: len(h.counts) // 2].any() for h in histograms)
 
 
-def _smoothed(histogram: Any) -> tuple[Any, Any]:
-    """Edges and densities, of wider bins where there are few entries."""
+def _smoothed(histogram: Histogram) -> tuple[FloatArray, FloatArray]:
+    """Edges and densities, with wider bins if there are few entries."""
     total = float(histogram.counts.sum())
     width = 1 if total > 20_000 else 3 if total > 1_000 else 9
     counts = histogram.counts.reshape(-1, width).sum(axis=1)
@@ -241,7 +253,7 @@ def _smoothed(histogram: Any) -> tuple[Any, Any]:
     return edges, counts / (max(total, 1.0) * np.diff(edges))
 
 
-def _finish(axes: Any, title: str) -> None:
+def _finish(axes: Axes, title: str) -> None:
     axes.set_title(title, fontsize=10.5, loc="left")
     axes.grid(color="0.92", linewidth=0.8)
     axes.set_axisbelow(True)

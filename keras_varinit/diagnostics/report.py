@@ -1,17 +1,20 @@
-"""What `measure_signal` found: plain values, and how they read in print."""
+"""The report of `measure_signal`: rows of plain values, findings, and their text."""
 
 import dataclasses
 import math
+import os
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 from keras_varinit.arguments import Arguments
+from keras_varinit.diagnostics.plotting import Figure, plot_report
 from keras_varinit.running.statistics import Histogram
 from keras_varinit.tables import text_table
+from keras_varinit.typing import Config
 
-_VANISHED = 1e-2  # second moments by which a signal has vanished, and 1/this by which it exploded
+_VANISHED = 1e-2  # ratio of second moments below which a signal vanishes; above 1/this it explodes
 
-_SMALLEST, _LARGEST = 1e-4, 1e4  # second moments of the first layer, which has none before it
+_SMALLEST, _LARGEST = 1e-4, 1e4  # second moments of the first layer, which has no reference
 
 _SATURATED = 0.5
 
@@ -22,32 +25,34 @@ _DEAD = 0.5
 class SignalRow:
     """The signal at one call of a layer or operation, over all examples, positions and channels.
 
-    For a layer with kernels, `mean`, `variance` and `second_moment` are those of the
-    pre-activation: what the kernel puts out, with the bias, in front of the layer's own
-    `activation`. `output_mean` and `output_variance` are behind it. For every other operation, and
-    for layers whose activation is inside (recurrent cells, attention), all are of the output.
+    For a layer with kernels, `mean`, `variance` and `second_moment` describe the pre-activation:
+    the kernel's output plus bias, before the layer's own `activation`. `output_mean` and
+    `output_variance` describe its output. For every other operation, and for layers that apply
+    activations internally (recurrent cells, attention), all of them describe the output.
 
     Attributes:
-        name: The layer's name; with "#2" at its second call.
-        path: The kernel's path for a layer with one, and otherwise the name.
+        name: The layer's name; "name#2" at its second call.
+        path: The kernel's path if there is one, otherwise the name.
         operation: The class, such as "Conv2D".
         kind: "weights", "activation" or "other".
         shape: The signal's shape for one example.
-        activation: Name of the activation inside, or of the function that this call is; or None.
-        gradient_second_moment: Mean square of the derivative of one example's loss by an entry of
-            the signal; None where no gradient was measured.
-        dead_fraction: Channels whose activation had no slope (below 1e-6 of its largest) for all
-            examples and positions, such as a ReLU that always gave 0. None without activation.
-        saturated_fraction: Entries at which a bounded activation has less than 1/100 of its
-            largest slope, such as a tanh beyond ±0.995. None for unbounded ones.
-        nonfinite_count: Entries that are infinite or no number; moments are of the others.
-        gradient_nonfinite_count: The same of the gradient.
-        predicted_second_moment, predicted_gradient_second_moment: By `analyze`; None where it
-            predicts nothing, or something else than what is measured here.
-        histogram: Of the output, behind the activation.
-        gradient_histogram: Of the gradient by the signal.
-        normalized: Whether it is an embedding that a normalization follows before any other layer
-            with kernels does, so that its scale and that of its gradient say nothing.
+        activation: Name of the layer's activation, or of the function if the operation is one; None
+            otherwise.
+        gradient_second_moment: Mean square of the derivative of one example's loss with respect to
+            an entry of the signal; None if gradients were not measured.
+        dead_fraction: Fraction of channels whose activation had no slope (below 1e-6 of its
+            largest) for all examples and positions, such as a ReLU whose output was always 0. None
+            without activation.
+        saturated_fraction: Fraction of entries at which a bounded activation has less than 1/100 of
+            its largest slope, such as a tanh beyond ±0.995. None for unbounded activations.
+        nonfinite_count: Number of infinite or NaN entries; moments exclude them.
+        gradient_nonfinite_count: Number of infinite or NaN entries of the gradient.
+        predicted_second_moment, predicted_gradient_second_moment: Predictions of `analyze`; None if
+            it predicts nothing, or another quantity than the one measured here.
+        histogram: Histogram of the output.
+        gradient_histogram: Histogram of the gradient with respect to the signal.
+        normalized: Whether it is an embedding followed by a normalization before any other layer
+            with kernels, so that its scale and its gradient's scale are irrelevant.
     """
 
     name: str
@@ -74,30 +79,29 @@ class SignalRow:
 
     @property
     def has_units(self) -> bool:
-        """Whether it is, or ends with, an activation of each entry by itself."""
+        """Whether it is, or ends with, an element-wise activation."""
         return self.activation not in (None, "softmax", "log_softmax", "sparsemax")
 
     @property
     def gradient_norm(self) -> float:
-        """The mean squared norm of the gradient of one example; not a number if not measured."""
+        """The mean squared norm of one example's gradient; NaN if it was not measured."""
         if self.gradient_second_moment is None:
             return math.nan
         return self.gradient_second_moment * math.prod(self.shape)
 
-    def to_dict(self) -> dict[str, Any]:
-        """JSON-plain values; numbers that are not finite are None."""
+    def to_dict(self) -> Config:
+        """JSON primitives; numbers that are not finite are None."""
         values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
         return {name: _plain(value) for name, value in values.items()}
 
 
 @dataclasses.dataclass(frozen=True)
 class SignalReport:
-    """The rows in the order in which the model computes: iterable, readable in print.
+    """Rows in the order in which the model computes; iterable, and `str` formats them as a table.
 
-    `report[key]` is the row of that name, or of that kernel's path, and `key in report` says
-    whether there is one. `examples` counts what was
-    measured; `gradients` says of what gradients are: "loss", or "noise" for unit white noise at the
-    outputs, or None.
+    `report[key]` is the row of a name or of a kernel's path, and `key in report` tells whether it
+    has one. `examples` is the number of examples; `gradients` is what was back-propagated: "loss",
+    "noise" for unit white noise at the outputs, or None.
     """
 
     rows: tuple[SignalRow, ...]
@@ -113,7 +117,7 @@ class SignalReport:
         return len(self.rows)
 
     def __contains__(self, item: object) -> bool:
-        """Whether it has that row, or a row of that name or path."""
+        """Whether a row, or the row of a name or path, is part of the report."""
         return any(item is row or item in (row.name, row.path) for row in self.rows)
 
     def __getitem__(self, key: str) -> SignalRow:
@@ -129,27 +133,27 @@ class SignalReport:
 
     @property
     def _compared_rows(self) -> tuple[SignalRow, ...]:
-        """The rows that findings compare: those of which the scale matters."""
+        """The rows that findings compare: those whose scale matters."""
         rows = self.weight_rows
         return tuple(row for row in rows if not row.normalized) or rows
 
     def worst(self, n: int = 1) -> tuple[SignalRow, ...]:
-        """The `n` rows farthest from a signal of unit second moment.
+        """The `n` rows whose signals are farthest from unit second moment.
 
-        Rows with entries that are not finite come first, then those whose gradients are not; then
-        layers with kernels by |log second moment|, forward or backward, whichever is larger.
-        Gradients of a loss have no unit of their own and count relative to the last layer's.
+        Rows with non-finite entries come first, then those with non-finite gradients, then layers
+        with kernels by |log second moment|, forward or backward, whichever is larger. Gradients of
+        a loss are taken relative to the last layer's, since they have no natural unit.
         """
         Arguments("SignalReport.worst").count("n", n)
         unit = self._gradient_unit()
-        broken = [row for row in self.rows if _nonfinite(row)]
-        broken.sort(key=lambda row: row.nonfinite_count == 0)
-        others = [row for row in self.weight_rows if not _nonfinite(row)]
-        others.sort(key=lambda row: -_distance(row, unit))
-        return (*broken, *others)[:n]
+        nonfinite = [row for row in self.rows if _nonfinite(row)]
+        nonfinite.sort(key=lambda row: row.nonfinite_count == 0)
+        finite = [row for row in self.weight_rows if not _nonfinite(row)]
+        finite.sort(key=lambda row: -_distance(row, unit))
+        return (*nonfinite, *finite)[:n]
 
-    def to_dict(self) -> dict[str, Any]:
-        """JSON-plain: what `json.dumps` takes."""
+    def to_dict(self) -> Config:
+        """JSON primitives, as `json.dumps` takes them."""
         return {
             "examples": self.examples,
             "gradients": self.gradients,
@@ -158,15 +162,15 @@ class SignalReport:
             "rows": [row.to_dict() for row in self.rows],
         }
 
-    def plot(self, path: Any = None) -> Any:
-        """Draws second moments by layer, and histograms of activations and gradients.
+    def plot(self, path: str | os.PathLike[str] | None = None) -> Figure:
+        """Plots second moments by layer, and histograms of activations and gradients.
 
-        Above: forward and backward second moments of the layers with kernels, measured and, where
-        there are some, predicted. Below: normalized histograms of activations and of
-        back-propagated gradients, as in figures 6 and 7 of Glorot & Bengio (2010).
+        Top: forward and backward second moments of the layers with kernels, measured and, where
+        available, predicted. Bottom: normalized histograms of activations and of back-propagated
+        gradients, as in figures 6 and 7 of Glorot & Bengio (2010).
 
         Args:
-            path: Where to save the figure; None to only return it.
+            path: File to save the figure to, or None.
 
         Returns:
             The matplotlib figure.
@@ -174,20 +178,18 @@ class SignalReport:
         Raises:
             ImportError: matplotlib is not installed; it is in the extra `plot`.
         """
-        from keras_varinit.diagnostics.plotting import plot_report
-
         return plot_report(self, path)
 
     def findings(self) -> tuple[str, ...]:
-        """Sentences: the first layer whose signal breaks, vanishes, explodes, saturates or dies."""
-        found = [
+        """Sentences on where signals are not finite, vanish, explode, saturate or die."""
+        sentences = [
             *self._nonfinite_findings(),
             *self._forward_findings(),
             *self._backward_findings(),
             *_first_over(self.rows, "saturated_fraction", _SATURATED, "entries are saturated"),
             *_first_over(self.rows, "dead_fraction", _DEAD, "units are dead"),
         ]
-        return tuple(found) or ("No layer's signal vanishes, explodes or saturates.",)
+        return tuple(sentences) or ("No layer's signal vanishes, explodes or saturates.",)
 
     def _nonfinite_findings(self) -> list[str]:
         forward = next((row for row in self.rows if row.nonfinite_count), None)
@@ -202,37 +204,37 @@ class SignalReport:
 
     def _forward_findings(self) -> list[str]:
         rows = [row for row in self._compared_rows if math.isfinite(row.second_moment)]
-        found = []
+        sentences = []
         if rows and not _SMALLEST <= rows[0].second_moment <= _LARGEST:
             value = rows[0].second_moment
-            word = "vanishes" if value < _SMALLEST else "explodes"
-            text = f"is the first layer, and its signal {word}: second moment {value:.2g}."
-            found.append(f"{rows[0].name} {text}")
-        for word in ("vanishes", "explodes"):
+            verb = "vanishes" if value < _SMALLEST else "explodes"
+            text = f"is the first layer, and its signal {verb}: second moment {value:.2g}."
+            sentences.append(f"{rows[0].name} {text}")
+        for verb in ("vanishes", "explodes"):
             for row, first in _with_reference(rows):
-                if _change(row.second_moment, first.second_moment) == word:
+                if _change(row.second_moment, first.second_moment) == verb:
                     moments = row.second_moment, first.second_moment
-                    found.append(_sentence(row.name, word, *moments, first.name))
+                    sentences.append(_sentence(row.name, verb, *moments, first.name))
                     break
-        return found
+        return sentences
 
     def _backward_findings(self) -> list[str]:
-        """By the gradient's squared norm, which the size of a map leaves comparable."""
+        """Compares squared norms of gradients, which do not depend on the size of a map."""
         rows = [row for row in reversed(self._compared_rows) if math.isfinite(row.gradient_norm)]
-        found = []
-        for word in ("vanishes", "explodes"):
+        sentences = []
+        for verb in ("vanishes", "explodes"):
             for row, last in _with_reference(rows):
                 norms = row.gradient_norm, last.gradient_norm
-                if _change(*norms) == word:
-                    found.append(
-                        f"{row.name} is the first layer, from the output, whose gradient {word}: "
+                if _change(*norms) == verb:
+                    sentences.append(
+                        f"{row.name} is the first layer, from the output, whose gradient {verb}: "
                         f"squared norm {norms[0]:.2g} ({_ratio(*norms, last.name)})."
                     )
                     break
-        return found
+        return sentences
 
     def _gradient_unit(self) -> float:
-        """The gradient second moment that counts as 1."""
+        """The gradient second moment that others are relative to."""
         if self.gradients != "loss":
             return 1.0
         moments = [row.gradient_second_moment for row in self.weight_rows]
@@ -244,13 +246,13 @@ class SignalReport:
         return "\n".join([*lines, *(f"note: {note}" for note in self.notes)])
 
     def _summary(self) -> str:
-        of = {
+        sources = {
             "loss": "gradients of one example's loss",
             "noise": "gradients relative to unit white noise at the outputs",
             None: "no gradients",
         }
         predicted = any(row.predicted_second_moment is not None for row in self.rows)
-        text = f"{self.examples} examples; {of[self.gradients]}"
+        text = f"{self.examples} examples; {sources[self.gradients]}"
         return text + ("; predictions in parentheses." if predicted else ".")
 
 
@@ -276,7 +278,7 @@ def _distance(row: SignalRow, gradient_unit: float) -> float:
 
 
 def _with_reference(rows: Sequence[SignalRow]) -> Iterator[tuple[SignalRow, SignalRow]]:
-    """Each row with the first one of as many axes: from a map to a vector a mean may shrink it."""
+    """Each row with the first one of the same rank: a mean from map to vector may shrink it."""
     first: dict[int, SignalRow] = {}
     for row in rows:
         yield row, first.setdefault(len(row.shape), row)
@@ -290,18 +292,18 @@ def _change(value: float, reference: float) -> str:
     return "explodes" if value > reference / _VANISHED else ""
 
 
-def _sentence(name: str, word: str, value: float, reference: float, whose: str) -> str:
-    ratio = _ratio(value, reference, whose)
-    return f"{name} is the first layer whose signal {word}: second moment {value:.2g} ({ratio})."
+def _sentence(name: str, verb: str, value: float, reference: float, other: str) -> str:
+    ratio = _ratio(value, reference, other)
+    return f"{name} is the first layer whose signal {verb}: second moment {value:.2g} ({ratio})."
 
 
-def _ratio(value: float, reference: float, whose: str) -> str:
-    """Such as "1/3100 of conv2d's" or "12 times conv2d's"."""
+def _ratio(value: float, reference: float, other: str) -> str:
+    """The ratio in words, such as "1/3100 of conv2d's" or "12 times conv2d's"."""
     if value == 0:
-        return f"0 of {whose}'s"
+        return f"0 of {other}'s"
     if value < reference:
-        return f"1/{_round(reference / value)} of {whose}'s"
-    return f"{_round(value / reference)} times {whose}'s"
+        return f"1/{_round(reference / value)} of {other}'s"
+    return f"{_round(value / reference)} times {other}'s"
 
 
 def _round(ratio: float) -> str:

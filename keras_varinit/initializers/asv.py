@@ -1,21 +1,21 @@
 """ASV, Adaptive Signal Variance (Henmi, Zara, Hirohashi, Kato; arXiv 2008.06885).
 
-With M inputs, M' outputs and ε connections of a layer, u = Wz has
-Var(u) = (ε/M')·Var(w)·E z², and E z² = τ of the stage before. Unit variance at every u:
+For a layer with M inputs, M' outputs and ε connections, u = Wz has
+Var(u) = (ε/M')·Var(w)·E z², where E z² = τ of the preceding stage. Unit variance at every u:
 
     forward:   Var(w_l) = M'_l / (τ_{l-1} · ε_l)
 
-Backwards, one z gets Var(∂z) = (ε/M)·Var(w)·Var(∂u), and Var(∂u) = γ·(variance at the stage's
+Backward, Var(∂z) = (ε/M)·Var(w)·Var(∂u), and Var(∂u) = γ·(variance of the gradient at the stage's
 output). Unit variance at every stage's output:
 
     backward:  Var(w_l) = M_{l-1} / (γ_l · ε_l)
 
-The authors' code caps the standard deviation at 3 times the one that τ = γ = ½ gives.
+The authors' code caps the standard deviation at 3 times its value for τ = γ = ½.
 """
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Literal
 
 import keras
 
@@ -28,6 +28,7 @@ from keras_varinit.initializers.base import (
     neutral_fans,
     register,
 )
+from keras_varinit.typing import Config
 
 Distribution = Literal["normal", "truncated_normal", "uniform"]
 
@@ -46,7 +47,7 @@ class _ASV(ContextualInitializer):
         distribution: Distribution = "normal",
         max_gain: float | None = 3.0,
         seed: int | None = None,
-        context: LayerContext | Mapping[str, Any] | None = None,
+        context: LayerContext | Mapping[str, object] | None = None,
     ) -> None:
         super().__init__(seed=seed, context=context)
         self._arguments.choice("distribution", distribution, _DISTRIBUTIONS)
@@ -70,8 +71,8 @@ class _ASV(ContextualInitializer):
         if self.max_gain is None:
             place = "" if self.context is None else f" for {self.context.path!r}"
             raise ValueError(
-                f"{self._name}: the gain{place} is 0 (an activation that passes nothing), so the "
-                "variance is unbounded. Set `max_gain`. Received: max_gain=None."
+                f"{self._name}: the gain{place} is 0 (a constant activation), so the variance is "
+                "unbounded. Set `max_gain`. Received: max_gain=None."
             )
         return limit
 
@@ -85,7 +86,7 @@ class _ASV(ContextualInitializer):
             seed=self.seed,
         )
 
-    def get_config(self) -> dict[str, Any]:
+    def get_config(self) -> Config:
         """Returns the configuration, JSON primitives only."""
         return {
             "distribution": self.distribution,
@@ -104,18 +105,18 @@ class _ASV(ContextualInitializer):
 class ASVForward(_ASV):
     """Keeps the forward signal at unit variance through convolution, activation and pooling.
 
-    Var(w) = M'/(τ·ε): one over the mean number of inputs per output times τ, the second moment
-    that the stage before hands on (½ after ReLU). Zero padding, stride and dilation are in ε, the
-    exact count of connections. Where a spatial size is unknown, ε/M' is the fan-in far from any
-    boundary.
+    Var(w) = M'/(τ·ε): the inverse of the mean number of inputs per output times τ, the second
+    moment of the preceding stage's output (½ after ReLU). ε is the exact number of connections,
+    given zero padding, stride and dilation. If a spatial size is unknown, ε/M' is the fan-in far
+    from any boundary.
 
     Args:
         distribution: `"normal"`, `"truncated_normal"` (at two standard deviations, rescaled) or
             `"uniform"`; the variance is the same.
-        max_gain: The standard deviation is at most `max_gain` times what τ = ½ gives. None for no
+        max_gain: Limits the standard deviation to `max_gain` times its value for τ = ½. None for no
             limit. Defaults to 3, as in the authors' code.
         seed: Integer or None.
-        context: Set by `inject`. Without it τ = ½ and fan-in is read off the shape: He's forward
+        context: Set by `inject`. Without it τ = ½, with the fan-in of the shape: He's forward
             initialization.
 
     Shape: any kernel; with a context the fans are the layer's true ones.
@@ -147,19 +148,19 @@ class ASVForward(_ASV):
 class ASVBackward(_ASV):
     """Keeps the gradient at unit variance through pooling, activation and convolution.
 
-    Var(w) = M/(γ·ε): one over the mean number of outputs per input times γ, the share of gradient
-    variance that the activation and pooling behind the layer pass back (½ for ReLU, (1-2^-T)/T
-    with max pooling of T entries, 1/(2T²) with average pooling). Where a spatial size is unknown,
-    ε/M is the fan-out far from any boundary over the stride.
+    Var(w) = M/(γ·ε): the inverse of the mean number of outputs per input times γ, the fraction of
+    gradient variance that the following activation and pooling pass back (½ for ReLU, (1-2^-T)/T
+    with max pooling of T entries, 1/(2T²) with average pooling). If a spatial size is unknown, ε/M
+    is the fan-out far from any boundary divided by the stride.
 
     Args:
         distribution: `"normal"`, `"truncated_normal"` (at two standard deviations, rescaled) or
             `"uniform"`; the variance is the same.
-        max_gain: The standard deviation is at most `max_gain` times what γ = ½ gives; it is what
-            keeps a layer in front of global average pooling from a huge kernel. None for no
-            limit. Defaults to 3, as in the authors' code.
+        max_gain: Limits the standard deviation to `max_gain` times its value for γ = ½, which keeps
+            a kernel before global average pooling from becoming huge. None for no limit. Defaults
+            to 3, as in the authors' code.
         seed: Integer or None.
-        context: Set by `inject`. Without it γ = ½ and fan-out is read off the shape: He's backward
+        context: Set by `inject`. Without it γ = ½, with the fan-out of the shape: He's backward
             initialization.
 
     Shape: any kernel; with a context the fans are the layer's true ones.

@@ -1,4 +1,4 @@
-"""What every initializer here shares: seed, context, random streams, config and registration."""
+"""The base of all initializers: seed, context, random streams, config and registration."""
 
 import concurrent.futures
 import copy
@@ -7,8 +7,8 @@ import math
 import os
 import random
 import warnings
-from collections.abc import Mapping, Sequence
-from typing import Any, Literal, Self
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal, Self, TypeVar
 
 import keras
 import numpy as np
@@ -19,10 +19,13 @@ from keras_varinit.arguments import Arguments
 from keras_varinit.context import LayerContext
 from keras_varinit.initializers.memory import remember
 from keras_varinit.tensors import digest
+from keras_varinit.typing import AnyArray, ArrayLike, Config
 
 Float32Array = npt.NDArray[np.float32]
 
 Family = Literal["normal", "truncated_normal", "uniform", "other"]
+
+T = TypeVar("T", bound=type)
 
 PACKAGE = "keras_varinit"
 
@@ -35,23 +38,23 @@ _THREADS = min(8, os.cpu_count() or 1)
 
 
 class ContextualInitializer(keras.initializers.Initializer):
-    """Base of the initializers that can be told about the model around their kernel.
+    """Base of the initializers that take the context of their kernel into account.
 
-    A subclass implements `stddev` and `_sample`, and lists its constructor's arguments in
-    `get_config`. `__call__` is a pure function of shape, dtype and configuration: it draws with
-    NumPy in float32 and casts last, so one seed gives the same kernel on TensorFlow, JAX and
-    PyTorch, on CPU and GPU.
+    A subclass implements `stddev`, `neutral` and `_sample`, and lists its constructor's arguments
+    in `get_config`. `__call__` is a pure function of shape, dtype and configuration: it draws with
+    NumPy in float32 and casts last, so a seed gives the same kernel on TensorFlow, JAX and PyTorch,
+    on CPU and GPU.
 
     Args:
-        seed: Integer or None. None draws a fresh seed from Python's `random`, which
-            `keras.utils.set_random_seed` controls, as for Keras's own initializers.
+        seed: Integer or None. None draws a new seed from Python's `random`, which
+            `keras.utils.set_random_seed` controls, as Keras's own initializers do.
         context: A `LayerContext`, its dictionary, or None for the neutral case.
     """
 
     def __init__(
         self,
         seed: int | None = None,
-        context: LayerContext | Mapping[str, Any] | None = None,
+        context: LayerContext | Mapping[str, object] | None = None,
     ) -> None:
         self.seed = self._arguments.seed(seed)
         self._entropy = random.randint(1, 10**9) if self.seed is None else self.seed
@@ -65,12 +68,12 @@ class ContextualInitializer(keras.initializers.Initializer):
 
     @property
     def family(self) -> Family:
-        """Distribution of an entry, as far as a wrapper can use it."""
+        """Distribution of an entry; "other" if a wrapper cannot draw it itself."""
         return "other"
 
     @property
     def needs_signal(self) -> bool:
-        """Whether the context must hold the signal engine's gain."""
+        """Whether the context must contain the signal engine's gain."""
         return False
 
     def with_context(self, context: LayerContext | None) -> Self:
@@ -83,15 +86,15 @@ class ContextualInitializer(keras.initializers.Initializer):
     def stddev(self, shape: Sequence[int]) -> float | None:
         """Returns the target standard deviation √E[var] of an entry of a kernel of that shape.
 
-        None where it is not known: a base initializer that is neither of ours nor of Keras's.
+        None if unknown, for a base initializer that belongs neither to this library nor to Keras.
         """
         raise NotImplementedError
 
     def neutral(self) -> keras.initializers.Initializer:
-        """Returns Keras's initializer that stands for this one without a context."""
+        """Returns the initializer of Keras that is equivalent to this one without a context."""
         raise NotImplementedError
 
-    def __call__(self, shape: Sequence[int], dtype: Any = None) -> Any:
+    def __call__(self, shape: Sequence[int], dtype: str | None = None) -> ArrayLike:
         """Returns a kernel of that shape: a backend tensor of `dtype` (default: Keras's floatx)."""
         shape = self._checked_shape(shape)
         dtype = keras.backend.standardize_dtype(dtype)
@@ -105,18 +108,18 @@ class ContextualInitializer(keras.initializers.Initializer):
             remember(self, shape, self._digests[shape])
         return keras.ops.cast(keras.ops.convert_to_tensor(values), dtype)
 
-    def is_own_draw(self, values: npt.NDArray[Any], dtype: str) -> bool:
-        """Whether values are, bit for bit, what this initializer draws for their shape in `dtype`.
+    def is_own_draw(self, values: AnyArray, dtype: str) -> bool:
+        """Whether values equal, bit for bit, what this initializer draws for their shape.
 
-        The digest of a draw without a context is remembered: that is what a layer was built with
-        when `inject` comes, and drawing again takes several times longer.
+        Draws without a context are compared by their remembered digests: `inject` needs them for
+        every kernel that a layer was built with, and redrawing takes several times longer.
         """
         if dtype == "float32" and values.shape in self._digests:
             return digest(values) == self._digests[values.shape]
         again = keras.ops.convert_to_numpy(self(values.shape, dtype=dtype))
         return bool(np.array_equal(again, values))
 
-    def get_config(self) -> dict[str, Any]:
+    def get_config(self) -> Config:
         """Returns the configuration, JSON primitives only."""
         context = None if self._context is None else self._context.to_dict()
         return {"seed": self.seed, "context": context}
@@ -129,12 +132,12 @@ class ContextualInitializer(keras.initializers.Initializer):
         place = "" if self._context is None else f", context=<{self._context.path}>"
         return f"{self._name}({shown}{place})"
 
-    def _sample(self, shape: tuple[int, ...]) -> Any:
+    def _sample(self, shape: tuple[int, ...]) -> ArrayLike:
         """Returns the kernel: a float32 array, or a float32 tensor of the backend."""
         raise NotImplementedError
 
     def _context_for(self, shape: Sequence[int]) -> LayerContext | None:
-        """The context, if it is for a kernel of that shape."""
+        """The context if its kernel has that shape; otherwise warns and returns None."""
         context = self._context
         if context is None or tuple(shape) == context.kernel_shape:
             return context
@@ -158,7 +161,7 @@ class ContextualInitializer(keras.initializers.Initializer):
     def _arguments(self) -> Arguments:
         return Arguments(self._name)
 
-    def _checked_context(self, context: Any) -> LayerContext | None:
+    def _checked_context(self, context: object) -> LayerContext | None:
         if context is None or isinstance(context, LayerContext):
             return context
         if isinstance(context, Mapping):
@@ -182,10 +185,10 @@ class ContextualInitializer(keras.initializers.Initializer):
 registered_names: dict[str, type] = {}
 
 
-def register(*names: str) -> Any:
-    """Class decorator: Keras then knows a class by registered name, class name and string ids."""
+def register(*names: str) -> Callable[[T], T]:
+    """Class decorator that registers a class with Keras by class name and string ids."""
 
-    def decorate(cls: type) -> type:
+    def decorate(cls: T) -> T:
         keras.saving.register_keras_serializable(package=PACKAGE)(cls)
         for name in (cls.__name__, f"{PACKAGE}>{cls.__name__}", *names):
             keras_private.name_initializer(name, cls)
@@ -196,10 +199,10 @@ def register(*names: str) -> Any:
 
 
 def draw(key: int, shape: tuple[int, ...], distribution: str, stddev: float = 1.0) -> Float32Array:
-    """Zero-mean float32 entries of a "normal", "truncated_normal" or "uniform" distribution.
+    """Draws zero-mean float32 entries of a "normal", "truncated_normal" or "uniform" distribution.
 
-    Each block of 2^16 entries has a stream of its own, so blocks are drawn side by side and the
-    result does not depend on how many threads there are.
+    Each block of 2^16 entries has its own stream, so that blocks are drawn in parallel and the
+    result does not depend on the number of threads.
     """
     values = np.empty(shape, np.float32)
     flat = values.reshape(-1)
@@ -218,18 +221,18 @@ def draw(key: int, shape: tuple[int, ...], distribution: str, stddev: float = 1.
 
 
 def stream_key(seed: int, stream: str) -> int:
-    """Key of the stream of that name: a hash, so that streams of near names are unrelated."""
+    """Key of a stream: a hash, so that streams of similar names are unrelated."""
     hashed = hashlib.sha256(f"{PACKAGE}|{seed}|{stream}".encode()).digest()
     return int.from_bytes(hashed[:16], "big")
 
 
 def stream_seed(seed: int, stream: str) -> int:
-    """A seed for Keras's initializers, from the same hash."""
+    """A seed for Keras's initializers, derived from the same hash."""
     return stream_key(seed, stream) % 2**31
 
 
 def random_stream(key: int, number: int) -> np.random.Generator:
-    """Stream `number` of a key: 0 for draws per filter, the others for blocks of entries."""
+    """Generator `number` of a key: 0 is for draws per filter, the others for blocks of entries."""
     sequence = np.random.SeedSequence(key, spawn_key=(number,))
     return np.random.Generator(np.random.PCG64(sequence))
 
@@ -240,7 +243,7 @@ def _fill_normal(generator: np.random.Generator, block: Float32Array, stddev: fl
 
 
 def _fill_truncated(generator: np.random.Generator, block: Float32Array, stddev: float) -> None:
-    """Redraws what lies beyond two standard deviations until nothing does, then rescales."""
+    """Redraws entries beyond two standard deviations until there are none, then rescales."""
     generator.standard_normal(dtype=np.float32, out=block)
     outside = np.flatnonzero(np.abs(block) > 2)
     while outside.size:
@@ -259,7 +262,7 @@ _FILL = {"normal": _fill_normal, "truncated_normal": _fill_truncated, "uniform":
 
 
 def neutral_fans(shape: Sequence[int]) -> tuple[float, float]:
-    """Fan-in and fan-out of a kernel of which only the shape is known, in Keras's layouts."""
+    """Fan-in and fan-out from a kernel's shape alone, in Keras's layouts."""
     if len(shape) == 1:
         return shape[0], shape[0]
     window = math.prod(shape[:-2])

@@ -4,22 +4,23 @@ Layer l of L (1 is nearest the input) multiplies the base initializer's variance
 
     k_l = log_base(l + offset),
 
-below one for l + offset < base and above one beyond. The network's variance is V = ∏ k_l, and
-k_l = ln(l + offset)/ln(base) gives ln V = Σ ln ln(l + offset) - L·ln ln(base), so the base that
-reaches a given V is exp(exp((Σ ln ln(l + offset) - ln V)/L)). The paper's rule of thumb, a third of
-the layers below one, is base = L/3 + offset.
+which is below one for l + offset < base and above one otherwise. The network's variance is
+V = ∏ k_l, and k_l = ln(l + offset)/ln(base) gives ln V = Σ ln ln(l + offset) - L·ln ln(base), so
+the base for a target V is exp(exp((Σ ln ln(l + offset) - ln V)/L)). The paper's rule of thumb, a
+third of the layers below one, is base = L/3 + offset.
 """
 
 import functools
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Literal
 
 import keras
 
 from keras_varinit.context import LayerContext
 from keras_varinit.initializers.base import ContextualInitializer, Family, register
 from keras_varinit.initializers.laws import Law, describe, reseeded, resolve_base, seed_of
+from keras_varinit.typing import ArrayLike, Config
 
 Schedule = Literal["increasing", "decreasing", "constant"]
 
@@ -30,30 +31,30 @@ _SCHEDULES = ("increasing", "decreasing", "constant")
 class DepthScaled(ContextualInitializer):
     """Multiplies a base initializer's variance by log_base(depth + offset).
 
-    Variance grows from the first weight layer to the last: k_l = log_base(l + offset), l = the
-    layer's depth. `schedule="decreasing"` mirrors it (l becomes L+1-l), `"constant"` gives every
-    layer the geometric mean k = V^{1/L}, V = ∏ k_l.
+    Variance grows from the first weight layer to the last: k_l = log_base(l + offset), where l is
+    the layer's depth. `schedule="decreasing"` mirrors it (l becomes L+1-l); `"constant"` gives
+    every layer the geometric mean k = V^{1/L}, V = ∏ k_l.
 
     Args:
         initializer: The base: a string id, config or initializer object, of Keras or of this
             library, that is zero-mean and takes a `seed`. Defaults to `"he_normal"`.
         base: Base of the logarithm, greater than 1; the larger, the smaller the weights. None
-            means L/3 + offset, or what `network_variance` asks for.
+            means L/3 + offset, or the base that gives `network_variance`.
         offset: Non-negative; keeps the first layers from getting almost no variance.
         schedule: `"increasing"`, `"decreasing"` or `"constant"`.
-        network_variance: Target V = ∏ k_l over l = 1…L; it determines `base`, so give one of the
-            two. In a network with branches l runs over the depths, not over the layers.
+        network_variance: Target V = ∏ k_l over l = 1…L. It determines `base`, so pass only one of
+            the two. In a network with branches, l runs over the depths, not over the layers.
         seed: Integer or None. None takes the base initializer's own seed if it has one.
         context: Set by `inject`. Without it k = 1: the base initializer, bit for bit.
 
-    Shape: what the base initializer takes.
+    Shape: any that the base initializer takes.
 
     Units: k scales the *variance*; the standard deviation is multiplied by √k.
 
     Raises:
-        TypeError, ValueError: an argument is of the wrong type or out of range, both `base` and
-            `network_variance` are given, or (with a context) depth + offset <= 1 or L/3 + offset
-            <= 1, where the logarithm gives no variance.
+        TypeError, ValueError: an argument has the wrong type or is out of range, both `base` and
+            `network_variance` are passed, or (with a context) depth + offset <= 1 or L/3 + offset
+            <= 1, so that the logarithm is not positive.
 
     Example:
         >>> import keras_varinit as kv
@@ -65,13 +66,13 @@ class DepthScaled(ContextualInitializer):
 
     def __init__(
         self,
-        initializer: Any = "he_normal",
+        initializer: str | Config | keras.initializers.Initializer = "he_normal",
         base: float | None = None,
         offset: float = 1.0,
         schedule: Schedule = "increasing",
         network_variance: float | None = None,
         seed: int | None = None,
-        context: LayerContext | Mapping[str, Any] | None = None,
+        context: LayerContext | Mapping[str, object] | None = None,
     ) -> None:
         if seed is None:
             seed = seed_of(self._name, resolve_base(self._name, initializer, None))
@@ -105,7 +106,7 @@ class DepthScaled(ContextualInitializer):
         return isinstance(base, ContextualInitializer) and base.needs_signal
 
     def scale(self, depth: int, total_depth: int) -> float:
-        """Returns k, the factor on the base initializer's variance, for one depth of a network."""
+        """Returns k, the factor on the base initializer's variance, at one depth of a network."""
         if self.schedule == "constant":
             return math.exp(self._mean_log_scale(total_depth))
         if self.schedule == "decreasing":
@@ -122,7 +123,7 @@ class DepthScaled(ContextualInitializer):
         base = reseeded(self.initializer, self.seed)
         return base.neutral() if isinstance(base, ContextualInitializer) else base
 
-    def get_config(self) -> dict[str, Any]:
+    def get_config(self) -> Config:
         """Returns the configuration, JSON primitives only."""
         base = reseeded(self.initializer, self.seed)
         return {
@@ -139,14 +140,14 @@ class DepthScaled(ContextualInitializer):
         return self._log_log(depth) - self._log_log_base(total_depth)
 
     def _mean_log_scale(self, total_depth: int) -> float:
-        """Ln V^(1/L), the same whatever the schedule; a V that is asked for needs no sum."""
+        """(ln V)/L, which is the same for every schedule."""
         if self.network_variance is not None:
             return math.log(self.network_variance) / total_depth
         return self._mean_log_log(total_depth) - self._log_log_base(total_depth)
 
     def _mean_log_log(self, total_depth: int) -> float:
         """(Σ ln ln(l + offset))/L."""
-        self._log_log(1)  # the smallest, so the one that may not exist
+        self._log_log(1)  # raises if undefined; the others are larger
         return _sum_log_log(total_depth, self.offset) / total_depth
 
     def _log_log(self, depth: int) -> float:
@@ -161,7 +162,7 @@ class DepthScaled(ContextualInitializer):
         return math.log(math.log(argument))
 
     def _log_log_base(self, total_depth: int) -> float:
-        """Ln ln(base), for the base in force in a network of that depth."""
+        """Ln ln(base), for the base used in a network of that depth."""
         if self.network_variance is not None:
             return self._mean_log_log(total_depth) - math.log(self.network_variance) / total_depth
         base = total_depth / 3 + self.offset if self.base is None else self.base
@@ -183,7 +184,7 @@ class DepthScaled(ContextualInitializer):
         context = self._context_for(shape)
         return 1.0 if context is None else self.scale(context.depth, context.total_depth)
 
-    def _sample(self, shape: tuple[int, ...]) -> Any:
+    def _sample(self, shape: tuple[int, ...]) -> ArrayLike:
         context = self._context_for(shape)
         if context is None:
             return self.initializer(shape, dtype="float32")
@@ -196,6 +197,6 @@ class DepthScaled(ContextualInitializer):
 
 @functools.lru_cache(maxsize=64)
 def _sum_log_log(total_depth: int, offset: float) -> float:
-    """Σ ln ln(l + offset) over l = 1…L, which every layer of a network asks for."""
+    """Σ ln ln(l + offset) over l = 1…L; cached, since every layer of a network needs it."""
     depths = range(1, total_depth + 1)
     return math.fsum(math.log(math.log(depth + offset)) for depth in depths)

@@ -3,20 +3,20 @@
 Filters drawn from one distribution are statistically alike. Here a filter's variance is itself
 random, σ'² = σ²·g with E g = 1, so a layer keeps the base initializer's mean variance σ².
 
-Normal base N(0, σ²), eq. 3.1.5: a squared entry is distributed as σ²·χ²(1) = Gamma(½, 2σ²), and
-that law is taken for the filter's variance; Gamma(k, σ²/k) generalizes it (mean σ², and the base
+Normal base N(0, σ²), eq. 3.1.5: a squared entry is distributed as σ²·χ²(1) = Gamma(½, 2σ²), which
+becomes the law of the filter's variance. Gamma(k, σ²/k) generalizes it (mean σ², and the base
 itself as k → ∞), so g ~ Gamma(k, 1/k).
 
 Uniform base U(-a, a), eqs. 3.2.2-3.2.4: the filter is U(-√3|t|, √3|t|), whose variance is t², with
-t ~ U(-a, a); E t² = a²/3 = σ². With v = |t|/a ~ U(0, 1), g = 3v². It is k = ½ of
-g = (k+1)/k · v^{1/k}, again of mean 1 and with the base as limit. (The report prints a' without the
-root that its own derivation gives.)
+t ~ U(-a, a); E t² = a²/3 = σ². With v = |t|/a ~ U(0, 1), g = 3v². This is the case k = ½ of
+g = (k+1)/k · v^{1/k}, which also has mean 1 and the base as its limit. (The report prints a'
+without the root that its own derivation gives.)
 
 Naive variant, eq. 3.1.1 with its misprint corrected: g ~ U(1-δ, 1+δ).
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Literal
 
 import keras
 import numpy as np
@@ -30,6 +30,7 @@ from keras_varinit.initializers.base import (
     register,
 )
 from keras_varinit.initializers.laws import Law, describe, reseeded, resolve_base, seed_of
+from keras_varinit.typing import Config, FloatArray
 
 Granularity = Literal["filter", "position"]
 
@@ -39,12 +40,12 @@ class _EnhancedBase(ContextualInitializer):
 
     def __init__(
         self,
-        initializer: Any,
+        initializer: str | Config | keras.initializers.Initializer,
         granularity: Granularity,
         concentration: float,
         delta: float | None,
         seed: int | None,
-        context: LayerContext | Mapping[str, Any] | None,
+        context: LayerContext | Mapping[str, object] | None,
     ) -> None:
         if seed is None:
             seed = seed_of(self._name, resolve_base(self._name, initializer, None))
@@ -70,7 +71,7 @@ class _EnhancedBase(ContextualInitializer):
         return isinstance(base, ContextualInitializer) and base.needs_signal
 
     def stddev(self, shape: Sequence[int]) -> float | None:
-        """Returns the base's standard deviation: a filter's variance has the base's as its mean."""
+        """Returns the base's standard deviation, since the mean of a filter's variance is σ²."""
         return self._law(shape).stddev
 
     def neutral(self) -> keras.initializers.Initializer:
@@ -100,8 +101,8 @@ class _EnhancedBase(ContextualInitializer):
 
     def _variance_factors(
         self, generator: np.random.Generator, shape: tuple[int, ...], family: str
-    ) -> Any:
-        """Draws g for each filter (and position), in a shape that broadcasts over the kernel."""
+    ) -> FloatArray:
+        """Draws g for each filter (and position); its shape broadcasts against the kernel's."""
         varying = self._varying_axes(shape)
         size = tuple(n if axis in varying else 1 for axis, n in enumerate(shape))
         k = self.concentration
@@ -129,28 +130,28 @@ class Enhanced(_EnhancedBase):
     (k = ½: the filter's variance is σ²·χ²(1)); for a uniform one g = (k+1)/k·v^{1/k}, v ~ U(0, 1)
     (k = ½: the filter is U(-√3|t|, √3|t|) with t drawn from the base); with `delta`, the naive
     variant, g ~ U(1-δ, 1+δ). A truncated normal base gives untruncated normal filters. Any other
-    base is drawn as it is and each filter multiplied by √g, g ~ Gamma(k, 1/k).
+    base is drawn as it is, and each filter is multiplied by √g, g ~ Gamma(k, 1/k).
 
     Args:
         initializer: The base: a string id, config or initializer object, of Keras or of this
-            library, that is zero-mean and takes a `seed`. With a context its fans are the true
-            ones of the layer.
+            library, that is zero-mean and takes a `seed`. With a context it uses the layer's true
+            fans.
         granularity: `"filter"`: one g per filter. `"position"`: one per filter and position of the
             window, so each sub-vector along the input channels has its own.
         concentration: k > 0. The larger, the closer to the base, and the faster small residual
-            networks started (examples/RESULTS.md). Defaults to 0.5, the source's.
+            networks started (examples/RESULTS.md). Defaults to 0.5, as in the reference.
         delta: 0 < δ <= 1 for the naive variant, relative to σ²; None for the Gamma law.
         seed: Integer or None. None takes the base's own seed if it has one.
-        context: Set by `inject`. Without it the last axis tells filters apart and fans are read
-            off the shape as Keras reads them.
+        context: Set by `inject`. Without it the last axis indexes filters, and fans are counted
+            from the shape as Keras does.
 
     Shape: any; filters and positions come from the context's `filter_axes` and `spatial_axes`.
 
-    Units: `stddev` is a standard deviation, `concentration` and `delta` concern the variance.
+    Units: `stddev` is a standard deviation; `concentration` and `delta` concern the variance.
 
     Raises:
-        TypeError, ValueError: an argument is of the wrong type or out of range; the base is not
-            zero-mean or takes no seed; `delta` together with a `concentration`.
+        TypeError, ValueError: an argument has the wrong type or is out of range; the base is not
+            zero-mean or takes no seed; `delta` is combined with `concentration`.
 
     Example:
         >>> import keras_varinit as kv
@@ -164,16 +165,16 @@ class Enhanced(_EnhancedBase):
 
     def __init__(
         self,
-        initializer: Any,
+        initializer: str | Config | keras.initializers.Initializer,
         granularity: Granularity = "filter",
         concentration: float = 0.5,
         delta: float | None = None,
         seed: int | None = None,
-        context: LayerContext | Mapping[str, Any] | None = None,
+        context: LayerContext | Mapping[str, object] | None = None,
     ) -> None:
         super().__init__(initializer, granularity, concentration, delta, seed, context)
 
-    def get_config(self) -> dict[str, Any]:
+    def get_config(self) -> Config:
         """Returns the configuration, JSON primitives only."""
         return {
             "initializer": keras.initializers.serialize(self.initializer),
@@ -195,11 +196,11 @@ class _Preset(_EnhancedBase):
         concentration: float = 0.5,
         delta: float | None = None,
         seed: int | None = None,
-        context: LayerContext | Mapping[str, Any] | None = None,
+        context: LayerContext | Mapping[str, object] | None = None,
     ) -> None:
         super().__init__(self.base_name, granularity, concentration, delta, seed, context)
 
-    def get_config(self) -> dict[str, Any]:
+    def get_config(self) -> Config:
         """Returns the configuration, JSON primitives only."""
         return {
             "granularity": self.granularity,

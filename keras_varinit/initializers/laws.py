@@ -1,10 +1,9 @@
-"""The distribution that a base initializer draws from: its family and its standard deviation."""
+"""The law of a base initializer: distribution family and standard deviation."""
 
 import dataclasses
 import difflib
 import math
 from collections.abc import Sequence
-from typing import Any
 
 import keras
 
@@ -18,6 +17,7 @@ from keras_varinit.initializers.base import (
     registered_names,
 )
 from keras_varinit.seeds import random_kept
+from keras_varinit.typing import Config, Layer
 
 _VARIANCE_SCALING_FAMILIES: dict[str, Family] = {
     "uniform": "uniform",
@@ -27,14 +27,19 @@ _VARIANCE_SCALING_FAMILIES: dict[str, Family] = {
 
 @dataclasses.dataclass(frozen=True)
 class Law:
-    """Family and standard deviation of an entry; `correction` takes Keras's draw to that scale."""
+    """Family and standard deviation of an entry.
+
+    `correction` is the factor from the scale that Keras draws with to `stddev`.
+    """
 
     family: Family
     stddev: float | None
     correction: float = 1.0
 
 
-def resolve_base(owner: str, initializer: Any, seed: int | None) -> keras.initializers.Initializer:
+def resolve_base(
+    owner: str, initializer: str | Config | keras.initializers.Initializer, seed: int | None
+) -> keras.initializers.Initializer:
     """Turns a name, config or object into a base initializer, seeded with `seed` unless None.
 
     Raises:
@@ -61,8 +66,8 @@ def resolve_base(owner: str, initializer: Any, seed: int | None) -> keras.initia
     return base if seed is None else reseeded(base, seed)
 
 
-def did_you_mean(name: Any) -> str:
-    """A hint at the initializers whose names are nearest to one that is not known, or nothing."""
+def did_you_mean(name: object) -> str:
+    """A hint with the names of initializers most similar to an unknown one; "" without any."""
     of_keras = (n for n in dir(keras.initializers) if not n.startswith("_"))
     of_ours = (n for n in registered_names if ">" not in n)
     known = {*of_keras, *of_ours} - {"deserialize", "get", "serialize"}
@@ -71,7 +76,7 @@ def did_you_mean(name: Any) -> str:
 
 
 def seed_of(owner: str, base: keras.initializers.Initializer) -> int | None:
-    """The integer seed that a base was constructed with, None if it had none."""
+    """The integer seed that a base was constructed with, or None."""
     seed = base.get_config()["seed"]
     try:
         return Arguments(owner).seed(seed)
@@ -89,16 +94,16 @@ def reseeded(
     config = {**base.get_config(), "seed": seed}
     if seed is None:
         return type(base).from_config(config)
-    with random_kept(seed):  # a base within the base may be constructed without a seed
+    with random_kept(seed):  # an initializer inside the base may have no seed
         return type(base).from_config(config)
 
 
 def for_kernel(
     base: keras.initializers.Initializer, context: LayerContext, seed: int
 ) -> keras.initializers.Initializer:
-    """One of Keras's initializers for one kernel: its own seed, and the scale of the true fans.
+    """One of Keras's initializers for one kernel, with its own seed and the scale of the true fans.
 
-    Where Keras miscounts the fans the result has the right standard deviation written in it.
+    Where Keras miscounts the fans, the result has an explicit standard deviation instead.
     """
     if "seed" not in base.get_config():
         return base
@@ -109,7 +114,7 @@ def for_kernel(
 
 
 def with_stddev(family: Family, stddev: float, seed: int | None) -> keras.initializers.Initializer:
-    """Keras's initializer of a family and a standard deviation; it counts no fans."""
+    """Keras's initializer with a family and a standard deviation, independent of fans."""
     if family == "uniform":
         bound = math.sqrt(3) * stddev
         return keras.initializers.RandomUniform(-bound, bound, seed=seed)
@@ -123,12 +128,13 @@ def describe(
 ) -> Law:
     """The law of a base for one kernel; with a context, variance scaling uses the true fans.
 
-    * `VarianceScaling`: variance scale/fan, whatever the distribution (Keras corrects for
-      truncation).
-    * `RandomNormal`: stddev; `TruncatedNormal`: 0.8796·stddev, what is left after truncation;
-      `RandomUniform(-a, a)`: a/√3.
-    * `Orthogonal`: gain/√max(rows, columns), rows = ∏ of all axes but the last.
-    * Initializers of this library: what they say themselves.
+    Standard deviations:
+
+    * `VarianceScaling`: √(scale/fan) for every distribution (Keras corrects for truncation);
+    * `RandomNormal`: stddev; `TruncatedNormal`: 0.8796·stddev, reduced by the truncation;
+      `RandomUniform(-a, a)`: a/√3;
+    * `Orthogonal`: gain/√max(rows, columns), rows = the product of all axes but the last;
+    * initializers of this library: their own `stddev`.
     """
     if isinstance(base, ContextualInitializer):
         return Law(base.family, base.with_context(context).stddev(shape))
@@ -145,10 +151,13 @@ def describe(
     return Law("other", None)
 
 
-def as_drawn(layer: Any, initializer: Any) -> Any:
-    """The initializer that a layer draws its kernel with, which counts fans as Keras does there.
+def as_drawn(
+    layer: Layer, initializer: keras.initializers.Initializer
+) -> keras.initializers.Initializer:
+    """The initializer that a layer draws its kernel with, including how Keras counts its fans.
 
-    Where variance scaling takes a kernel's axes, `EinsumDense` draws with a copy that knows them.
+    In versions where variance scaling takes a kernel's input and output axes, `EinsumDense` draws
+    with a copy that has them.
     """
     if not isinstance(layer, keras.layers.EinsumDense):
         return initializer
@@ -166,15 +175,19 @@ def as_drawn(layer: Any, initializer: Any) -> Any:
     return type(initializer).from_config(config)
 
 
-def _variance_scaling_law(base: Any, shape: Sequence[int], context: LayerContext | None) -> Law:
+def _variance_scaling_law(
+    base: keras.initializers.VarianceScaling, shape: Sequence[int], context: LayerContext | None
+) -> Law:
     counted = _fan(base.mode, *_fans_as_keras_counts(base, shape))
     fan = counted if context is None else _fan(base.mode, context.fan_in, context.fan_out)
     family: Family = _VARIANCE_SCALING_FAMILIES.get(str(base.distribution), "truncated_normal")
     return Law(family, stddev=math.sqrt(base.scale / fan), correction=math.sqrt(counted / fan))
 
 
-def _fans_as_keras_counts(base: Any, shape: Sequence[int]) -> tuple[float, float]:
-    """The fans that Keras's own draw uses; newer versions may name the axes."""
+def _fans_as_keras_counts(
+    base: keras.initializers.VarianceScaling, shape: Sequence[int]
+) -> tuple[float, float]:
+    """The fans that Keras's own draw uses; newer versions may set the axes explicitly."""
     inputs, outputs = getattr(base, "input_axes", None), getattr(base, "output_axes", None)
     if inputs is None or outputs is None:
         return neutral_fans(shape)
@@ -186,14 +199,14 @@ def _fan(mode: str, fan_in: float, fan_out: float) -> float:
     return max(1.0, fans[mode])
 
 
-def mean_of(initializer: Any) -> float:
-    """The mean of what one of Keras's random initializers draws; 0 for those without one."""
+def mean_of(initializer: keras.initializers.Initializer) -> float:
+    """The mean of one of Keras's random initializers; 0 for those without such a parameter."""
     if isinstance(initializer, keras.initializers.RandomUniform):
         return (float(initializer.minval) + float(initializer.maxval)) / 2
     return float(getattr(initializer, "mean", 0.0))
 
 
-def _check_zero_mean(owner: str, base: Any) -> None:
+def _check_zero_mean(owner: str, base: keras.initializers.Initializer) -> None:
     mean, expected = None, "have mean 0"
     if isinstance(base, keras.initializers.RandomNormal | keras.initializers.TruncatedNormal):
         mean = float(base.mean)
@@ -208,5 +221,5 @@ def _check_zero_mean(owner: str, base: Any) -> None:
         )
 
 
-def _is_array(base: Any) -> bool:
+def _is_array(base: keras.initializers.Initializer) -> bool:
     return bool(getattr(getattr(base, "value", None), "shape", ()))

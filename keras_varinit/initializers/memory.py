@@ -1,36 +1,38 @@
-"""Which initializers drew for which layer: some layers keep theirs nowhere.
+"""Remembers which initializers drew for which layer, as some layers do not store theirs.
 
-`self.add_weight(..., initializer="asv_backward")` draws, and Keras forgets the initializer. Each
-draw is remembered with the layer that is being built, as long as that layer lives. Where variables
-are made first and filled later, as Keras does when it builds a model symbolically, no layer is
-known then, and the numbers drawn tell.
+`self.add_weight(..., initializer="asv_backward")` draws, and Keras then drops the initializer. Each
+draw is remembered with the layer being built, for that layer's lifetime. When Keras builds a model
+symbolically, it creates variables first and fills them later; no layer is known then, and the draw
+is remembered by the digest of its values.
 """
 
 import collections
 import threading
 import weakref
-from typing import Any
 
 from keras_varinit.keras_private import layer_being_built
+from keras_varinit.typing import Initializer, Layer
 
 Shape = tuple[int, ...]
 
 _MOST = 10_000
 
-_by_layer: weakref.WeakKeyDictionary[Any, list[tuple[Shape, Any]]] = weakref.WeakKeyDictionary()
+_by_layer: weakref.WeakKeyDictionary[Layer, list[tuple[Shape, Initializer]]] = (
+    weakref.WeakKeyDictionary()
+)
 
-_by_digest: collections.OrderedDict[bytes, Any] = collections.OrderedDict()
+_by_digest: collections.OrderedDict[bytes, Initializer] = collections.OrderedDict()
 
 _lock = threading.Lock()
 
 
-def remember(initializer: Any, shape: Shape, digest: bytes) -> None:
-    """Takes note of a draw for a layer that is being built."""
+def remember(initializer: Initializer, shape: Shape, digest: bytes) -> None:
+    """Remembers a draw."""
     layer = layer_being_built()
     with _lock:
         if layer is not None:
             drawn = _by_layer.setdefault(layer, [])
-            if not any(held is initializer and like == shape for like, held in drawn):
+            if not any(s == shape and i is initializer for s, i in drawn):
                 drawn.append((shape, initializer))
             return
         _by_digest[digest] = initializer
@@ -38,13 +40,13 @@ def remember(initializer: Any, shape: Shape, digest: bytes) -> None:
             _by_digest.popitem(last=False)
 
 
-def remembered(layer: Any) -> list[tuple[Shape, Any]]:
-    """The shape and the initializer of each draw for a layer, in order."""
+def remembered(layer: Layer) -> list[tuple[Shape, Initializer]]:
+    """Shape and initializer of each draw for a layer, in order."""
     with _lock:
         return list(_by_layer.get(layer, ()))
 
 
-def drawer_of(digest: bytes) -> Any | None:
-    """The initializer that drew numbers of that digest when no layer was known, or None."""
+def drawer_of(digest: bytes) -> Initializer | None:
+    """The initializer that drew values with that digest when no layer was known, or None."""
     with _lock:
         return _by_digest.get(digest)

@@ -1,17 +1,17 @@
-"""Signal-preserving variances, from the library's own signal engine (`analysis.engine`).
+"""Signal-preserving variances, from the library's own signal engine (`analysis.propagate`).
 
-The engine finds the gain g of a kernel: E u² = g·Var(w) for its output u, given what the kernels in
-front of it are drawn with. So
+The engine computes the gain g of a kernel, E u² = g·Var(w) for its output u, given the variances of
+the kernels that precede it. So
 
     Var(w) = target / g.
 
-g counts what the independent formulas leave out: the covariance between positions, exact borders,
+g accounts for what per-layer formulas neglect: the covariance between positions, exact borders,
 residual sums and concatenations.
 """
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Literal
 
 import keras
 
@@ -24,6 +24,7 @@ from keras_varinit.initializers.base import (
     neutral_fans,
     register,
 )
+from keras_varinit.typing import Config
 
 Distribution = Literal["normal", "truncated_normal", "uniform"]
 
@@ -36,31 +37,31 @@ _NEUTRAL_GAIN = 0.5
 class SignalPreserving(ContextualInitializer):
     """Gives every weight layer's output the second moment `target`.
 
-    Var(w) = target/g, g the signal engine's second moment of the layer's output for a kernel of
-    variance 1: it follows the signal through activations, pooling, normalization, residual sums and
-    concatenations, with the covariance between positions. The choice for deep networks without
+    Var(w) = target/g, where g is the second moment of the layer's output for a kernel of variance
+    1. The signal engine computes it through activations, pooling, normalization, residual sums and
+    concatenations, including the covariance between positions. The choice for deep networks without
     normalization, plain or residual.
 
-    It is the mean over draws that is `target`. Where E f(√q·s)² grows faster than q, as for SiLU
-    (as q^1.17 about q = 1) and GELU (q^1.14), that is an unstable point: what one draw deviates by
-    at a finite width grows with every layer. Tens of such layers in a row want normalization, or
+    `target` is the mean over draws. Where E f(√q·s)² grows faster than q, as for SiLU (as q^1.17
+    near q = 1) and GELU (q^1.14), it is an unstable fixed point: at finite width, the deviation of
+    a single draw grows with every layer. Tens of such layers in a row need normalization, or
     `calibrate`.
 
     Args:
         distribution: `"normal"`, `"truncated_normal"` (at two standard deviations, rescaled) or
             `"uniform"`; the variance is the same.
-        target: Second moment that the layer's output is to have, greater than 0. Defaults to 1.
+        target: Target second moment of the layer's output, greater than 0. Defaults to 1.
         seed: Integer or None.
-        context: Set by `inject`. Without it g = fan_in/2, with fan-in read off the shape: He's
-            initialization times `target`. Where the engine does not know what reaches the layer
-            (the report says so), and for recurrent kernels, g = τ·ε/M' as in `ASVForward`.
+        context: Set by `inject`. Without it g = fan_in/2, with the fan-in of the shape: He's
+            initialization times `target`. Where the engine does not know the layer's input (the
+            report says so), and for recurrent kernels, g = τ·ε/M' as in `ASVForward`.
 
     Shape: any kernel; with a context the fans are the layer's true ones.
 
     Units: `stddev` is a standard deviation, `target` a second moment.
 
     Raises:
-        TypeError, ValueError: an argument is of the wrong type or out of range.
+        TypeError, ValueError: an argument has the wrong type or is out of range.
 
     Example:
         >>> import keras, keras_varinit as kv
@@ -79,7 +80,7 @@ class SignalPreserving(ContextualInitializer):
         distribution: Distribution = "normal",
         target: float = 1.0,
         seed: int | None = None,
-        context: LayerContext | Mapping[str, Any] | None = None,
+        context: LayerContext | Mapping[str, object] | None = None,
     ) -> None:
         super().__init__(seed=seed, context=context)
         self._arguments.choice("distribution", distribution, _DISTRIBUTIONS)
@@ -93,7 +94,7 @@ class SignalPreserving(ContextualInitializer):
 
     @property
     def needs_signal(self) -> bool:
-        """Whether the context must hold the signal engine's gain."""
+        """Whether the context must contain the signal engine's gain."""
         return True
 
     def stddev(self, shape: Sequence[int]) -> float:
@@ -117,7 +118,7 @@ class SignalPreserving(ContextualInitializer):
             seed=self.seed,
         )
 
-    def get_config(self) -> dict[str, Any]:
+    def get_config(self) -> Config:
         """Returns the configuration, JSON primitives only."""
         return {"distribution": self.distribution, "target": self.target, **super().get_config()}
 

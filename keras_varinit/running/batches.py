@@ -1,48 +1,48 @@
-"""Data of any form as a stream of batches."""
+"""Arrays and datasets of any kind as a stream of batches."""
 
 import dataclasses
 import itertools
 from collections.abc import Iterable, Iterator
-from typing import Any
 
 import keras
 import numpy as np
 
 from keras_varinit.arguments import Arguments
+from keras_varinit.typing import ArrayLike, Nested
 
 
 @dataclasses.dataclass(frozen=True)
 class Batch:
-    """Examples, and their targets and weights where there are some."""
+    """Examples, with their targets and sample weights, if any."""
 
-    x: Any
-    y: Any = None
-    sample_weight: Any = None
+    x: Nested
+    y: Nested = None
+    sample_weight: Nested = None
 
     @property
     def size(self) -> int:
-        """How many examples."""
+        """Number of examples."""
         return int(np.shape(keras.tree.flatten(self.x)[0])[0])
 
 
 class Batches:
-    """Batches of arrays, or those that a dataset yields; each iteration starts anew.
+    """Batches of arrays or of a dataset; each iteration starts from the beginning.
 
     Args:
         x: Arrays, nested in lists or dictionaries as the model takes them, or a dataset: a
             `tf.data.Dataset`, a `keras.utils.PyDataset`, a `torch` `DataLoader` or another
             iterable of batches `x`, `(x, y)` or `(x, y, sample_weight)`.
         y: Arrays of targets, or None.
-        batch_size: Examples per batch, of arrays.
-        max_batches: How many batches to take at most; None for all.
-        owner: The name of who is called, for errors.
+        batch_size: Examples per batch, if `x` is arrays.
+        max_batches: Largest number of batches; None for all.
+        owner: Name of the public function, for error messages.
 
     Raises:
-        TypeError, ValueError: the data is none of these, is empty, or its sizes differ.
+        TypeError, ValueError: the data has another form, is empty, or its lengths differ.
     """
 
     def __init__(
-        self, x: Any, y: Any, *, batch_size: int, max_batches: int | None, owner: str
+        self, x: Nested, y: Nested, *, batch_size: int, max_batches: int | None, owner: str
     ) -> None:
         self.owner = owner
         self.x, self.y = x, y
@@ -52,12 +52,12 @@ class Batches:
         self.is_dataset = _is_dataset(x)
         if self.is_dataset and y is not None:
             raise ValueError(
-                f"{owner}: `y` must be None where `x` is a dataset, which yields its own targets. "
+                f"{owner}: `y` must be None if `x` is a dataset, which yields its own targets. "
                 f"Received: x of type {type(x).__name__} and y of type {type(y).__name__}."
             )
         if self.is_dataset and max_batches is None and self._is_endless():
             raise ValueError(
-                f"{owner}: the dataset never ends, so say how many batches to take. "
+                f"{owner}: the dataset is infinite, so `max_batches` must be set. "
                 "Received: max_batches=None."
             )
         if not self.is_dataset:
@@ -65,7 +65,7 @@ class Batches:
             self.count = _common_length(self.x, self.y, owner)
 
     def __len__(self) -> int:
-        """How many batches there are; 0 if that is not known."""
+        """Number of batches; 0 if unknown."""
         if not self.is_dataset:
             length = -(-self.count // self.batch_size)
         else:
@@ -93,12 +93,12 @@ class Batches:
         for element in self._elements():
             yield _as_batch(element, self.owner)
 
-    def _elements(self) -> Iterable[Any]:
+    def _elements(self) -> Iterable[Nested]:
         if isinstance(self.x, keras.utils.PyDataset):
             count = self.x.num_batches
             indices = itertools.count() if count is None else range(count)
             return (self.x[index] for index in indices)
-        elements: Iterable[Any] = iter(self.x)
+        elements: Iterable[Nested] = iter(self.x)
         return elements
 
     def _is_endless(self) -> bool:
@@ -108,14 +108,14 @@ class Batches:
         return cardinality is not None and int(cardinality()) == -1
 
 
-def _is_dataset(x: Any) -> bool:
+def _is_dataset(x: Nested) -> bool:
     if isinstance(x, list | tuple | dict) or hasattr(x, "shape") or np.isscalar(x) or x is None:
         return False
     return isinstance(x, keras.utils.PyDataset) or hasattr(x, "__iter__")
 
 
-def _arrays(value: Any, name: str, owner: str) -> Any:
-    def as_array(leaf: Any) -> Any:
+def _arrays(value: Nested, name: str, owner: str) -> Nested:
+    def as_array(leaf: ArrayLike) -> ArrayLike:
         array = leaf if hasattr(leaf, "shape") and keras.ops.is_tensor(leaf) else np.asarray(leaf)
         if len(array.shape) == 0 or getattr(array.dtype, "kind", "") == "O":
             raise TypeError(
@@ -129,12 +129,12 @@ def _arrays(value: Any, name: str, owner: str) -> Any:
     return as_array(value)
 
 
-def _holds_arrays(values: list[Any]) -> bool:
-    """Whether a list holds several inputs, and is not the numbers of one."""
+def _holds_arrays(values: list[Nested]) -> bool:
+    """Whether a list contains several inputs, rather than the numbers of one."""
     return bool(values) and all(hasattr(v, "shape") or isinstance(v, dict) for v in values)
 
 
-def _common_length(x: Any, y: Any, owner: str) -> int:
+def _common_length(x: Nested, y: Nested, owner: str) -> int:
     lengths = [int(leaf.shape[0]) for leaf in keras.tree.flatten((x, [] if y is None else y))]
     if len(set(lengths)) != 1 or lengths[0] == 0:
         raise ValueError(
@@ -144,11 +144,11 @@ def _common_length(x: Any, y: Any, owner: str) -> int:
     return lengths[0]
 
 
-def _rows(value: Any, rows: slice) -> Any:
+def _rows(value: Nested, rows: slice) -> Nested:
     return None if value is None else keras.tree.map_structure(lambda leaf: leaf[rows], value)
 
 
-def _as_batch(element: Any, owner: str) -> Batch:
+def _as_batch(element: Nested, owner: str) -> Batch:
     parts = element if isinstance(element, tuple | list) else (element,)
     if isinstance(element, list) and len(element) > 3:
         parts = (element,)
@@ -160,10 +160,10 @@ def _as_batch(element: Any, owner: str) -> Batch:
     return Batch(*(_plain(part) for part in parts))
 
 
-def _plain(part: Any) -> Any:
-    """NumPy arrays in place of the tensors of whatever library reads the data."""
+def _plain(part: Nested) -> Nested:
+    """Replaces tensors of other libraries, which a data loader may yield, by NumPy arrays."""
 
-    def plain(leaf: Any) -> Any:
+    def plain(leaf: ArrayLike) -> ArrayLike:
         if leaf is None or isinstance(leaf, np.ndarray) or keras.ops.is_tensor(leaf):
             return leaf
         if hasattr(leaf, "detach"):

@@ -1,9 +1,8 @@
-"""Running models on data: calls that leave no trace, inputs as `fit` gives them."""
+"""Calling models on data as `fit` does, without side effects."""
 
 import contextlib
 import inspect
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
 
 import keras
 
@@ -17,11 +16,12 @@ from keras_varinit.keras_private import (
 )
 from keras_varinit.tensors import snapshot
 from keras_varinit.tracing.isolation import leaving_no_trace, shadowed
+from keras_varinit.typing import Function, Layer, Model, Nested, Operation, Tensor
 
 
 @contextlib.contextmanager
-def untouched(model: Any) -> Iterator[None]:
-    """Runs of the model in it change nothing of it: no statistic, seed, loss, counter, record."""
+def untouched(model: Model) -> Iterator[None]:
+    """Undoes what running the model inside changes: statistics, seeds, losses, names, nodes."""
     layers = [model, *layers_of(model)]
     with (
         leaving_no_trace(layers),
@@ -33,11 +33,11 @@ def untouched(model: Any) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _float8_as_tensors(layers: Sequence[Any]) -> Iterator[None]:
-    """The variables of float8 layers are read as tensors.
+def _float8_as_tensors(layers: Sequence[Layer]) -> Iterator[None]:
+    """Reads the variables of float8 layers as tensors.
 
-    Keras hands them to `tf.custom_gradient`, which outside a graph takes them for variables that
-    the function uses beside its arguments, and wants gradients of them from Keras.
+    Keras passes them to `tf.custom_gradient`, which outside a graph takes them for variables that
+    the function captures, and demands gradients for them.
     """
     quantized = [each for each in layers if getattr(each, "quantization_mode", None) == "float8"]
     if keras.backend.backend() != "tensorflow" or not quantized:
@@ -50,7 +50,7 @@ def _float8_as_tensors(layers: Sequence[Any]) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _keeping_random_state() -> Iterator[None]:
-    """On PyTorch, dropout without a seed draws from the process's own generator."""
+    """Restores PyTorch's global generator, from which dropout without a seed draws."""
     if keras.backend.backend() != "torch":
         yield
         return
@@ -62,26 +62,26 @@ def _keeping_random_state() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def linear(layer: Any) -> Iterator[None]:
-    """The layer without its `activation`."""
+def linear(layer: Operation) -> Iterator[None]:
+    """Replaces the layer's `activation` by the identity."""
     with shadowed(layer, "activation", keras.activations.linear):
         yield
 
 
 @contextlib.contextmanager
-def replaced_call(layer: Any, call: Callable[..., Any]) -> Iterator[None]:
-    """The layer with another function in place of its `call`."""
+def replaced_call(layer: Layer, call: Function) -> Iterator[None]:
+    """Replaces the layer's `call`."""
     with shadowed(layer, "call", call):
         yield
 
 
-def takes(layer: Any, argument: str) -> bool:
+def takes(layer: Operation, argument: str) -> bool:
     """Whether a layer's `call` has an argument of that name."""
     return argument in inspect.signature(layer.call).parameters
 
 
-def call_model(model: Any, x: Any, training: bool) -> Any:
-    """What `fit` does with a batch: `training` is passed where `call` takes it."""
+def call_model(model: Model, x: Nested, training: bool) -> Nested:
+    """Calls a model on a batch as `fit` does, with `training` if its `call` takes it."""
     kwargs = {"training": training} if takes(model, "training") else {}
     names = [name.removesuffix("_shape") for name in build_shapes(model)]
     if functional_of(model) is None and len(names) > 1:
@@ -92,11 +92,11 @@ def call_model(model: Any, x: Any, training: bool) -> Any:
     return model(x, **kwargs)
 
 
-def flat_inputs(model: Any, x: Any) -> list[Any]:
-    """The batch as tensors in the order of the model's inputs, of the types they are called with.
+def flat_inputs(model: Model, x: Nested) -> list[Tensor]:
+    """The batch as tensors in the order of the model's inputs, in the dtypes that it computes with.
 
     Raises:
-        ValueError: the structure or a shape is not what the model takes.
+        ValueError: the structure or a shape does not fit the model.
     """
     functional = functional_of(model)
     if functional is not None:
@@ -108,19 +108,19 @@ def flat_inputs(model: Any, x: Any) -> list[Any]:
     return [policy.convert_input(t, model.autocast, model.input_dtype) for t in _flat_tensors(x)]
 
 
-def _flat_tensors(x: Any) -> list[Any]:
+def _flat_tensors(x: Nested) -> list[Tensor]:
     return [keras.ops.convert_to_tensor(t) for t in keras.tree.flatten(x)]
 
 
-def input_shapes(model: Any) -> list[tuple[str, tuple[int | None, ...]]]:
-    """Name and shape of each input, where Keras records them."""
+def input_shapes(model: Model) -> list[tuple[str, tuple[int | None, ...]]]:
+    """Name and shape of each input; empty if Keras does not record them."""
     functional = functional_of(model)
     if functional is None:
         return []
     return [(str(t.name), tuple(t.shape)) for t in functional.inputs]
 
 
-def build_loss(function: Any, targets: Any, outputs: Any, sample_weight: Any) -> None:
-    """Calls a loss of `new_loss` once outside any scope, where it may make its variables."""
+def build_loss(function: Function, targets: Nested, outputs: Nested, sample_weight: Nested) -> None:
+    """Calls a loss of `new_loss` once, outside any scope, so that it can create its variables."""
     with keeping_names():
         function(targets, outputs, sample_weight)

@@ -1,16 +1,15 @@
 """Signals and gradients of one batch on each backend, as summaries on the host.
 
-The gradient of every signal comes from one backward pass. TensorFlow and PyTorch give gradients of
-intermediate tensors. JAX differentiates functions of their arguments, so there every signal goes
-through an identity whose backward rule hands the summary of what passes to an argument that it
-never read; no second copy of the activations is needed for it.
+The gradients of all signals come from one backward pass. TensorFlow and PyTorch differentiate with
+respect to intermediate tensors. JAX only differentiates with respect to arguments, so there every
+signal goes through an identity whose backward rule returns the summary of the gradient as the
+gradient of an unused argument, the slot; this needs no second copy of the activations.
 """
 
 import contextlib
 import functools
 import math
 from collections.abc import Callable, Iterator
-from typing import Any
 
 import keras
 import numpy as np
@@ -25,23 +24,31 @@ from keras_varinit.running.statistics import (
     summarize,
     summarize_on_host,
 )
+from keras_varinit.typing import AnyArray, ArrayLike, Function, Nested, Tensor
 
 Vector = npt.NDArray[np.float32]
 
+Mark = Callable[[str, ArrayLike], ArrayLike]
+
 
 class Tap:
-    """A recorder that keeps the signals of one run, and the inputs of activation functions."""
+    """An observer that keeps the signals of one run, and the inputs and outputs of activations.
 
-    def __init__(self, mark: Callable[[str, Any], Any] = lambda name, tensor: tensor) -> None:
+    Args:
+        mark: Called with the name and the tensor of each signal; returns the tensor to continue
+            with, which is the one to differentiate with respect to.
+    """
+
+    def __init__(self, mark: Mark = lambda name, tensor: tensor) -> None:
         self.mark = mark
         self.points: dict[str, Point] = {}
-        self.signals: dict[str, Any] = {}
-        self.marked: dict[str, Any] = {}
-        self.before: dict[str, Any] = {}
-        self.after: dict[str, Any] = {}
+        self.signals: dict[str, Tensor] = {}
+        self.marked: dict[str, Tensor] = {}
+        self.before: dict[str, Tensor] = {}
+        self.after: dict[str, Tensor] = {}
 
-    def signal(self, point: Point, tensor: Any) -> Any:
-        """Keeps a tensor of floats."""
+    def signal(self, point: Point, tensor: Tensor) -> Tensor:
+        """Keeps a floating-point tensor."""
         self.points.setdefault(point.name, point)
         if not _is_float(tensor) or 0 in tuple(tensor.shape):
             return tensor
@@ -49,28 +56,30 @@ class Tap:
         self.marked[point.name] = self.mark(point.name, tensor)
         return self.marked[point.name]
 
-    def activation(self, point: Point, before: Any, after: Any) -> None:
+    def activation(self, point: Point, before: Tensor, after: Tensor) -> None:
         """Keeps the input and the output of an activation function."""
         self.before[point.name] = before
         self.after[point.name] = after
 
-    def in_front_of_loss(self, output: Any) -> Any:
-        """What a softmax or sigmoid made an output of the model of, or the output itself."""
+    def logits_of(self, output: Tensor) -> Tensor:
+        """The input of the softmax or sigmoid that gave an output, or else the output itself."""
         for name, after in self.after.items():
             if after is output and self.points[name].belongs_to_the_loss:
                 return self.before[name]
         return output
 
 
-Loss = Callable[[list[Any], Tap], Any]
+Run = Callable[[Tap], list[Tensor]]
+
+Loss = Callable[[list[Tensor], Tap], ArrayLike]
 
 
-def _is_float(tensor: Any) -> bool:
+def _is_float(tensor: Tensor) -> bool:
     return bool(keras.backend.is_float_dtype(keras.backend.standardize_dtype(tensor.dtype)))
 
 
 class Summaries:
-    """What one batch gives: by point, vectors of `summarize` and `count_flat`, and sizes."""
+    """Results of one batch, by point: vectors of `summarize` and `count_flat`, sizes and shapes."""
 
     def __init__(self) -> None:
         self.points: dict[str, Point] = {}
@@ -83,18 +92,18 @@ class Summaries:
 
 
 def summaries_of(
-    run: Callable[[Tap], list[Any]],
+    run: Run,
     loss: Loss | None,
     scales: dict[tuple[str, str], float],
     names: list[str],
 ) -> Summaries:
-    """Runs a model forward and back on a batch.
+    """Runs a model forward and backward on a batch.
 
     Args:
-        run: Runs it, given the recorder.
-        loss: The scalar to differentiate, of the outputs and the recorder; None for no gradients.
+        run: Runs the model with an observer; returns its outputs, flat.
+        loss: The scalar to differentiate, from the outputs and the observer; None for no gradients.
         scales: The units of the histograms, by kind ("forward", "backward", "output") and point.
-        names: The points whose gradients are wanted.
+        names: The points whose gradients to compute.
     """
 
     def scale_of(kind: str, name: str) -> float:
@@ -102,8 +111,8 @@ def summaries_of(
 
     differentiate = _BACKENDS[keras.backend.backend()]
     tap, backward = differentiate(run, loss, lambda name: scale_of("backward", name), names)
-    found = Summaries()
-    found.points = tap.points
+    summaries = Summaries()
+    summaries.points = tap.points
     with no_gradients():
         forward = {n: _summary(t, scale_of("forward", n)) for n, t in tap.signals.items()}
         output, flat = {}, {}
@@ -116,19 +125,18 @@ def summaries_of(
                 parts = flat_parts(function)
                 ends = (parts.low, parts.high, parts.constant_low, parts.constant_high)
                 bounds = np.asarray(ends, np.float32)
-                counted = _compiled(count_flat, static=2)(before, bounds, point.channel_axis)
-                flat[name] = counted
-                found.sizes.setdefault(name, math.prod(tuple(before.shape)))
-        found.shapes = {n: tuple(t.shape)[1:] for n, t in tap.signals.items()}
-        found.sizes.update({n: math.prod(tuple(t.shape)) for n, t in tap.signals.items()})
-        found.forward = _to_host(forward)
-        found.backward = _to_host(backward)
-        found.output = _to_host(output)
-        found.flat = {n: _as_numpy(v) for n, v in flat.items()}
-    return found
+                flat[name] = _compiled(count_flat, static=2)(before, bounds, point.channel_axis)
+                summaries.sizes.setdefault(name, math.prod(tuple(before.shape)))
+        summaries.shapes = {n: tuple(t.shape)[1:] for n, t in tap.signals.items()}
+        summaries.sizes.update({n: math.prod(tuple(t.shape)) for n, t in tap.signals.items()})
+        summaries.forward = _to_host(forward)
+        summaries.backward = _to_host(backward)
+        summaries.output = _to_host(output)
+        summaries.flat = {n: _as_numpy(v) for n, v in flat.items()}
+    return summaries
 
 
-def _summary(tensor: Any, scale: float) -> Any:
+def _summary(tensor: Tensor, scale: float) -> ArrayLike:
     stride = stride_for(tuple(int(n) for n in tensor.shape))
     values = _in_host_memory(tensor)
     if values is not None:
@@ -136,11 +144,11 @@ def _summary(tensor: Any, scale: float) -> Any:
     return _summarizer()(tensor, np.float32(scale), stride)
 
 
-def _in_host_memory(tensor: Any) -> Any | None:
-    """The entries of a tensor on a CPU, without a copy; None of one that is elsewhere.
+def _in_host_memory(tensor: ArrayLike) -> AnyArray | None:
+    """The entries of a tensor on a CPU, without a copy; None if it is on another device.
 
-    There NumPy is faster than many small operations of a backend, which on JAX would each be
-    compiled for every shape.
+    On a CPU, NumPy is faster than many small operations of a backend, and JAX would compile each of
+    them for every shape.
     """
     backend = keras.backend.backend()
     if backend == "torch":
@@ -154,34 +162,34 @@ def _in_host_memory(tensor: Any) -> Any | None:
     return np.asarray(tensor) if all(d.platform == "cpu" for d in tensor.devices()) else None
 
 
-def _to_host(vectors: dict[str, Any]) -> dict[str, Vector]:
-    """All in one copy, which on an accelerator is one wait."""
-    found = {name: v for name, v in vectors.items() if isinstance(v, np.ndarray)}
-    elsewhere = {name: v for name, v in vectors.items() if name not in found}
-    if elsewhere:
-        stacked = _as_numpy(keras.ops.stack(list(elsewhere.values())))
-        found.update(zip(elsewhere, stacked, strict=True))
-    return found
+def _to_host(vectors: dict[str, ArrayLike]) -> dict[str, Vector]:
+    """Copies all vectors at once, so that an accelerator is waited for only once."""
+    on_host = {name: v for name, v in vectors.items() if isinstance(v, np.ndarray)}
+    on_device = {name: v for name, v in vectors.items() if name not in on_host}
+    if on_device:
+        stacked = _as_numpy(keras.ops.stack(list(on_device.values())))
+        on_host.update(zip(on_device, stacked, strict=True))
+    return on_host
 
 
-def _as_numpy(tensor: Any) -> Vector:
+def _as_numpy(tensor: ArrayLike) -> Vector:
     return np.asarray(keras.ops.convert_to_numpy(tensor), np.float32)
 
 
 @functools.cache
-def _compiled(function: Callable[..., Any], static: int) -> Callable[..., Any]:
-    """On JAX compiled, so that small steps do not each compile alone."""
+def _compiled(function: Function, static: int) -> Function:
+    """Compiles a function on JAX, where its operations would otherwise be compiled one by one."""
     if keras.backend.backend() != "jax":
         return function
     import jax
 
-    compiled: Callable[..., Any] = jax.jit(function, static_argnums=static)
+    compiled: Function = jax.jit(function, static_argnums=static)
     return compiled
 
 
 @functools.cache
-def _summarizer() -> Callable[..., Any]:
-    """`summarize`, compiled where that saves time."""
+def _summarizer() -> Function:
+    """`summarize`, compiled on TensorFlow and JAX."""
     if keras.backend.backend() == "tensorflow":
         import tensorflow as tf
 
@@ -197,13 +205,13 @@ def _summarizer() -> Callable[..., Any]:
             tf.reshape(tf.cast(t, tf.float32), [-1]), scale, stride
         )
     compiled = _compiled(summarize, static=2)
-    # One compilation serves all shapes of a size.
+    # Flattened first, so that one compilation serves all shapes of the same size.
     return lambda t, scale, stride: compiled(keras.ops.reshape(t, (-1,)), scale, stride)
 
 
 @contextlib.contextmanager
 def no_gradients() -> Iterator[None]:
-    """PyTorch records nothing in it that would serve to differentiate."""
+    """Disables PyTorch's recording of gradients."""
     if keras.backend.backend() != "torch":
         yield
         return
@@ -213,11 +221,11 @@ def no_gradients() -> Iterator[None]:
         yield
 
 
-_Result = tuple[Tap, dict[str, Any]]
+_Result = tuple[Tap, dict[str, ArrayLike]]
 
 
 def _tensorflow(
-    run: Callable[[Tap], list[Any]],
+    run: Run,
     loss: Loss | None,
     scale_of: Callable[[str], float],
     names: list[str],
@@ -230,7 +238,7 @@ def _tensorflow(
         return tap, {}
     with tf.GradientTape(watch_accessed_variables=False) as tape:
 
-        def mark(name: str, tensor: Any) -> Any:
+        def mark(name: str, tensor: ArrayLike) -> ArrayLike:
             if name in names:
                 tape.watch(tensor)
             return tensor
@@ -248,7 +256,7 @@ def _tensorflow(
 
 
 def _torch(
-    run: Callable[[Tap], list[Any]],
+    run: Run,
     loss: Loss | None,
     scale_of: Callable[[str], float],
     names: list[str],
@@ -261,8 +269,8 @@ def _torch(
             run(tap)
         return tap, {}
 
-    def mark(name: str, tensor: Any) -> Any:
-        # Where nothing before it is trainable, a tensor is not part of any graph yet.
+    def mark(name: str, tensor: ArrayLike) -> ArrayLike:
+        # A tensor with nothing trainable before it is not part of an autograd graph yet.
         return tensor if tensor.requires_grad else tensor.detach().requires_grad_()
 
     with torch.enable_grad():
@@ -283,27 +291,27 @@ def _torch(
 
 
 @functools.cache
-def _probe() -> Callable[..., Any]:
-    """The identity, for JAX; see above."""
+def _probe() -> Function:
+    """The identity whose backward rule returns a summary as the gradient of `slot`."""
     import jax
 
     @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
-    def probe(tensor: Any, slot: Any, scale: float) -> Any:
+    def probe(tensor: ArrayLike, slot: ArrayLike, scale: float) -> ArrayLike:
         return tensor
 
-    def forward(tensor: Any, slot: Any, scale: float) -> Any:
+    def forward(tensor: ArrayLike, slot: ArrayLike, scale: float) -> tuple[ArrayLike, None]:
         return tensor, None
 
-    def backward(scale: float, _: Any, gradient: Any) -> Any:
+    def backward(scale: float, _: None, gradient: ArrayLike) -> tuple[ArrayLike, ArrayLike]:
         return gradient, jax.numpy.asarray(_summary(gradient, scale))
 
     probe.defvjp(forward, backward)
-    made: Callable[..., Any] = probe
-    return made
+    typed: Function = probe
+    return typed
 
 
 def _jax(
-    run: Callable[[Tap], list[Any]],
+    run: Run,
     loss: Loss | None,
     scale_of: Callable[[str], float],
     names: list[str],
@@ -315,25 +323,25 @@ def _jax(
         tap = Tap()
         run(tap)
         return tap, {}
-    kept: dict[str, Any] = {}
+    taps: list[Tap] = []
 
-    def differentiated(slots: dict[str, Any]) -> Any:
-        def mark(name: str, tensor: Any) -> Any:
+    def differentiated(slots: dict[str, ArrayLike]) -> tuple[ArrayLike, Nested]:
+        def mark(name: str, tensor: ArrayLike) -> ArrayLike:
             if name not in slots:
                 return tensor
             return _probe()(tensor, slots[name], scale_of(name))
 
         tap = Tap(mark)
         value = loss(run(tap), tap)
-        kept["tap"] = tap
+        taps.append(tap)
         return value, (tap.signals, tap.before, tap.after)
 
     slots = {name: jnp.zeros((LENGTH,), jnp.float32) for name in names}
     value, pullback, concrete = jax.vjp(differentiated, slots, has_aux=True)
-    (found,) = pullback(jnp.ones_like(value))
-    tap = kept["tap"]
+    (vectors,) = pullback(jnp.ones_like(value))
+    tap = taps[-1]
     tap.signals, tap.before, tap.after = concrete
-    return tap, {name: found[name] for name in names if name in tap.signals}
+    return tap, {name: vectors[name] for name in names if name in tap.signals}
 
 
 _BACKENDS: dict[str, Callable[..., _Result]] = {

@@ -1,8 +1,7 @@
-"""Where a model's signal is looked at: one point per call of a layer or operation."""
+"""The points of a model at which signals are measured: one per call of a layer or operation."""
 
 import dataclasses
 from collections.abc import Iterable, Sequence
-from typing import Any
 
 import keras
 
@@ -12,8 +11,9 @@ from keras_varinit.maths.quadrature import Activation
 from keras_varinit.signals.registry import layer_classes, role_of
 from keras_varinit.signals.roles import Call, Elementwise, Role, Transparent, Unknown, Weights
 from keras_varinit.tracing.reader import Node
+from keras_varinit.typing import Operation, Variable
 
-# Their `call` ends with `self.activation`, so without it they give the pre-activation.
+# Layers whose `call` ends with `self.activation`, so that without it they return pre-activations.
 _SPLIT = (
     keras.layers.Dense,
     keras.layers.EinsumDense,
@@ -27,70 +27,79 @@ _OF_ROWS = ("softmax", "log_softmax", "sparsemax")
 
 _OF_THE_LOSS = (*_OF_ROWS, "sigmoid", "log_sigmoid")
 
-# Functions of each entry that are no activations, so that no unit dies or saturates by them.
+# Element-wise functions that are not activations: they have no dead or saturated units.
 _ARITHMETIC = ("absolute", "abs", "fabs", "negative", "square", "sign", "sin", "cos", "exp")
 
 
 @dataclasses.dataclass(frozen=True)
 class Point:
-    """A call whose output is looked at.
+    """A call of an operation whose output is measured.
 
-    `splits` says that the layer has an activation inside, in front of which the signal is taken.
-    `function` is the activation inside, or the one that this call is; None for none.
-    `kernel` is the variable that a prediction about this signal is filed under. `role` is what the
-    analysis says of the call.
+    Attributes:
+        name: Name of the call; see `Namer`.
+        operation: The layer or raw operation.
+        kind: "weights", "activation" or "other".
+        splits: Whether the layer ends with an activation, so that the signal is its input.
+        function: The layer's activation, or the operation itself if it is one; None otherwise.
+        kernel: The variable whose prediction describes this signal, or None.
+        channel_axis: The channel axis of the signal.
+        role: The call's role in the analysis.
     """
 
     name: str
-    operation: Any
+    operation: Operation
     kind: str
     splits: bool = False
     function: Activation | None = None
-    kernel: Any = None
+    kernel: Variable | None = None
     channel_axis: int = -1
     role: Role = dataclasses.field(default_factory=Unknown, repr=False)
 
     @property
     def belongs_to_the_loss(self) -> bool:
-        """Whether its function is one that, at the model's output, the loss is defined with."""
+        """Whether its function at the model's output is usually part of the loss, as softmax."""
         return self.function is not None and self.function.name in _OF_THE_LOSS
 
     @property
     def is_elementwise(self) -> bool:
-        """Whether its function is one of each entry alone, so that units can die or saturate."""
+        """Whether its function is element-wise, so that units can die or saturate."""
         return self.function is not None and self.function.name not in _OF_ROWS
 
 
 class Namer:
-    """Names of calls: the operation's, and from the second call on with its number."""
+    """Names calls: the operation's name, from the second call on with its number, "name#2"."""
 
     def __init__(self) -> None:
         self.seen: dict[str, int] = {}
 
     def __call__(self, name: str) -> str:
-        """The name of the next call of an operation of that name."""
+        """The name of the next call of an operation named `name`."""
         count = self.seen[name] = self.seen.get(name, 0) + 1
         return name if count == 1 else f"{name}#{count}"
 
 
 def normalized_embeddings(points: Iterable[Point]) -> set[str]:
-    """Names of the embeddings after which, in the order of the points, a normalization comes first.
+    """Names of the embeddings that a normalization follows, in the order of the points.
 
-    First before any layer with kernels that is no embedding.
+    It must precede any layer with kernels that is not an embedding.
     """
-    found, waiting = set(), set()
+    normalized, pending = set(), set()
     for point in points:
         if isinstance(point.operation, keras.layers.Embedding):
-            waiting.add(point.name)
+            pending.add(point.name)
         elif isinstance(point.role, Transparent) and point.role.normalizes:
-            found |= waiting
+            normalized |= pending
         elif point.kind == "weights":
-            waiting = set()
-    return found
+            pending = set()
+    return normalized
 
 
 def point_of(
-    operation: Any, name: str, inputs: Sequence[Shape], outputs: Sequence[Shape], node: Node | None
+    operation: Operation,
+    name: str,
+    inputs: Sequence[Shape],
+    outputs: Sequence[Shape],
+    node: Node | None,
 ) -> Point:
     """The point of a call."""
     role = _role(operation, inputs, outputs, node)
@@ -100,7 +109,7 @@ def point_of(
         splits = _splits(operation)
         if splits:
             function = activation_of(operation.activation)
-        # Inside a recurrent layer or behind an activation of unknown place no prediction applies.
+        # No prediction applies inside a recurrent layer, or if the activation may come earlier.
         inside = any(kernel.reads_own_output for kernel in role.kernels)
         comparable = splits or (role.activation is None and not inside)
         kernel = max(role.kernels, key=lambda k: k.level).variable if comparable else None
@@ -114,18 +123,18 @@ def point_of(
 
 
 def _role(
-    operation: Any, inputs: Sequence[Shape], outputs: Sequence[Shape], node: Node | None
+    operation: Operation, inputs: Sequence[Shape], outputs: Sequence[Shape], node: Node | None
 ) -> Role:
     try:
         call = Call(node or Node(-1, operation, (0,), (0,)), tuple(inputs), tuple(outputs))
         return role_of(call)
     except (ValueError, IndexError, TypeError, AttributeError):
-        # A rule counts fans from shapes; what it cannot count is still a signal to look at.
+        # Rules count fans from shapes; a signal can be measured even where they cannot.
         return Unknown()
 
 
-def _splits(operation: Any) -> bool:
-    """Whether Keras's own `call` runs, with an activation at its end."""
+def _splits(operation: Operation) -> bool:
+    """Whether Keras's own `call` runs and ends with an activation."""
     if not isinstance(operation, _SPLIT) or "call" in vars(operation):
         return False
     function = getattr(operation, "activation", None)
@@ -133,7 +142,7 @@ def _splits(operation: Any) -> bool:
     return own and function is not None and function is not keras.activations.linear
 
 
-def _activation_or_none(operation: Any, splits: bool) -> Activation | None:
+def _activation_or_none(operation: Operation, splits: bool) -> Activation | None:
     if not splits:
         return None
     try:
@@ -142,13 +151,13 @@ def _activation_or_none(operation: Any, splits: bool) -> Activation | None:
         return None
 
 
-def _is_arithmetic(operation: Any, function: Activation) -> bool:
+def _is_arithmetic(operation: Operation, function: Activation) -> bool:
     names = ("Add", "Subtract", "Multiply", "Divide", "TrueDivide", "Maximum", "Minimum", "Power")
     with_number = is_raw_operation(operation) and type(operation).__name__ in names
     return with_number or function.name in _ARITHMETIC
 
 
-def _channel_axis(operation: Any, rank: int) -> int:
-    stated = getattr(operation, "data_format", None)
-    data_format = stated or keras.config.image_data_format()
-    return 1 if data_format == "channels_first" and rank > (2 if stated else 3) else -1
+def _channel_axis(operation: Operation, rank: int) -> int:
+    own_format = getattr(operation, "data_format", None)
+    data_format = own_format or keras.config.image_data_format()
+    return 1 if data_format == "channels_first" and rank > (2 if own_format else 3) else -1

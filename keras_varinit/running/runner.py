@@ -1,50 +1,57 @@
-"""Runs a model on data, and hands every signal inside it to a recorder."""
+"""Runs a model on data and passes every signal inside it to an observer."""
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol
 
 import keras
 
-from keras_varinit.keras_private import is_raw_operation, is_symbolic, layers_of, with_mask_of
+from keras_varinit.keras_private import (
+    Shape,
+    is_raw_operation,
+    is_symbolic,
+    layers_of,
+    with_mask_of,
+)
 from keras_varinit.running.calls import call_model, flat_inputs, linear, replaced_call, takes
 from keras_varinit.running.points import Namer, Point, point_of
 from keras_varinit.signals.registry import has_role_rule
 from keras_varinit.tracing.opening import build_graph
 from keras_varinit.tracing.reader import Graph, Node
+from keras_varinit.typing import ArrayLike, Layer, Model, Nested, Tensor
 
 
-class Recorder(Protocol):
-    """What a runner tells."""
+class Observer(Protocol):
+    """Receives the signals of a run, and may replace them."""
 
-    def signal(self, point: Point, tensor: Any) -> Any:
-        """Takes note of a signal; returns the tensor to go on with."""
+    def signal(self, point: Point, tensor: Tensor) -> Tensor:
+        """Observes a signal; returns the tensor to continue with."""
 
-    def activation(self, point: Point, before: Any, after: Any) -> None:
-        """Takes note of what an activation function did."""
+    def activation(self, point: Point, before: Tensor, after: Tensor) -> None:
+        """Observes the input and the output of an activation function."""
 
 
 class Runner(Protocol):
     """A way to run a model."""
 
-    def run(self, x: Any, recorder: Recorder) -> list[Any]:
-        """The outputs, flat, of the model on a batch."""
+    def run(self, x: Nested, observer: Observer) -> list[Tensor]:
+        """The model's outputs on a batch, flat."""
 
 
 class GraphRunner:
-    """Runs the recorded graph node by node, raw operations included.
+    """Runs the traced graph node by node, raw operations included.
 
     Args:
         model: A built model.
         training: As in the model's call.
-        keep_recorded: Whether layers are called with the `training` that Keras recorded, where it
-            recorded one. It is as often a layer's default as what a user's `call` passes.
+        keep_recorded: Whether layers are called with the `training` that Keras recorded, if any. It
+            may be what a user's `call` passes, or just a layer's default.
 
     Raises:
-        ValueError: the model's own `call` cannot be followed on symbolic tensors.
+        ValueError: the model's own `call` cannot be traced on symbolic tensors.
     """
 
-    def __init__(self, model: Any, training: bool, *, keep_recorded: bool = False) -> None:
+    def __init__(self, model: Model, training: bool, *, keep_recorded: bool = False) -> None:
         self.model = model
         self.keep_recorded = keep_recorded
         self.training = training if takes(model, "training") else None
@@ -69,30 +76,30 @@ class GraphRunner:
             node,
         )
 
-    def run(self, x: Any, recorder: Recorder) -> list[Any]:
-        """The outputs, flat, of the model on a batch."""
-        values: dict[int, Any] = dict(self.graph.constants)
+    def run(self, x: Nested, observer: Observer) -> list[Tensor]:
+        """The model's outputs on a batch, flat."""
+        values: dict[int, Tensor] = dict(self.graph.constants)
         values.update(zip(self.graph.inputs, flat_inputs(self.model, x), strict=True))
-        states: dict[int, list[Any]] = {}
+        states: dict[int, list[Tensor]] = {}
         for node, point in zip(self.graph.nodes, self.points, strict=True):
-            given = [values[t] for t in node.inputs]
+            inputs = [values[t] for t in node.inputs]
             if node.part:
-                results = self._part(node, given, values, states)
+                outputs = self._part(node, inputs, values, states)
                 if point is not None:
-                    results[0] = _recorded(recorder, point, results[0])
+                    outputs[0] = _observed(observer, point, outputs[0])
             else:
-                results = self._call(node, point, given, recorder)
-                states.update({t: results[1:] for t in node.outputs[:1]})
-            values.update(zip(node.outputs, results, strict=len(node.outputs) > 1))
+                outputs = self._call(node, point, inputs, observer)
+                states.update({t: outputs[1:] for t in node.outputs[:1]})
+            values.update(zip(node.outputs, outputs, strict=len(node.outputs) > 1))
         return [values[t] for t in self.graph.outputs]
 
     def _call(
-        self, node: Node, point: Point | None, given: list[Any], recorder: Recorder
-    ) -> list[Any]:
+        self, node: Node, point: Point | None, inputs: list[Tensor], observer: Observer
+    ) -> list[Tensor]:
         operation = node.operation
-        args, kwargs = _filled(node, given)
+        args, kwargs = _filled(node, inputs)
         if is_raw_operation(operation):
-            results = _flat(operation.call(*args, **kwargs))
+            outputs = _flat(operation.call(*args, **kwargs))
         else:
             is_open = not self.keep_recorded or kwargs.get("training") is None
             if is_open and self.training is not None and takes(operation, "training"):
@@ -100,22 +107,23 @@ class GraphRunner:
             if point is not None and point.splits:
                 with linear(operation):
                     before = operation(*args, **kwargs)
-                return [_activated(recorder, point, before)]
-            results = _flat(operation(*args, **kwargs))
-        if point is not None and results:
-            results[0] = _recorded(recorder, point, results[0], given[0] if given else None)
-        return results
+                return [_activated(observer, point, before)]
+            outputs = _flat(operation(*args, **kwargs))
+        if point is not None and outputs:
+            outputs[0] = _observed(observer, point, outputs[0], inputs[0] if inputs else None)
+        return outputs
 
     def _part(
         self,
         node: Node,
-        given: list[Any],
-        values: dict[int, Any],
-        states: dict[int, list[Any]],
-    ) -> list[Any]:
+        inputs: list[Tensor],
+        values: dict[int, Tensor],
+        states: dict[int, list[Tensor]],
+    ) -> list[Tensor]:
+        """Runs a node that represents one part of a wrapper."""
         if isinstance(node.operation, keras.layers.Bidirectional):
-            return _merged(node, given, states)
-        tensor = given[0]
+            return _merged(node, inputs, states)
+        tensor = inputs[0]
         shape = tuple(tensor.shape)
         if node.part == "enter":
             return [keras.ops.reshape(tensor, (-1, *shape[2:]))]
@@ -126,7 +134,7 @@ class GraphRunner:
         return [keras.ops.reshape(tensor, (-1, int(steps), *shape[1:]))]
 
     def _entered(self, leaving: Node) -> int:
-        """The tensor with a time axis that a wrapper was called on."""
+        """The input, with a time axis, of the wrapper that a node leaves."""
         before = self.graph.nodes[: leaving.index]
         return next(
             node.inputs[0]
@@ -136,55 +144,54 @@ class GraphRunner:
 
 
 class LayerRunner:
-    """Calls the model itself, and looks at what its layers put out while it runs.
+    """Calls the model itself and observes the outputs of its layers while it runs.
 
-    For models whose graph cannot be recorded; it does not see raw operations.
+    For models whose graph cannot be traced; it does not observe raw operations.
     """
 
-    def __init__(self, model: Any, training: bool) -> None:
+    def __init__(self, model: Model, training: bool) -> None:
         self.model = model
         self.training = training
         self.points: dict[tuple[int, int], Point] = {}
 
-    def run(self, x: Any, recorder: Recorder) -> list[Any]:
-        """The outputs, flat, of the model on a batch."""
+    def run(self, x: Nested, observer: Observer) -> list[Tensor]:
+        """The model's outputs on a batch, flat."""
         calls: dict[int, int] = {}
         name = Namer()
 
-        def watched(layer: Any) -> Any:
+        def observed(layer: Layer) -> Callable[..., Nested]:
             original = layer.call
 
-            def call(*args: Any, **kwargs: Any) -> Any:
+            def call(*args: Any, **kwargs: Any) -> Nested:
                 count = calls[id(layer)] = calls.get(id(layer), 0) + 1
-                called = name(layer.name)
+                call_name = name(layer.name)
                 key = (id(layer), count)
-                given = keras.tree.flatten((args, kwargs))
-                first = next((t for t in given if keras.ops.is_tensor(t)), None)
+                inputs = [t for t in keras.tree.flatten((args, kwargs)) if keras.ops.is_tensor(t)]
                 if key not in self.points:
                     with _own_call(layer):
-                        self.points[key] = _point_of_running(layer, called, given)
+                        self.points[key] = _point_of_running(layer, call_name, inputs)
                 point = self.points[key]
                 if point.splits:
                     with linear(layer):
                         before = original(*args, **kwargs)
-                    return _activated(recorder, point, before)
-                results = original(*args, **kwargs)
-                flat = keras.tree.flatten(results)
+                    return _activated(observer, point, before)
+                outputs = original(*args, **kwargs)
+                flat = keras.tree.flatten(outputs)
                 if flat and keras.ops.is_tensor(flat[0]):
-                    flat[0] = _recorded(recorder, point, flat[0], first)
-                return keras.tree.pack_sequence_as(results, flat)
+                    flat[0] = _observed(observer, point, flat[0], inputs[0] if inputs else None)
+                return keras.tree.pack_sequence_as(outputs, flat)
 
             return call
 
         with contextlib.ExitStack() as stack:
             for layer in _leaves(self.model):
-                stack.enter_context(replaced_call(layer, watched(layer)))
+                stack.enter_context(replaced_call(layer, observed(layer)))
             return _flat(call_model(self.model, x, self.training))
 
 
 @contextlib.contextmanager
-def _own_call(layer: Any) -> Iterator[None]:
-    """The layer with its own `call` for a moment, so that it is seen for what it is."""
+def _own_call(layer: Layer) -> Iterator[None]:
+    """Restores the layer's own `call` within the scope, so that rules recognize it."""
     shadow = vars(layer).pop("call", None)
     try:
         yield
@@ -193,18 +200,18 @@ def _own_call(layer: Any) -> Iterator[None]:
             vars(layer)["call"] = shadow
 
 
-def _point_of_running(layer: Any, name: str, given: Sequence[Any]) -> Point:
-    inputs = [(None, *tuple(t.shape)[1:]) for t in given if keras.ops.is_tensor(t)]
+def _point_of_running(layer: Layer, name: str, inputs: Sequence[Tensor]) -> Point:
+    shapes: list[Shape] = [(None, *tuple(t.shape)[1:]) for t in inputs]
     try:
-        outputs = [tuple(layer.compute_output_shape(inputs[0]))] if inputs else []
-    except Exception:  # a user's method, of which only the rank is wanted
-        outputs = inputs[:1]
-    return point_of(layer, name, inputs, outputs, None)
+        outputs = [tuple(layer.compute_output_shape(shapes[0]))] if shapes else []
+    except Exception:  # whatever a user's method raises; only the rank matters
+        outputs = shapes[:1]
+    return point_of(layer, name, shapes, outputs, None)
 
 
-def _leaves(model: Any) -> list[Any]:
-    """Layers that are looked at as a whole: those with a rule, and those without layers inside."""
-    leaves: list[Any] = []
+def _leaves(model: Model) -> list[Layer]:
+    """Layers that are observed as a whole: those with a rule, and those without layers inside."""
+    leaves: list[Layer] = []
     inside: set[int] = set()
     for layer in layers_of(model):
         if id(layer) in inside or isinstance(layer, keras.layers.InputLayer):
@@ -216,26 +223,29 @@ def _leaves(model: Any) -> list[Any]:
     return [layer for layer in leaves if id(layer) not in inside]
 
 
-def _activated(recorder: Recorder, point: Point, before: Any) -> Any:
-    """The output of a layer whose activation was left out, and is applied here."""
-    before = with_mask_of(recorder.signal(point, before), before)
+def _activated(observer: Observer, point: Point, before: Tensor) -> Tensor:
+    """Observes a pre-activation; applies the layer's activation, which `linear` took out."""
+    before = with_mask_of(observer.signal(point, before), before)
     after = with_mask_of(point.operation.activation(before), before)
-    recorder.activation(point, before, after)
+    observer.activation(point, before, after)
     return after
 
 
-def _recorded(recorder: Recorder, point: Point, tensor: Any, given: Any = None) -> Any:
-    after = with_mask_of(recorder.signal(point, tensor), tensor)
-    if point.function is not None and given is not None:
-        recorder.activation(point, given, after)
+def _observed(
+    observer: Observer, point: Point, tensor: Tensor, before: Tensor | None = None
+) -> Tensor:
+    """Observes an operation's output, and `before`, its input, if it is an activation."""
+    after = with_mask_of(observer.signal(point, tensor), tensor)
+    if point.function is not None and before is not None:
+        observer.activation(point, before, after)
     return after
 
 
-def _filled(node: Node, given: Sequence[Any]) -> tuple[list[Any], dict[str, Any]]:
-    """The arguments of a recorded call, with values in place of symbolic tensors."""
+def _filled(node: Node, inputs: Sequence[Tensor]) -> tuple[list[Any], dict[str, Any]]:
+    """The arguments of a recorded call, with tensors in place of symbolic ones."""
     if node.arguments is None:
-        return list(given), {}
-    remaining = iter(given)
+        return list(inputs), {}
+    remaining = iter(inputs)
     args, kwargs = keras.tree.map_structure(
         lambda value: next(remaining) if is_symbolic(value) else value,
         (list(node.arguments.args), dict(node.arguments.kwargs)),
@@ -243,13 +253,13 @@ def _filled(node: Node, given: Sequence[Any]) -> tuple[list[Any], dict[str, Any]
     return args, kwargs
 
 
-def _flat(results: Any) -> list[Any]:
-    return [result for result in keras.tree.flatten(results) if result is not None]
+def _flat(outputs: Nested) -> list[Tensor]:
+    return [output for output in keras.tree.flatten(outputs) if output is not None]
 
 
-def _merged(node: Node, given: list[Any], states: dict[int, list[Any]]) -> list[Any]:
-    """Both directions of a `Bidirectional` together, as its `call` puts them."""
-    wrapper, (forward, backward) = node.operation, given
+def _merged(node: Node, inputs: list[ArrayLike], states: dict[int, list[Tensor]]) -> list[Tensor]:
+    """Merges both directions of a `Bidirectional` as its `call` does."""
+    wrapper, (forward, backward) = node.operation, inputs
     if wrapper.return_sequences:
         backward = with_mask_of(keras.ops.flip(backward, axis=1), backward)
     if wrapper.merge_mode == "concat":
@@ -262,7 +272,7 @@ def _merged(node: Node, given: list[Any], states: dict[int, list[Any]]) -> list[
         merged = [forward * backward]
     else:
         merged = [forward, backward]
-    if wrapper.supports_masking:  # not from Keras 3.16 on
+    if wrapper.supports_masking:  # up to Keras 3.15
         merged = [with_mask_of(tensor, forward) for tensor in merged]
     if wrapper.return_state:
         merged += [state for tensor in node.inputs for state in states[tensor]]

@@ -1,32 +1,32 @@
-"""Moments and histograms of signals, summed over batches.
+"""Moments and histograms of signals, accumulated over batches.
 
-A tensor is summarized on its device as a short vector, so that little is copied; the vectors of
-the batches are merged on the host in float64. Entries are scaled by the largest one before they are
+A tensor is summarized on its device as a short vector, so that little is copied; the vectors of all
+batches are merged on the host in float64. Entries are divided by the largest one before they are
 squared, so that a signal of 1e-30 or 1e30 has a second moment too.
 """
 
 import dataclasses
 import functools
 import math
-from typing import Any
 
 import keras
 import numpy as np
 import numpy.typing as npt
 
 from keras_varinit.maths.quadrature import Activation
+from keras_varinit.typing import AnyArray, ArrayLike, Config, Tensor
 
 Array = npt.NDArray[np.float64]
 
-BINS = 81  # odd, so that zeros lie in the middle of one
+BINS = 81  # odd, so that zeros lie in the middle of a bin
 
-LIMIT = 4.0  # histograms reach from -LIMIT to LIMIT in units of the root mean square
+LIMIT = 4.0  # histograms range from -LIMIT to LIMIT in units of the root mean square
 
 _EDGES = np.linspace(-LIMIT, LIMIT, BINS + 1).astype("float32")
 
-_SAMPLE = 1 << 14  # entries per batch that a histogram takes
+_SAMPLE = 1 << 14  # entries per batch that go into a histogram
 
-_HEAD = 5  # numbers of a summary in front of the histogram
+_HEAD = 5  # numbers of a summary that precede the histogram
 
 LENGTH = _HEAD + BINS + 2
 
@@ -36,7 +36,7 @@ ZERO_SLOPE = 1e-6
 
 
 def stride_for(shape: tuple[int, ...]) -> int:
-    """Every how many entries to sample for a histogram, so that no axis is sampled unevenly."""
+    """The stride at which to sample a tensor's entries; coprime to its size, to cover all axes."""
     size = math.prod(shape)
     stride = max(1, size // _SAMPLE)
     while math.gcd(stride, max(1, size)) != 1:
@@ -44,11 +44,19 @@ def stride_for(shape: tuple[int, ...]) -> int:
     return stride
 
 
-def summarize(tensor: Any, scale: Any, stride: Any) -> Any:
-    """A tensor as the vector (non-finite, largest, mean, variance, scale, *histogram).
+def summarize(tensor: Tensor, scale: ArrayLike, stride: ArrayLike) -> ArrayLike:
+    """Summarizes a tensor as a vector: non-finite count, largest, mean, variance, scale, *counts.
 
     Mean and variance are those of the finite entries divided by the largest. The histogram's unit
-    is `scale`, or the root mean square where `scale` is 0.
+    is `scale`, or the root mean square if `scale` is 0.
+
+    Args:
+        tensor: Any shape.
+        scale: Unit of the histogram; 0 for the root mean square.
+        stride: See `stride_for`.
+
+    Returns:
+        A float32 tensor, (LENGTH,).
     """
     ops = keras.ops
     flat = ops.reshape(ops.cast(tensor, "float32"), (-1,))
@@ -72,8 +80,13 @@ def summarize(tensor: Any, scale: Any, stride: Any) -> Any:
     return ops.concatenate([head, cumulated[1:] - cumulated[:-1]])
 
 
-def _searchsorted(ordered: Any, values: Any) -> Any:
-    """`ops.searchsorted`, which in Keras 3.10 fails on TensorFlow's symbolic tensors."""
+def _searchsorted(ordered: Tensor, values: Tensor) -> ArrayLike:
+    """`ops.searchsorted`, which in Keras 3.10 fails on TensorFlow's symbolic tensors.
+
+    Args:
+        ordered: (entries,), ascending.
+        values: (values,).
+    """
     if keras.backend.backend() != "tensorflow":
         return keras.ops.searchsorted(ordered, values)
     import tensorflow as tf
@@ -81,8 +94,8 @@ def _searchsorted(ordered: Any, values: Any) -> Any:
     return tf.searchsorted(ordered, values)
 
 
-def summarize_on_host(tensor: Any, scale: float, stride: int) -> npt.NDArray[np.float32]:
-    """`summarize` by NumPy, where a tensor is in the host's memory and compiling would be slow."""
+def summarize_on_host(tensor: Tensor, scale: float, stride: int) -> npt.NDArray[np.float32]:
+    """`summarize` in NumPy, for tensors in the host's memory, where compiling would be slow."""
     flat = np.asarray(tensor).astype(np.float32, copy=False).reshape(-1)
     finite = np.isfinite(flat)
     count = int(np.count_nonzero(finite))
@@ -104,9 +117,9 @@ def summarize_on_host(tensor: Any, scale: float, stride: int) -> npt.NDArray[np.
 
 @dataclasses.dataclass(frozen=True)
 class Histogram:
-    """Counts of entries between `edges`, which are in the signal's own units.
+    """Counts of entries, (bins,), between `edges`, (bins + 1,), in the signal's own units.
 
-    `below` and `above` count those beyond the first and the last edge.
+    `below` and `above` count the entries beyond the first and the last edge.
     """
 
     edges: Array
@@ -116,12 +129,12 @@ class Histogram:
 
     @property
     def density(self) -> Array:
-        """The counts, normalized so that the area with what lies beyond the edges is 1."""
+        """Probability density, (bins,); entries beyond the edges count towards the total."""
         total = float(self.counts.sum()) + self.below + self.above
         return self.counts / (max(total, 1.0) * np.diff(self.edges))
 
-    def to_dict(self) -> dict[str, Any]:
-        """Plain lists and numbers."""
+    def to_dict(self) -> Config:
+        """JSON primitives."""
         return {
             "edges": [float(v) for v in self.edges],
             "counts": [int(v) for v in self.counts],
@@ -130,8 +143,8 @@ class Histogram:
         }
 
 
-class Moments:
-    """Running count, mean, variance and histogram of a signal over batches."""
+class RunningMoments:
+    """Count, mean, variance and histogram of a signal, accumulated over batches."""
 
     def __init__(self) -> None:
         self.count = 0
@@ -142,7 +155,7 @@ class Moments:
         self.histogram_counts = np.zeros(BINS + 2)
 
     def add(self, summary: npt.NDArray[np.float32], size: int) -> None:
-        """Takes in the summary of a tensor of `size` entries."""
+        """Adds the summary, (LENGTH,), of a tensor with `size` entries."""
         nonfinite, largest, mean, variance, scale = (float(v) for v in summary[:_HEAD])
         count = size - round(nonfinite)
         self.nonfinite += round(nonfinite)
@@ -153,14 +166,15 @@ class Moments:
         self._merge(count, mean * largest, variance * largest * largest * count)
 
     def _merge(self, count: int, mean: float, squares: float) -> None:
+        """Adds `count` entries with that mean and that Σ (x - mean)²: Chan's parallel algorithm."""
         total = self.count + count
-        difference = mean - self.mean
-        self.squares += squares + difference * difference * self.count * count / total
-        self.mean += difference * count / total
+        delta = mean - self.mean
+        self.squares += squares + delta * delta * self.count * count / total
+        self.mean += delta * count / total
         self.count = total
 
-    def add_values(self, values: npt.NDArray[Any]) -> None:
-        """Takes in an array that is on the host."""
+    def add_values(self, values: AnyArray) -> None:
+        """Adds the entries of an array."""
         values = values.astype(np.float64)
         values = values[np.isfinite(values)]
         if values.size:
@@ -168,7 +182,7 @@ class Moments:
 
     @property
     def variance(self) -> float:
-        """Of the finite entries; not a number if there are none."""
+        """The variance of the finite entries; NaN if there are none."""
         return self.squares / self.count if self.count else math.nan
 
     @property
@@ -185,10 +199,10 @@ class Moments:
 
 @dataclasses.dataclass(frozen=True)
 class FlatParts:
-    """Where an activation function is flat: below `low`, above `high`; and where it is constant.
+    """Where an activation function is flat, below `low` and above `high`, and where constant.
 
-    `is_off_below` says that it is constant 0 from 0 downwards, as ReLU is: such entries are off,
-    and do not count as saturated.
+    `is_off_below` says that it is constantly 0 below 0, as ReLU is: such entries are off and do not
+    count as saturated.
     """
 
     low: float
@@ -205,9 +219,9 @@ class FlatParts:
 
 @functools.lru_cache(maxsize=256)
 def flat_parts(function: Activation) -> FlatParts:
-    """The outer parts of the real line on which a function has no slope worth the name.
+    """The outer parts of the real line on which a function is flat or constant.
 
-    Flat is a slope below 1/100 of the largest, constant one below 1e-6 of it.
+    Flat means a slope below 1/100 of the largest, constant one below 1e-6 of it.
     """
     inner = np.arange(-2000, 2001) / 100
     outer = np.geomspace(20.5, 1e4, 200)
@@ -227,7 +241,12 @@ def flat_parts(function: Activation) -> FlatParts:
 
 
 def _ends(grid: Array, is_flat: npt.NDArray[np.bool_]) -> tuple[float, float]:
-    """Where the flat beginning of a line ends, and where its flat end begins."""
+    """Where the flat part on the left ends, and where the one on the right begins.
+
+    Args:
+        grid: (points,), ascending.
+        is_flat: (points - 1,), for the intervals between them.
+    """
     steep = np.flatnonzero(~is_flat)
     first, last = int(steep[0]), int(steep[-1])
     low = float(grid[first]) if first > 0 else -math.inf
@@ -235,10 +254,17 @@ def _ends(grid: Array, is_flat: npt.NDArray[np.bool_]) -> tuple[float, float]:
     return low, high
 
 
-def count_flat(before: Any, bounds: Any, axis: int) -> Any:
-    """The numbers of entries up to bounds[0] and from bounds[1], and which channels are alive.
+def count_flat(before: Tensor, bounds: ArrayLike, axis: int) -> ArrayLike:
+    """Counts saturated entries, and tells which channels are alive.
 
-    A channel is 1 if any entry lies between bounds[2] and bounds[3], and 0 if not.
+    Args:
+        before: An activation's input.
+        bounds: (4,): low, high, constant_low and constant_high of `FlatParts`.
+        axis: The channel axis.
+
+    Returns:
+        A float32 tensor, (2 + channels,): the numbers of entries up to `low` and from `high` on;
+        then for each channel 1 if the function is not constant at one of its entries, else 0.
     """
     ops = keras.ops
     before = ops.cast(before, "float32")
@@ -251,7 +277,7 @@ def count_flat(before: Any, bounds: Any, axis: int) -> Any:
 
 
 class Flatness:
-    """Running counts of saturated entries and of channels that were alive once."""
+    """Counts saturated entries and channels that were ever alive, accumulated over batches."""
 
     def __init__(self, parts: FlatParts) -> None:
         self.parts = parts
@@ -260,7 +286,7 @@ class Flatness:
         self.alive: npt.NDArray[np.bool_] | None = None
 
     def add(self, counts: npt.NDArray[np.float32], size: int) -> None:
-        """Takes in what `count_flat` says of a tensor of `size` entries."""
+        """Adds the counts, (2 + channels,), of `count_flat` for a tensor with `size` entries."""
         low, high, *_ = (float(v) for v in counts[:2])
         self.entries += size
         self.flat += high + (0.0 if self.parts.is_off_below else low)
@@ -269,12 +295,12 @@ class Flatness:
 
     @property
     def dead_fraction(self) -> float:
-        """Channels whose function had no slope at any example and position."""
+        """Fraction of channels where the function had no slope at any example and position."""
         return 0.0 if self.alive is None else float(1.0 - self.alive.mean())
 
     @property
     def saturated_fraction(self) -> float | None:
-        """Entries where the function is flat; None for functions that are unbounded."""
+        """Fraction of entries where the function is flat; None for unbounded functions."""
         if not self.parts.saturates:
             return None
         return self.flat / max(1, self.entries)

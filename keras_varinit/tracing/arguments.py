@@ -1,4 +1,4 @@
-"""The arguments of a layer's call by their names, whichever way they were passed."""
+"""The arguments of a layer's call by name, whether passed by position or by keyword."""
 
 import dataclasses
 import inspect
@@ -19,10 +19,10 @@ class Input:
 
 
 def named_arguments(node: Node) -> Mapping[str, Any]:
-    """The arguments of a node's call by the names in the signature of its `call`.
+    """The arguments of a node's call, by their names in the signature of `call`.
 
-    Symbolic tensors stand as `Input`; arguments that were not passed are absent. Keras records
-    keyword arguments sorted by name, so that their order tells nothing.
+    Symbolic tensors are represented by `Input`; arguments that were not passed are absent. Their
+    order is irrelevant, since Keras records keyword arguments sorted by name.
     """
     signature = inspect.signature(node.operation.call)
     numbers = iter(range(len(node.inputs)))

@@ -1,7 +1,7 @@
-"""Reading a model without a trace on it, and unnoticed by threads that use it meanwhile.
+"""Tracing a model without side effects on it or on threads that use it meanwhile.
 
-While a layer is recorded, Keras's entry points report each call to a recorder and leave no node
-behind. They do so in the reading thread alone: for every other thread they are what they were.
+While a layer is traced, Keras's entry points are patched to report each call to a recorder and to
+leave no node behind. In every other thread they work as before.
 """
 
 import contextlib
@@ -21,23 +21,24 @@ from keras_varinit.keras_private import (
     operation_name,
     staying_unbuilt,
 )
+from keras_varinit.typing import Args, Function, Kwargs, Layer, Nested, Operation, Variable
 
-# One thread at a time reads, measures or shadows; others go on predicting and training meanwhile.
+# Only one thread at a time traces, measures or shadows; others may predict and train meanwhile.
 _READING = threading.RLock()
 
 
 class Recorder(Protocol):
-    """What calls are reported to."""
+    """Receives the calls made inside a traced layer."""
 
-    def call(self, operation: Any, args: Any, kwargs: Any, original: Callable[..., Any]) -> Any:
+    def call(self, operation: Operation, args: Args, kwargs: Kwargs, original: Function) -> Nested:
         """In place of `Operation.__call__`."""
 
-    def note(self, operation: Any, args: Any, kwargs: Any, outputs: Any) -> None:
-        """Takes note of a call and of its outputs."""
+    def note(self, operation: Operation, args: Args, kwargs: Kwargs, outputs: Nested) -> None:
+        """Records a call and its outputs."""
 
 
 class _Reporting:
-    """Keras's entry points, which report to the recorder in use in the thread that reads."""
+    """Replacements of Keras's entry points, which report to a recorder in the tracing thread."""
 
     def __init__(self) -> None:
         self.recorders: list[Recorder] = []
@@ -49,11 +50,11 @@ class _Reporting:
         return bool(self.recorders) and threading.get_ident() == self.thread
 
     def recorder(self) -> Recorder | None:
-        """The recorder in use; None in other threads, and while Keras infers shapes."""
+        """The active recorder; None in other threads and while Keras infers shapes."""
         return self.recorders[-1] if self.is_reading() and not is_shape_inference() else None
 
-    def call(self, original: Callable[..., Any]) -> Callable[..., Any]:
-        def __call__(operation: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: N807
+    def call(self, original: Function) -> Function:
+        def __call__(operation: Operation, *args: Any, **kwargs: Any) -> Any:  # noqa: N807
             recorder = self.recorder()
             if recorder is None:
                 return original(operation, *args, **kwargs)
@@ -61,14 +62,14 @@ class _Reporting:
 
         return __call__
 
-    def symbolic_call(self, original: Callable[..., Any]) -> Callable[..., Any]:
-        def symbolic_call(operation: Any, *args: Any, **kwargs: Any) -> Any:
+    def symbolic_call(self, original: Function) -> Function:
+        def symbolic_call(operation: Operation, *args: Any, **kwargs: Any) -> Any:
             recorder = self.recorder()
             if recorder is None:
                 return original(operation, *args, **kwargs)
             name = operation_name(operation)
             if name == "Ndim":
-                return len(args[0].shape)  # a number, where Keras gives a symbolic tensor
+                return len(args[0].shape)  # a number, whereas Keras returns a symbolic tensor
             if name == "ConvertToTensor" and operation.dtype in (None, args[0].dtype):
                 return args[0]
             outputs = operation.compute_output_spec(*args, **kwargs)
@@ -77,8 +78,13 @@ class _Reporting:
 
         return symbolic_call
 
-    def node(self, original: Callable[..., Any]) -> Callable[..., Any]:
-        def node(operation: Any, call_args: Any = (), call_kwargs: Any = None, **rest: Any) -> Any:
+    def node(self, original: Function) -> Function:
+        def node(
+            operation: Operation,
+            call_args: Args = (),
+            call_kwargs: Kwargs | None = None,
+            **rest: Any,
+        ) -> Any:
             recorder = self.recorder()
             if recorder is None:
                 return original(operation, call_args, call_kwargs, **rest)
@@ -86,24 +92,24 @@ class _Reporting:
 
         return node
 
-    def build(self, original: Callable[..., Any]) -> Callable[..., Any]:
-        def build(layer: Any, *args: Any, **kwargs: Any) -> Any:
+    def build(self, original: Function) -> Function:
+        def build(layer: Layer, *args: Any, **kwargs: Any) -> Any:
             if self.is_reading() and not layer.built:
                 self.unbuilt.enter_context(staying_unbuilt([layer]))
             return original(layer, *args, **kwargs)
 
         return build
 
-    def add_weight(self, original: Callable[..., Any]) -> Callable[..., Any]:
-        def add_weight(layer: Any, *args: Any, **kwargs: Any) -> Any:
+    def add_weight(self, original: Function) -> Function:
+        def add_weight(layer: Layer, *args: Any, **kwargs: Any) -> Any:
             if self.is_reading():
                 raise _not_built(layer)
             return original(layer, *args, **kwargs)
 
         return add_weight
 
-    def add_loss(self, original: Callable[..., Any]) -> Callable[..., Any]:
-        def add_loss(layer: Any, *args: Any, **kwargs: Any) -> Any:
+    def add_loss(self, original: Function) -> Function:
+        def add_loss(layer: Layer, *args: Any, **kwargs: Any) -> Any:
             return None if self.is_reading() else original(layer, *args, **kwargs)
 
         return add_loss
@@ -111,19 +117,19 @@ class _Reporting:
     clear_losses = add_loss
 
 
-def _not_built(layer: Any) -> ValueError:
-    return ValueError(f"layer {layer.name!r} is not built; call the model on data once before")
+def _not_built(layer: Layer) -> ValueError:
+    return ValueError(f"layer {layer.name!r} is not built; call the model on data once first")
 
 
-# Python asks the left operand first, and a variable there would turn the other into an array.
+# A variable as the left operand would convert a symbolic right operand to an array.
 _OPERATORS = (
     *("add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "matmul"),
     *("lt", "le", "gt", "ge", "and", "or", "xor"),
 )
 
 
-def _leaving_to_the_right(original: Callable[..., Any]) -> Callable[..., Any]:
-    def operator(variable: Any, other: Any) -> Any:
+def _leaving_to_the_right(original: Function) -> Function:
+    def operator(variable: Variable, other: Any) -> Any:
         return NotImplemented if is_symbolic(other) else original(variable, other)
 
     return operator
@@ -134,7 +140,7 @@ _reporting: list[_Reporting] = []
 
 @contextlib.contextmanager
 def reading() -> Iterator[None]:
-    """What is recorded in it leaves nothing behind; one thread at a time can be in it."""
+    """Patches Keras's entry points within the scope, which one thread at a time can enter."""
     with _READING, keeping_names(), contextlib.ExitStack() as stack:
         if _reporting:
             yield
@@ -149,16 +155,16 @@ def reading() -> Iterator[None]:
             attribute = f"__{name}__"
             operator = _leaving_to_the_right(getattr(keras.Variable, attribute))
             stack.enter_context(_replaced(keras.Variable, attribute, operator))
-        # NumPy then leaves `number * tensor` to the tensor, instead of making an array of it.
+        # Makes NumPy leave `number * tensor` to the tensor, instead of converting it to an array.
         stack.enter_context(_replaced(keras.KerasTensor, "__array_ufunc__", None))
         yield
 
 
 @contextlib.contextmanager
 def trusting_calls() -> Iterator[None]:
-    """The shapes of what users' layers return are inferred from their `call` in it.
+    """Infers output shapes of users' layers from `call`, not from `compute_output_shape`.
 
-    It takes longer than asking their `compute_output_shape`, which may say something else.
+    The latter is faster, but may be wrong.
     """
     with reading():
         before, _reporting[0].trusts_calls = _reporting[0].trusts_calls, True
@@ -169,13 +175,13 @@ def trusting_calls() -> Iterator[None]:
 
 
 def is_trusting_calls() -> bool:
-    """Whether `trusting_calls` is in force."""
+    """Whether `trusting_calls` is active."""
     return bool(_reporting) and _reporting[0].trusts_calls
 
 
 @contextlib.contextmanager
 def reporting_to(recorder: Recorder) -> Iterator[None]:
-    """Symbolic calls in it are reported to a recorder; what they assign to variables is lost."""
+    """Reports symbolic calls to a recorder; values assigned to variables are discarded."""
     with reading(), keras.StatelessScope():
         recorders = _reporting[0].recorders
         recorders.append(recorder)
@@ -187,7 +193,7 @@ def reporting_to(recorder: Recorder) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
-    """Another value in place of an attribute of a class or module."""
+    """Replaces an attribute of a class or module within the scope."""
     absent = object()
     before = vars(owner).get(name, absent)
     setattr(owner, name, value)
@@ -201,12 +207,12 @@ def _replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def leaving_no_trace(layers: Sequence[Any]) -> Iterator[None]:
-    """Calls of layers in it leave no loss, seed, counter or new variable behind."""
+def leaving_no_trace(layers: Sequence[Layer]) -> Iterator[None]:
+    """Undoes what calls of layers change: losses, seeds, counters and variables."""
     with contextlib.ExitStack() as stack:
         for scope in (_READING, keeping_names(), keeping_losses(layers), staying_unbuilt(layers)):
             stack.enter_context(scope)
-        # What `call` assigns to variables is forgotten with the scope.
+        # Discards what `call` assigns to variables.
         stack.enter_context(keras.StatelessScope())
         for layer in layers:
             if builds_itself(layer):
@@ -214,7 +220,7 @@ def leaving_no_trace(layers: Sequence[Any]) -> Iterator[None]:
         yield
 
 
-def _refusing_to_build(layer: Any) -> Callable[..., None]:
+def _refusing_to_build(layer: Layer) -> Callable[..., None]:
     def build(*args: Any, **kwargs: Any) -> None:
         raise _not_built(layer)
 
@@ -222,8 +228,8 @@ def _refusing_to_build(layer: Any) -> Callable[..., None]:
 
 
 @contextlib.contextmanager
-def shadowed(layer: Any, name: str, method: Callable[..., Any]) -> Iterator[None]:
-    """Puts a function in place of one layer's method or function, for this thread alone."""
+def shadowed(layer: Operation, name: str, method: Function) -> Iterator[None]:
+    """Replaces a method or function of one layer within the scope, in this thread only."""
     with _READING:
         own, absent, thread = vars(layer), object(), threading.get_ident()
         before, original = own.get(name, absent), getattr(layer, name)

@@ -1,9 +1,8 @@
-"""Masks: tensors made of integers, booleans and constants alone, which no weight has touched.
+"""Masks: tensors computed only from integer and boolean inputs and constants, without weights.
 
-What such a tensor holds is known as far as it does not depend on data. Data count as what a batch
-without padding holds: booleans and integers that serve as masks are 1, and no token is the one that
-it is compared with. So a padding mask lets everything through, and a causal mask that it is
-combined with keeps its values.
+Their values are evaluated as for a batch without padding: integer and boolean inputs that serve as
+masks are 1, and no token equals the one that it is compared with. So a padding mask lets everything
+through, and a causal mask that it is combined with keeps its values.
 """
 
 import dataclasses
@@ -11,12 +10,12 @@ from typing import Any
 
 import keras
 import numpy as np
-import numpy.typing as npt
 
 from keras_varinit.keras_private import Shape, is_raw_operation, is_symbolic, operation_name
 from keras_varinit.tracing.reader import Graph, Node
+from keras_varinit.typing import AnyArray, ArrayLike
 
-# Of all the operations on masks, those that compare tokens with one of them.
+# The operations that compare tokens with a particular token, and their result for all others.
 _COMPARED = {"NotEqual": True, "Equal": False}
 
 _LARGEST = 1 << 24
@@ -24,48 +23,51 @@ _LARGEST = 1 << 24
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Mask:
-    """The values of a tensor for one example; `from_data` where data were assumed."""
+    """The values of a tensor for one example, (1, ...).
 
-    values: npt.NDArray[Any]
+    `from_data` says that inputs were assumed, `tokens` that integer inputs were, as yet uncompared.
+    """
+
+    values: AnyArray
     from_data: bool
     tokens: bool = False
 
 
 class Masks:
-    """The masks of a graph, found while its nodes are visited in order."""
+    """The masks of a graph, evaluated while its nodes are visited in order."""
 
     def __init__(self, graph: Graph) -> None:
         self._graph = graph
-        self._found: dict[int, Mask | None] = {
+        self._masks: dict[int, Mask] = {
             tensor: Mask(_as_array(value), from_data=False)
             for tensor, value in graph.constants.items()
         }
 
     def visit(self, node: Node) -> None:
-        """Evaluates an operation all of whose inputs are masks."""
+        """Evaluates an operation whose inputs are all masks."""
         if not node.inputs or node.arguments is None or not is_raw_operation(node.operation):
             return
-        read = [self.of(node, number) for number in range(len(node.inputs))]
-        if any(mask is None for mask in read):
+        inputs = [self.of(node, number) for number in range(len(node.inputs))]
+        masks = [mask for mask in inputs if mask is not None]
+        if len(masks) < len(inputs):
             return
-        found = [mask for mask in read if mask is not None]
         compared = _COMPARED.get(operation_name(node.operation))
-        if compared is not None and any(mask.tokens for mask in found):
+        if compared is not None and any(mask.tokens for mask in masks):
             shapes = [_of_one_example(self._graph.shapes[t]) for t in node.outputs]
             results = [None if s is None else np.full(s, compared) for s in shapes]
         else:
-            results = _evaluated(node, [mask.values for mask in found])
-        from_data = any(mask.from_data for mask in found)
+            results = _evaluated(node, [mask.values for mask in masks])
+        from_data = any(mask.from_data for mask in masks)
         for tensor, values in zip(node.outputs, results, strict=False):
             if values is not None:
-                is_tokens = values.dtype.kind in "iu" and any(mask.tokens for mask in found)
-                self._found[tensor] = Mask(values, from_data, is_tokens)
+                is_tokens = values.dtype.kind in "iu" and any(mask.tokens for mask in masks)
+                self._masks[tensor] = Mask(values, from_data, is_tokens)
 
     def of(self, node: Node, number: int) -> Mask | None:
-        """The mask that an input of a node is, or None."""
+        """Input `number` of a node as a mask, or None if it is not one."""
         tensor = node.inputs[number]
-        if tensor in self._found or self._graph.producers[tensor] is not None:
-            return self._found.get(tensor)
+        if tensor in self._masks or self._graph.producers[tensor] is not None:
+            return self._masks.get(tensor)
         symbols = [] if node.arguments is None else node.arguments.keras_tensors
         if number >= len(symbols):
             return None
@@ -73,12 +75,12 @@ class Masks:
         shape = _of_one_example(self._graph.shapes[tensor])
         if shape is None or not (dtype == "bool" or "int" in dtype):
             return None
-        self._found[tensor] = Mask(np.ones(shape, dtype), True, dtype != "bool")
-        return self._found[tensor]
+        self._masks[tensor] = Mask(np.ones(shape, dtype), True, dtype != "bool")
+        return self._masks[tensor]
 
 
 def _of_one_example(shape: Shape) -> tuple[int, ...] | None:
-    """A shape with a batch of one, or None where it is not known or too large to be written out."""
+    """A shape with batch size 1; None if a size is unknown or the tensor too large to evaluate."""
     inner = shape[1:]
     if None in inner:
         return None
@@ -88,8 +90,8 @@ def _of_one_example(shape: Shape) -> tuple[int, ...] | None:
     return None if size * batch > _LARGEST else (batch, *sizes) if shape else ()
 
 
-def _evaluated(node: Node, values: list[npt.NDArray[Any]]) -> list[npt.NDArray[Any] | None]:
-    """What an operation makes of numbers in place of its symbolic inputs; None if it cannot."""
+def _evaluated(node: Node, values: list[AnyArray]) -> list[AnyArray | None]:
+    """Results of an operation on arrays in place of its symbolic inputs; None if it fails."""
     remaining = iter(values)
 
     def number(value: Any) -> Any:
@@ -100,10 +102,10 @@ def _evaluated(node: Node, values: list[npt.NDArray[Any]]) -> list[npt.NDArray[A
             number, (tuple(node.arguments.args), dict(node.arguments.kwargs))
         )
         results = keras.tree.flatten(node.operation.call(*args, **kwargs))
-    except Exception:  # an operation that a batch of one does not suit: its result is not known
+    except Exception:  # the operation does not work for batch size 1
         return [None] * len(node.outputs)
     return [_as_array(result) for result in results]
 
 
-def _as_array(value: Any) -> npt.NDArray[Any]:
+def _as_array(value: ArrayLike) -> AnyArray:
     return np.asarray(keras.ops.convert_to_numpy(value))

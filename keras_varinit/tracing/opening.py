@@ -1,8 +1,7 @@
-"""Opening a model: from the model to its graph, with examples in place of unknown lengths."""
+"""From a model to its graph, with examples in place of unknown lengths."""
 
 import functools
 from collections.abc import Callable
-from typing import Any
 
 import keras
 
@@ -16,37 +15,42 @@ from keras_varinit.tracing.recording import (
     recorded_model,
     with_sizes,
 )
+from keras_varinit.typing import Args, Kwargs, Model, Nested, Operation
 
 
 class NotFollowedError(ValueError):
-    """A model's own `call` cannot be followed on symbolic tensors."""
+    """A model's own `call` cannot be traced on symbolic tensors."""
 
 
-# Two examples of an unknown length; what differs between them is unknown. Short ones first: a
-# table of positions has an end. Longer ones are for what strides and unpadded windows shorten.
+# Pairs of examples of an unknown length; whatever differs between the two is unknown. Short ones
+# first, since tables of positions are finite; long ones survive strides and unpadded windows.
 _Sizes = tuple[int | None, int | None]
 
 _LENGTHS = ((8, 6), (64, 80), (512, 640), (4096, 4608))
 
 
 def build_graph(
-    model: Any, is_known: Callable[[Any], bool], *, training: bool = False, examples: bool = True
+    model: Model,
+    is_known: Callable[[Operation], bool],
+    *,
+    training: bool = False,
+    examples: bool = True,
 ) -> Graph:
-    """Reads the graph of a built model.
+    """Traces the graph of a built model.
 
-    Where a layer cannot be opened and lengths are unknown, the whole model is read again with
+    If a layer cannot be opened and lengths are unknown, the whole model is traced again with
     examples in their place, so that lengths that belong together are the same everywhere.
 
     Args:
         model: A built `keras.Model`.
-        is_known: Says of a layer whether it is one node; any other layer is opened.
+        is_known: Tells whether a layer becomes a single node; any other layer is opened.
         training: Whether models and layers with their own `call` are called as in training.
-        examples: Whether unknown lengths may be replaced. Such a graph cannot be run on others.
+        examples: Whether unknown lengths may be replaced. Such a graph cannot run on other lengths.
 
     Raises:
-        TypeError: not a Keras model.
-        ValueError: the model is not built.
-        NotFollowedError: its `call` cannot be followed.
+        TypeError: `model` is not a Keras model.
+        ValueError: it is not built.
+        NotFollowedError: its `call` cannot be traced.
     """
     check_built(model)
     best = _Best()
@@ -69,7 +73,7 @@ def build_graph(
 
 
 class _Best:
-    """The graph, of several attempts, in which the fewest weights are hidden."""
+    """Of several attempts, the graph with the fewest hidden weights."""
 
     def __init__(self) -> None:
         self.graph: Graph | None = None
@@ -78,11 +82,11 @@ class _Best:
     def consider(self, attempt: Callable[[], Graph]) -> bool:
         """Returns whether an attempt is at least as good as those before.
 
-        Of two that are as good, the later one tells the reasons that are left.
+        Of two equally good ones the later is kept: its notes have the remaining reasons.
         """
         try:
             graph = attempt()
-        except Exception as error:  # an example may be too short, or a table not long enough
+        except Exception as error:  # the example may be too short, or a table of positions
             if self.failure is None or isinstance(error, NotFollowedError):
                 self.failure = error
             return False
@@ -98,7 +102,7 @@ class _Best:
 
 
 def _read(
-    model: Any, is_known: Callable[[Any], bool], training: bool, sizes: _Sizes | None = None
+    model: Model, is_known: Callable[[Operation], bool], training: bool, sizes: _Sizes | None = None
 ) -> Graph:
     """The graph of a model, with `sizes` (batch, length) in place of unknown axes."""
     reader = Reader(Graph(), is_known, training)
@@ -116,12 +120,12 @@ def _read(
 
 
 def _read_without_lengths(
-    model: Any, is_known: Callable[[Any], bool], training: bool, lengths: tuple[int, int]
+    model: Model, is_known: Callable[[Operation], bool], training: bool, lengths: tuple[int, int]
 ) -> Graph:
-    """The graph at the first of two examples of the unknown sizes, which stay unknown.
+    """The graph at the first of two examples of the unknown sizes, which stay unknown in it.
 
     Raises:
-        ValueError: what the model does depends on them.
+        ValueError: the model's operations depend on them.
     """
     one, two = (
         _read(model, is_known, training, sizes) for sizes in zip((2, 3), lengths, strict=True)
@@ -130,12 +134,12 @@ def _read_without_lengths(
         [(type(n.operation), n.inputs, n.outputs) for n in graph.nodes] for graph in (one, two)
     ]
     if kinds[0] != kinds[1] or len(one.shapes) != len(two.shapes):
-        raise ValueError("what the model does depends on a length that is not known")
+        raise ValueError("the model's operations depend on an unknown length")
     one.shapes = [common_shape(a, b) for a, b in zip(one.shapes, two.shapes, strict=True)]
     return one
 
 
-def _has_unknown_size(model: Any) -> bool:
+def _has_unknown_size(model: Model) -> bool:
     functional = functional_of(model)
     if functional is not None:
         shapes = [shape_of(tensor) for tensor in functional.inputs]
@@ -145,7 +149,7 @@ def _has_unknown_size(model: Any) -> bool:
     return any(None in shape for shape in shapes)
 
 
-def _recorded_root(model: Any, training: bool, sizes: _Sizes | None) -> Recorded:
+def _recorded_root(model: Model, training: bool, sizes: _Sizes | None) -> Recorded:
     try:
         args, kwargs = _arguments_of_build(model, training=training)
         if sizes is not None:
@@ -156,16 +160,16 @@ def _recorded_root(model: Any, training: bool, sizes: _Sizes | None) -> Recorded
             f"Model {model.name!r} of class {type(model).__name__} defines its own `call`, which "
             f"cannot be followed on symbolic tensors ({type(error).__name__}: {error}). Pass a "
             "Functional model of the same layers instead, keras.Model(inputs, outputs). If only "
-            "the shapes of its arguments are not known, keras.Model(inputs, model(inputs)) is one, "
+            "the shapes of its arguments are unknown, keras.Model(inputs, model(inputs)) is one, "
             "with a keras.Input for each argument."
         ) from error
 
 
-def _arguments_of_build(model: Any, *, training: bool) -> tuple[list[Any], dict[str, Any]]:
-    """Symbolic arguments for `call`, of the shapes that a model was built with."""
+def _arguments_of_build(model: Model, *, training: bool) -> tuple[Args, Kwargs]:
+    """Symbolic arguments for `call`, with the shapes that a model was built with."""
     shapes = build_shapes(model)
     if not shapes:
-        raise ValueError("the shapes that it was built with are not recorded")
+        raise ValueError("Keras did not record the shapes it was built with")
     kwargs = {"training": True} if training else {}
     tensors = [_symbolic_structure(shape) for shape in shapes.values()]
     if len(shapes) == 1:
@@ -174,7 +178,7 @@ def _arguments_of_build(model: Any, *, training: bool) -> tuple[list[Any], dict[
     return [], {**dict(zip(names, tensors, strict=True)), **kwargs}
 
 
-def _symbolic_structure(shape: Any) -> Any:
+def _symbolic_structure(shape: Nested) -> Nested:
     """Symbolic tensors in the structure of nested shapes."""
     if isinstance(shape, dict):
         return {key: _symbolic_structure(value) for key, value in shape.items()}

@@ -1,7 +1,7 @@
-"""A model as a plain graph: calls and tensors, whatever the model is made of.
+"""A model as a flat graph of calls and tensors.
 
-Nested models are opened, and so are layers without a rule that define their own `call`: they are
-called on symbolic tensors to see what they do. `x + y` and `ops.relu(x)` are nodes like layers.
+Nested models are inlined, and so are layers without a rule: their `call` is traced on symbolic
+tensors. `x + y` and `ops.relu(x)` are nodes just as layers are.
 """
 
 import dataclasses
@@ -23,17 +23,18 @@ from keras_varinit.keras_private import (
     symbolic,
 )
 from keras_varinit.tracing.recording import Recorded, recorded_call, recorded_model
+from keras_varinit.typing import AnyArray, Args, CallArguments, Kwargs, Layer, Operation, Tensor
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Node:
-    """One call of one operation. `inputs` and `outputs` are tensor numbers of the graph.
+    """One call of an operation; `inputs` and `outputs` are numbers of tensors of the graph.
 
-    `part` tells the nodes apart that stand for one wrapper: "enter" and "leave".
+    `part` is "enter" or "leave" for the nodes that together represent a wrapper.
     """
 
     index: int
-    operation: Any
+    operation: Operation
     inputs: tuple[int, ...]
     outputs: tuple[int, ...]
     arguments: Any = None
@@ -44,13 +45,14 @@ class Node:
 class Graph:
     """Nodes in topological order; `shapes`, `producers` and `consumers` are indexed by tensor.
 
-    `constants` holds the numbers that some tensors are, by tensor. `closed` holds, by the index of
-    a node, why its layer could not be opened, and `opened`, by the `id` of a layer that was, the
-    number of nodes before those that it consists of.
+    Attributes:
+        constants: Values of the tensors that are constant, by tensor.
+        closed: Why a layer could not be opened, by the index of its node.
+        opened: For each opened layer, by `id`, the index of its first node.
 
-    A model whose layers need to know a length may be read with an example of it. In `shapes` such
-    an axis is unknown (None) all the same; only what nodes keep as `arguments`, and the numbers in
-    `constants`, are those of the example.
+    A model whose layers need to know a length may be traced with an example of it. That axis is
+    still unknown (None) in `shapes`; only the nodes' `arguments` and the `constants` are those of
+    the example.
     """
 
     nodes: list[Node] = dataclasses.field(default_factory=list)
@@ -59,13 +61,13 @@ class Graph:
     consumers: list[list[int]] = dataclasses.field(default_factory=list)
     inputs: tuple[int, ...] = ()
     outputs: tuple[int, ...] = ()
-    constants: dict[int, Any] = dataclasses.field(default_factory=dict)
+    constants: dict[int, Tensor] = dataclasses.field(default_factory=dict)
     closed: dict[int, str] = dataclasses.field(default_factory=dict)
     opened: dict[int, int] = dataclasses.field(default_factory=dict)
 
     @property
     def notes(self) -> list[str]:
-        """Which layers could not be opened, in words."""
+        """Sentences on the layers that could not be opened."""
         names = {index: self.nodes[index].operation for index in self.closed}
         return [
             f"{names[index].name} ({type(names[index]).__name__}) could not be opened: {reason}"
@@ -74,7 +76,7 @@ class Graph:
 
     @property
     def hidden(self) -> tuple[int, int]:
-        """Number of weights in layers that could not be opened, and of these layers."""
+        """Number of weights in layers that could not be opened, and number of these layers."""
         layers = {id(self.nodes[index].operation): self.nodes[index] for index in self.closed}
         return sum(len(node.operation.weights) for node in layers.values()), len(layers)
 
@@ -87,7 +89,7 @@ class Graph:
 
     def new_node(
         self,
-        operation: Any,
+        operation: Operation,
         inputs: Sequence[int],
         shapes: Sequence[Shape],
         arguments: Any = None,
@@ -104,21 +106,21 @@ class Graph:
         return outputs
 
 
-def takes_training(layer: Any) -> bool:
+def takes_training(layer: Operation) -> bool:
     """Whether a layer's `call` has an argument `training`."""
     return "training" in inspect.signature(layer.call).parameters
 
 
 class Reader:
-    """Adds what Keras recorded to a graph."""
+    """Adds recorded calls to a graph, opening layers on the way."""
 
-    def __init__(self, graph: Graph, is_known: Callable[[Any], bool], training: bool) -> None:
+    def __init__(self, graph: Graph, is_known: Callable[[Operation], bool], training: bool) -> None:
         self.graph = graph
         self.is_known = is_known
         self.training = training
 
     def inline(self, recorded: Recorded, outer: Sequence[int]) -> tuple[int, ...]:
-        """Adds nodes, the inputs bound to tensors of the graph; returns the outputs."""
+        """Adds a computation whose inputs are the graph's tensors `outer`; returns its outputs."""
         numbers = {id(t): n for t, n in zip(recorded.inputs, outer, strict=True)}
         for tensor, value in zip(recorded.constants, recorded.values, strict=True):
             numbers[id(tensor)] = self.graph.new_tensor(recorded.shape_of(tensor))
@@ -132,7 +134,11 @@ class Reader:
         return tuple(numbers[id(t)] for t in recorded.outputs)
 
     def _call(
-        self, operation: Any, inputs: list[int], shapes: list[Shape], arguments: Any
+        self,
+        operation: Operation,
+        inputs: list[int],
+        shapes: list[Shape],
+        arguments: "CallArguments | _Arguments",
     ) -> tuple[int, ...]:
         if isinstance(operation, keras.layers.TimeDistributed):
             return self._time_distributed(operation, inputs, shapes)
@@ -146,7 +152,7 @@ class Reader:
             recorded = self._inside(operation, inputs, arguments)
             if len(recorded.outputs) != len(shapes):
                 raise ValueError(
-                    f"its `call` returns {len(recorded.outputs)} tensors where Keras expects "
+                    f"its `call` returns {len(recorded.outputs)} tensors, but Keras expects "
                     f"{len(shapes)}"
                 )
         except Exception as error:  # whatever a user's `call` raises
@@ -156,13 +162,15 @@ class Reader:
         self.graph.opened.setdefault(id(operation), len(self.graph.nodes))
         return self.inline(recorded, inputs)
 
-    def _inside(self, operation: Any, inputs: list[int], arguments: Any) -> Recorded:
-        """What an operation is made of."""
+    def _inside(
+        self, operation: Operation, inputs: list[int], arguments: "CallArguments | _Arguments"
+    ) -> Recorded:
+        """The computation inside a layer or model."""
         functional = functional_of(operation)
-        given = [self.graph.shapes[n] for n in inputs]
-        if functional is not None and given == [shape_of(t) for t in functional.inputs]:
+        shapes = [self.graph.shapes[n] for n in inputs]
+        if functional is not None and shapes == [shape_of(t) for t in functional.inputs]:
             return recorded_model(functional)
-        args, kwargs = _fresh_arguments(arguments, given)
+        args, kwargs = _fresh_arguments(arguments, shapes)
         if self.training and takes_training(operation):
             kwargs.setdefault("training", True)
         try:
@@ -173,9 +181,9 @@ class Reader:
             return recorded_model(functional)
 
     def _time_distributed(
-        self, wrapper: Any, inputs: list[int], shapes: list[Shape]
+        self, wrapper: Layer, inputs: list[int], shapes: list[Shape]
     ) -> tuple[int, ...]:
-        """The wrapped layer on the input without its time axis, which is put back after it."""
+        """The wrapped layer, between nodes that merge the time axis into the batch and split it."""
         outer, outputs = self.graph.shapes[inputs[0]], shapes[0]
         inner = [(outer[0], *outer[2:])]
         entered = self.graph.new_node(wrapper, inputs[:1], inner, part="enter")
@@ -184,9 +192,13 @@ class Reader:
         return self.graph.new_node(wrapper, left, shapes, part="leave")
 
     def _bidirectional(
-        self, wrapper: Any, inputs: list[int], shapes: list[Shape], arguments: Any
+        self,
+        wrapper: Layer,
+        inputs: list[int],
+        shapes: list[Shape],
+        arguments: "CallArguments | _Arguments",
     ) -> tuple[int, ...]:
-        """Both directions on the same input, then what merges them."""
+        """Both directions on the same input, then a node that merges them."""
         ends = []
         for layer in (wrapper.forward_layer, wrapper.backward_layer):
             shape = layer.compute_output_shape(self.graph.shapes[inputs[0]])
@@ -196,7 +208,7 @@ class Reader:
 
 
 def _in_words(error: Exception) -> str:
-    """An error in one line, without the arguments of calls that Keras lists below it."""
+    """An error in one line, without the call arguments that Keras appends."""
     lines = [line.strip() for line in str(error).split("\n\n")[0].splitlines()]
     text = " ".join(line for line in lines if line)
     if text.startswith("Exception encountered when calling"):
@@ -207,14 +219,16 @@ def _in_words(error: Exception) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class _Arguments:
-    """Arguments of a call that Keras did not record, in the form of its records."""
+    """Arguments of a call that Keras did not record, with the attributes of its own records."""
 
-    args: list[Any]
-    kwargs: dict[str, Any] = dataclasses.field(default_factory=dict)
+    args: Args
+    kwargs: Kwargs = dataclasses.field(default_factory=dict)
 
 
-def _fresh_arguments(arguments: Any, shapes: Sequence[Shape]) -> tuple[Any, Any]:
-    """A call's arguments with new symbolic tensors, of the shapes known by now."""
+def _fresh_arguments(
+    arguments: CallArguments | _Arguments, shapes: Sequence[Shape]
+) -> tuple[list[Any], dict[str, Any]]:
+    """A call's arguments with new symbolic tensors of the given shapes."""
     remaining = iter(shapes)
 
     def renew(value: Any) -> Any:
@@ -225,7 +239,7 @@ def _fresh_arguments(arguments: Any, shapes: Sequence[Shape]) -> tuple[Any, Any]
 
 
 def call_argument(node: Node, position: int, name: str, default: Any = None) -> Any:
-    """An argument of the call that made a node, by position or by name."""
+    """An argument of a node's call, whether passed by position or by name."""
     if node.arguments is None:
         return default
     if len(node.arguments.args) > position:
@@ -234,7 +248,7 @@ def call_argument(node: Node, position: int, name: str, default: Any = None) -> 
 
 
 def evaluate(node: Node, values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """Runs an element-wise operation on numbers in place of its symbolic input."""
+    """Evaluates an element-wise operation on an array in place of its symbolic input."""
     tensor = keras.ops.convert_to_tensor(values.astype(np.float32))
     filled = {id(t): tensor for t in node.arguments.keras_tensors}
     args, kwargs = node.arguments.fill_in(filled)
@@ -242,17 +256,17 @@ def evaluate(node: Node, values: npt.NDArray[np.float64]) -> npt.NDArray[np.floa
     return np.asarray(result, np.float64)
 
 
-def computed(node: Node, values: Sequence[npt.NDArray[Any]]) -> list[npt.NDArray[Any]] | None:
-    """What an operation of `keras.ops` makes of numbers; None where it cannot run on them."""
+def computed(node: Node, values: Sequence[AnyArray]) -> list[AnyArray] | None:
+    """Evaluates an operation of `keras.ops` on arrays; None if it cannot run on them."""
     tensors = [
-        keras.ops.cast(keras.ops.convert_to_tensor(value), given.dtype)
-        for value, given in zip(values, node.arguments.keras_tensors, strict=True)
+        keras.ops.cast(keras.ops.convert_to_tensor(value), symbol.dtype)
+        for value, symbol in zip(values, node.arguments.keras_tensors, strict=True)
     ]
     filled = {id(t): value for t, value in zip(node.arguments.keras_tensors, tensors, strict=True)}
     args, kwargs = node.arguments.fill_in(filled)
     try:
         results = keras.tree.flatten(node.operation.call(*args, **kwargs))
-    except Exception:  # whatever a backend raises on shapes that only hold in the model
+    except Exception:  # whatever a backend raises on shapes other than the model's
         return None
     if len(results) != len(node.outputs):
         return None

@@ -1,8 +1,7 @@
-"""What a layer's `call` does, seen by calling it on symbolic tensors as Keras itself would."""
+"""Traces a layer's `call` by calling it on symbolic tensors, as Keras itself does."""
 
 import contextlib
 import dataclasses
-from collections.abc import Callable
 from typing import Any
 
 import keras
@@ -20,18 +19,30 @@ from keras_varinit.keras_private import (
     topological,
 )
 from keras_varinit.tracing.isolation import is_trusting_calls, reporting_to
+from keras_varinit.typing import (
+    Args,
+    CallArguments,
+    Function,
+    Kwargs,
+    Model,
+    Nested,
+    Operation,
+    RecordedNode,
+    SymbolicTensor,
+    Tensor,
+)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class RecordedCall:
-    """One call of an operation, with what is used of Keras's nodes."""
+    """One call of an operation, with the attributes of Keras's nodes that are used here."""
 
-    operation: Any
-    arguments: Any
-    output_tensors: list[Any]
+    operation: Operation
+    arguments: CallArguments
+    output_tensors: list[SymbolicTensor]
 
     @property
-    def input_tensors(self) -> list[Any]:
+    def input_tensors(self) -> list[SymbolicTensor]:
         """The symbolic tensors among the arguments."""
         return list(self.arguments.keras_tensors)
 
@@ -40,34 +51,33 @@ class RecordedCall:
 class Recorded:
     """A symbolic computation: input tensors, output tensors, and the calls between them.
 
-    `constants` stand for numbers that a layer was called on or that it returns, such as positions
-    and what is read off a table for them; `values` are those numbers. `shapes` holds, by the `id`
-    of a tensor, shapes that are to be used instead of its own.
+    `constants` are symbolic tensors that represent concrete ones, `values`, which a layer was
+    called on or returns, such as positions and their embeddings. `shapes` maps the `id` of a tensor
+    to a shape that overrides its own.
     """
 
-    inputs: list[Any]
-    outputs: list[Any]
-    nodes: list[Any]
-    constants: list[Any] = dataclasses.field(default_factory=list)
-    values: list[Any] = dataclasses.field(default_factory=list)
+    inputs: list[SymbolicTensor]
+    outputs: list[SymbolicTensor]
+    nodes: list[RecordedNode]
+    constants: list[SymbolicTensor] = dataclasses.field(default_factory=list)
+    values: list[Tensor] = dataclasses.field(default_factory=list)
     shapes: dict[int, Shape] = dataclasses.field(default_factory=dict)
 
-    def shape_of(self, tensor: Any) -> Shape:
-        """The shape of one of the tensors."""
+    def shape_of(self, tensor: SymbolicTensor) -> Shape:
+        """The shape of a tensor of the computation."""
         return self.shapes.get(id(tensor), shape_of(tensor))
 
 
-def recorded_model(functional: Any) -> Recorded:
-    """What a Functional model computes."""
+def recorded_model(functional: Model) -> Recorded:
+    """The recorded graph of a Functional model."""
     return Recorded(*recorded_nodes(functional))
 
 
-def recorded_call(layer: Any, args: Any, kwargs: Any) -> Recorded:
-    """What a layer's own `call` does, seen by calling it on symbolic tensors.
+def recorded_call(layer: Operation, args: Args, kwargs: Kwargs) -> Recorded:
+    """Traces a layer's own `call` on symbolic tensors.
 
-    Nothing of it stays behind on the layer and on those inside it. Where only the batch size is
-    unknown and `call` needs one (random numbers do), it is called with two sizes, and what differs
-    between them stays unknown.
+    The layer and those inside it do not change. If only the batch size is unknown and `call` needs
+    it, as random numbers do, it is called with two sizes; whatever differs stays unknown.
 
     Raises:
         Exception: whatever `call` raises on symbolic tensors.
@@ -82,8 +92,8 @@ def recorded_call(layer: Any, args: Any, kwargs: Any) -> Recorded:
     return _without_sizes(first, second)
 
 
-def with_sizes(structure: Any, batch: int | None, length: int | None) -> Any:
-    """New symbolic tensors with sizes in place of the axes that are unknown."""
+def with_sizes(structure: Nested, batch: int | None, length: int | None) -> Nested:
+    """New symbolic tensors with sizes in place of unknown ones."""
 
     def sized(value: Any) -> Any:
         if not is_symbolic(value):
@@ -97,21 +107,21 @@ def with_sizes(structure: Any, batch: int | None, length: int | None) -> Any:
 
 
 def common_shape(first: Shape, second: Shape) -> Shape:
-    """What two shapes have in common; an axis where they differ is unknown.
+    """The sizes that two shapes share; None where they differ.
 
     Raises:
         ValueError: they have different ranks.
     """
     if len(first) != len(second):
-        raise ValueError("the rank of a tensor depends on a size that is not known")
+        raise ValueError("the rank of a tensor depends on an unknown size")
     return tuple(a if a == b else None for a, b in zip(first, second, strict=True))
 
 
 def _without_sizes(first: Recorded, second: Recorded) -> Recorded:
-    """The first of two records, without the sizes that only it has."""
+    """The first of two records, with the sizes that they do not share made unknown."""
     kinds = [[type(node.operation) for node in each.nodes] for each in (first, second)]
     if kinds[0] != kinds[1] or len(first.constants) != len(second.constants):
-        raise ValueError("what it does depends on the batch size")
+        raise ValueError("its operations depend on the batch size")
     pairs = list(zip(first.inputs + first.constants, second.inputs + second.constants, strict=True))
     for one, two in zip(first.nodes, second.nodes, strict=True):
         pairs += zip(one.output_tensors, two.output_tensors, strict=True)
@@ -119,9 +129,9 @@ def _without_sizes(first: Recorded, second: Recorded) -> Recorded:
     return dataclasses.replace(first, shapes=shapes)
 
 
-def _recorded(layer: Any, args: Any, kwargs: Any) -> Recorded:
+def _recorded(layer: Operation, args: Args, kwargs: Kwargs) -> Recorded:
     inputs = [t for t in keras.tree.flatten((args, kwargs)) if is_symbolic(t)]
-    recorder = _Recorder(layer, inputs)
+    recorder = _CallRecorder(layer, inputs)
     with reporting_to(recorder):
         results = layer(*args, **kwargs)
         outputs = []
@@ -135,20 +145,20 @@ def _recorded(layer: Any, args: Any, kwargs: Any) -> Recorded:
     return Recorded(inputs, outputs, nodes, recorder.constants, recorder.values)
 
 
-class _Recorder:
-    """Takes note of the calls that a layer makes inside its own `call`."""
+class _CallRecorder:
+    """Records the calls that a layer makes inside its own `call`."""
 
-    def __init__(self, layer: Any, inputs: list[Any]) -> None:
+    def __init__(self, layer: Operation, inputs: list[SymbolicTensor]) -> None:
         self.layer = layer
         self.trusts_calls = is_trusting_calls()
         self.is_entered = False
         self.inputs = {id(tensor) for tensor in inputs}
         self.producers: dict[int, RecordedCall] = {}
-        self.constants: list[Any] = []
-        self.values: list[Any] = []
+        self.constants: list[SymbolicTensor] = []
+        self.values: list[Tensor] = []
 
-    def call(self, operation: Any, args: Any, kwargs: Any, original: Callable[..., Any]) -> Any:
-        """In place of `Operation.__call__`."""
+    def call(self, operation: Operation, args: Args, kwargs: Kwargs, original: Function) -> Nested:
+        """Replaces `Operation.__call__`."""
         if operation is self.layer and not self.is_entered:
             self.is_entered = True
             return operation.call(*args, **kwargs)
@@ -164,13 +174,12 @@ class _Recorder:
         self.note(operation, args, kwargs, outputs)
         return outputs
 
-    def _inferred(self, operation: Any, args: Any, kwargs: Any) -> Any:
-        """The outputs' specification.
+    def _inferred(self, operation: Operation, args: Args, kwargs: Kwargs) -> Nested:
+        """Symbolic outputs, by `compute_output_spec` if possible, otherwise by `call`.
 
-        A subclass may take arguments that the `compute_output_spec` it inherits does not know,
-        others forget sizes that they are given, or (where `trusts_calls`) say what they do not
-        return: then `call` says. If shapes cannot be inferred from that either, `call` is seen from
-        inside.
+        The `compute_output_spec` that a subclass inherits may lack its arguments, others lose known
+        sizes, and with `trusts_calls` a user's one is not believed at all. If Keras cannot infer
+        shapes from `call` either, `call` is traced from inside.
         """
         if is_raw_operation(operation):
             return operation.symbolic_call(*args, **kwargs)
@@ -184,23 +193,23 @@ class _Recorder:
             return keras.Operation.compute_output_spec(operation, *args, **kwargs)
         return operation.call(*args, **kwargs) if outputs is None else outputs
 
-    def note(self, operation: Any, args: Any, kwargs: Any, outputs: Any) -> None:
-        """Records a call, unless its outputs were made by calls inside it."""
-        made = [leaf for leaf in keras.tree.flatten(outputs) if is_symbolic(leaf)]
-        new = [id(t) for t in made if id(t) not in self.producers and id(t) not in self.inputs]
+    def note(self, operation: Operation, args: Args, kwargs: Kwargs, outputs: Nested) -> None:
+        """Records a call, unless calls inside it already produced its outputs."""
+        leaves = [leaf for leaf in keras.tree.flatten(outputs) if is_symbolic(leaf)]
+        new = [id(t) for t in leaves if id(t) not in self.producers and id(t) not in self.inputs]
         if new:
-            call = RecordedCall(operation, call_arguments(args, kwargs), made)
+            call = RecordedCall(operation, call_arguments(args, kwargs), leaves)
             self.producers.update(dict.fromkeys(new, call))
 
-    def producer(self, tensor: Any) -> RecordedCall:
-        """The call that made a tensor."""
+    def producer(self, tensor: SymbolicTensor) -> RecordedCall:
+        """The call that produced a tensor."""
         try:
             return self.producers[id(tensor)]
         except KeyError:
-            raise ValueError("it uses a symbolic tensor that was made outside its call") from None
+            raise ValueError("it uses a symbolic tensor created outside its call") from None
 
-    def constant(self, value: Any) -> Any:
-        """A symbolic tensor that stands for numbers."""
+    def constant(self, value: Tensor) -> SymbolicTensor:
+        """A new symbolic tensor that represents a concrete one."""
         self.values.append(value)
         dtype = keras.backend.standardize_dtype(value.dtype)
         self.constants.append(symbolic(tuple(value.shape), dtype))
@@ -210,7 +219,7 @@ class _Recorder:
         return self.constant(value) if keras.ops.is_tensor(value) else value
 
 
-def _are_sized(structure: Any) -> bool:
-    """Whether all symbolic tensors in it have known shapes."""
+def _are_sized(structure: Nested) -> bool:
+    """Whether all symbolic tensors in a structure have known sizes."""
     leaves = keras.tree.flatten(structure)
     return all(None not in leaf.shape for leaf in leaves if is_symbolic(leaf))
