@@ -481,8 +481,8 @@ def of_keras_only():
 
 NOT_BUILT = (
     "is not built, so its kernels do not exist yet. Call model.build(input_shape), start a "
-    "Sequential with keras.Input(shape), or pass keras_varinit.ContextInjector() to fit, which runs "
-    "once the model is built."
+    "Sequential with keras.Input(shape), or pass keras_varinit.ContextInjector() to fit, which "
+    "runs once the model is built."
 )
 NONE_OF_OURS = "none of its layers has an initializer of this library. Build its layers with"
 
