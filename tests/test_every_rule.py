@@ -50,7 +50,8 @@ def test_every_rule_has_a_case():
 
 
 def test_every_case_is_of_a_rule():
-    covered = {kind for case in CASES for kind in case.all_kinds}
+    """Some cases show that what has no rule is said not to be known."""
+    covered = {kind for case in CASES if case.known for kind in case.all_kinds}
     assert shown(covered - registered()) == []
     names = [case.name for case in CASES]
     assert sorted({n for n in names if names.count(n) > 1}) == []
