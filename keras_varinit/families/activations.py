@@ -1,6 +1,7 @@
 """Activations: layers, `activation=` arguments and operations on each entry of one signal."""
 
 import dataclasses
+import functools
 import math
 from typing import Any, NamedTuple
 
@@ -12,7 +13,9 @@ from keras_varinit.families.attention.softmax import softmax, softmax_axes
 from keras_varinit.keras_private import own_variable
 from keras_varinit.maths.activated import activated, composed, law_of
 from keras_varinit.maths.covariance import Moments
+from keras_varinit.maths.hermite import is_homogeneous
 from keras_varinit.maths.quadrature import FUNCTIONS, Activation, named_activation
+from keras_varinit.maths.windows import Array
 from keras_varinit.signals.outcome import Gradients, Outcome, Signal, Visit, unknown
 from keras_varinit.signals.registry import (
     follows_channel_axes,
@@ -240,18 +243,26 @@ def is_integrable(signal: Signal, activation: Activation) -> bool:
     for _, moments in signal.parts:
         root, function = moments.pre or moments, moments.function
         whole = activation if function is None else composed(function, activation)
-        mean, std = root.spread
-        found = []
-        for shift in (0.0, 0.37):
-            nodes = np.arange(-9.0, 9.0, 0.01) + 0.01 * shift
-            weights = np.exp(-(nodes**2) / 2)
-            values = np.asarray(whole.function(mean + std * nodes), np.float64)
-            found.append(float(np.sum(weights * values**2) / np.sum(weights)))
-        if not all(math.isfinite(f) for f in found):
-            return False
-        if abs(found[0] - found[1]) > 0.03 * abs(found[0]):
+        if not is_homogeneous(whole) and not _has_second_moment(whole, *root.spread):
             return False
     return True
+
+
+@functools.lru_cache(maxsize=1024)
+def _has_second_moment(activation: Activation, mean: float, std: float) -> bool:
+    found = []
+    for nodes, weights in _shifted_nodes():
+        values = np.asarray(activation.function(mean + std * nodes), np.float64)
+        found.append(float(np.sum(weights * values**2) / np.sum(weights)))
+    if not all(math.isfinite(f) for f in found):
+        return False
+    return abs(found[0] - found[1]) <= 0.03 * abs(found[0])
+
+
+@functools.cache
+def _shifted_nodes() -> list[tuple[Array, Array]]:
+    nodes = [np.arange(-9.0, 9.0, 0.01) + 0.01 * shift for shift in (0.0, 0.37)]
+    return [(each, np.exp(-(each**2) / 2)) for each in nodes]
 
 
 class _Passed(NamedTuple):

@@ -5,9 +5,9 @@ import math
 
 import numpy as np
 
-from keras_varinit.maths.covariance import Moments, apply, axis_maps, outer
+from keras_varinit.maths.covariance import Moments, axis_maps, outer
 from keras_varinit.maths.fans import padding_and_outputs
-from keras_varinit.maths.windows import Window
+from keras_varinit.maths.windows import Window, apply
 from keras_varinit.signals.gradient_maps import through_taps
 from keras_varinit.signals.layouts import channel_axis_of, in_layout
 from keras_varinit.signals.outcome import (

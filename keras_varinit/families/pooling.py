@@ -10,7 +10,7 @@ import numpy as np
 
 from keras_varinit.maths.activated import IDENTITY, floored, law_of, max_pooled
 from keras_varinit.maths.borders import padding_windows
-from keras_varinit.maths.covariance import Border, Moments, apply, position_weights, uniform
+from keras_varinit.maths.covariance import Border, Moments, position_weights, uniform
 from keras_varinit.maths.fans import padding_and_outputs
 from keras_varinit.maths.hermite import maximum_over_positions
 from keras_varinit.maths.overlaps import contested, overlaps, wins_both
@@ -21,6 +21,7 @@ from keras_varinit.maths.windows import (
     Axis,
     Linear,
     Window,
+    apply,
     axis_map,
     number_of_positions,
 )

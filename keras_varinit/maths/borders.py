@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from keras_varinit.maths.covariance import Border, Moments, apply, columns, outer, rows
+from keras_varinit.maths.covariance import Border, Moments, columns, outer, rows
 from keras_varinit.maths.quadrature import Activation
 from keras_varinit.maths.windows import (
     AnyWindow,
@@ -13,6 +13,7 @@ from keras_varinit.maths.windows import (
     Axes,
     Axis,
     Window,
+    apply,
     axis_map,
     entries_read,
     members_of,

@@ -13,8 +13,16 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from keras_varinit.maths.covariance import apply, grouped, outer, position_weights
-from keras_varinit.maths.windows import AnyWindow, Array, Window, entries_read, members_of
+from keras_varinit.maths.covariance import outer, position_weights
+from keras_varinit.maths.windows import (
+    AnyWindow,
+    Array,
+    Window,
+    apply,
+    entries_read,
+    grouped,
+    members_of,
+)
 from keras_varinit.signals.outcome import Gradient
 
 _FARTHEST = 4

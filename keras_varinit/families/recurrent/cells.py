@@ -7,7 +7,7 @@ import keras
 import numpy as np
 
 from keras_varinit.families.activations import activation_of
-from keras_varinit.families.kernels import general_kernels, kernel_of, weight_rule
+from keras_varinit.families.kernels import kernel_of, weight_rule
 from keras_varinit.keras_private import own_variable
 from keras_varinit.maths import fans
 from keras_varinit.maths.activated import IDENTITY
@@ -22,7 +22,7 @@ from keras_varinit.maths.recurrence import (
     simple_recurrence,
 )
 from keras_varinit.maths.windows import Array
-from keras_varinit.signals.registry import layer_classes, signal_rule
+from keras_varinit.signals.registry import layer_classes
 from keras_varinit.signals.roles import (
     Call,
     Kernel,
@@ -59,11 +59,7 @@ def _recurrent_role(call: Call) -> Role:
     return Weights(tuple(kernels), activation_of(cells[-1].activation))
 
 
-_CONV_LSTM = layer_classes("ConvLSTM1D", "ConvLSTM2D", "ConvLSTM3D")
-signal_rule(*_CONV_LSTM)(general_kernels)
-
-
-@weight_rule(*_CONV_LSTM)
+@weight_rule(*layer_classes("ConvLSTM1D", "ConvLSTM2D", "ConvLSTM3D"))
 def _conv_lstm_role(call: Call) -> Role:
     """Two convolutions with four gates on the last axis: fan-out counts one gate."""
     layer, cell = call.operation, call.operation.cell
