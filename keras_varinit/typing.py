@@ -2,6 +2,7 @@
 
 Keras ships no types, so its objects are `Any` to a type checker. These protocols name the
 attributes that this library relies on; `Any` is left for what a single class of layers adds.
+Public functions are annotated with Keras's own classes, which other type checkers can read.
 """
 
 from collections.abc import Callable, Mapping, Sequence

@@ -6,7 +6,7 @@ import math
 import numbers
 import random
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeAlias
 
 import keras
 
@@ -26,11 +26,13 @@ from keras_varinit.tensors import digest, view
 from keras_varinit.tracing.names import variable_names
 from keras_varinit.typing import ArrayLike, Initializer, Layer, Model, Variable
 
-Scheme = str | Initializer | Callable[[LayerContext], "str | Initializer | None"]
+_Named: TypeAlias = str | keras.initializers.Initializer
+
+Scheme: TypeAlias = _Named | Callable[[LayerContext], _Named | None]
 
 
 def initialize(
-    model: Model,
+    model: keras.Model,
     scheme: Scheme,
     *,
     seed: int | None = None,

@@ -3,6 +3,7 @@
 import dataclasses
 from collections.abc import Iterator
 
+import keras
 import numpy as np
 
 from keras_varinit import keras_private
@@ -35,7 +36,7 @@ class _Owned:
     frozen: bool
 
 
-def inject(model: Model, *, force: bool = False) -> Report:
+def inject(model: keras.Model, *, force: bool = False) -> Report:
     """Gives every initializer of this library in a model its context and redraws its kernel.
 
     Only kernels that still equal their initializer's own draw are redrawn. Kernels that were

@@ -38,7 +38,7 @@ class Finding:
         return f"{self.path}: {self.rule}: {self.message}"
 
 
-def lint(model: Model) -> list[Finding]:
+def lint(model: keras.Model) -> list[Finding]:
     """Finds mistakes in the initialization of a built model, without changing it.
 
     * `equal-weights`: layers whose random kernels are equal, as when they share one initializer

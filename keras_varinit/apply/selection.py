@@ -3,10 +3,12 @@
 import difflib
 from collections.abc import Callable, Sequence
 
+import keras
+
 from keras_varinit import keras_private
 from keras_varinit.typing import Layer, Model
 
-Selection = Callable[[Layer], bool] | Sequence[str] | None
+Selection = Callable[[keras.Layer], bool] | Sequence[str] | None
 
 
 def selected_layers(model: Model, layers: Selection, owner: str) -> tuple[list[Layer], set[int]]:

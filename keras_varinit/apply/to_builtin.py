@@ -11,7 +11,7 @@ from keras_varinit.seeds import random_kept
 from keras_varinit.typing import Model, Variable
 
 
-def to_builtin(model: Model) -> Model:
+def to_builtin(model: keras.Model) -> keras.Model:
     """Returns a copy of a model, with the same weights, whose configuration only needs Keras.
 
     Every initializer of this library is replaced by Keras's with the same distribution family and

@@ -2,6 +2,8 @@
 
 from collections.abc import Iterator
 
+import keras
+
 from keras_varinit import keras_private
 from keras_varinit.analysis.contexts import read
 from keras_varinit.apply.selection import Selection, selected_layers
@@ -19,7 +21,7 @@ _OWNER = "calibrate"
 
 
 def calibrate(
-    model: Model,
+    model: keras.Model,
     x: Nested,
     *,
     target: float = 1.0,

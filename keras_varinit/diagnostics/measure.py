@@ -28,7 +28,7 @@ _RUNNERS: tuple[Callable[[Model, bool], Runner], ...] = (
 
 
 def measure_signal(
-    model: Model,
+    model: keras.Model,
     x: Nested,
     y: Nested = None,
     loss: Nested = None,
