@@ -248,7 +248,7 @@ def test_a_gain_of_zero_without_a_limit_is_refused(cls):
     context = {**CONTEXT, "forward_gain": 0.0, "backward_gain": 0.0}
     text = (
         f"{cls.__name__}: the gain for 'net/dense/kernel' is 0 (an activation that passes "
-        "nothing), so the variance is unbounded. Set `max_gain`. Received: max_gain=None."
+        "no signal), so the variance is unbounded. Set `max_gain`. Received: max_gain=None."
     )
     initializer = cls(max_gain=None, context=context)
     for call in (initializer.stddev, initializer):

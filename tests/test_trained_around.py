@@ -14,7 +14,7 @@ def statuses(report):
     return {row.layer: row.status for row in report}
 
 
-AROUND = "skipped: injected before, and a kernel behind it was trained, loaded or set since"
+AROUND = "skipped: injected before, and a kernel after it was trained, loaded or set since"
 
 
 def network(behind):

@@ -87,12 +87,12 @@ def _planned(
 ) -> "_Plan":
     """Plans all draws without changing the model."""
     reading = read(model)
-    chosen, asked = selected_layers(model, layers, "initialize")
+    selected, explicit = selected_layers(model, layers, "initialize")
     plan = _Plan(model, reading, seed, include_frozen)
-    plan.choose(_resolver(scheme), chosen, asked)
+    plan.choose(_resolver(scheme), selected, explicit)
     plan.find_signal_gains()
-    for layer in chosen:
-        plan.add_layer(layer, asked)
+    for layer in selected:
+        plan.add_layer(layer, explicit)
     if not plan.kernels:
         raise ValueError(
             f"initialize: no kernel of model {model.name!r} is selected. Received: "
@@ -157,11 +157,11 @@ class _Plan:
         self,
         resolve: Callable[[LayerContext], Initializer | None],
         layers: list[Layer],
-        asked: set[int],
+        explicit: set[int],
     ) -> None:
         """Resolves the scheme of every kernel; of embeddings only if selected themselves."""
         for layer in layers:
-            if isinstance(layer, keras.layers.Embedding) and id(layer) not in asked:
+            if isinstance(layer, keras.layers.Embedding) and id(layer) not in explicit:
                 continue
             for variable in keras_private.own_variables(layer):
                 context = self.reading.context_of(variable)
@@ -180,13 +180,13 @@ class _Plan:
         self.reading = with_signal_gains(self.model, self.reading, drawn)
         self.notes = list(self.reading.notes)
 
-    def add_layer(self, layer: Layer, asked: set[int]) -> None:
+    def add_layer(self, layer: Layer, explicit: set[int]) -> None:
         """Plans the variables that a layer itself created."""
         attributes = dict(keras_private.initializers_of(layer))
         for variable in keras_private.own_variables(layer):
             context = self.reading.context_of(variable)
             attribute = attributes.get(id(variable))
-            by_scheme = id(layer) in asked or not isinstance(layer, keras.layers.Embedding)
+            by_scheme = id(layer) in explicit or not isinstance(layer, keras.layers.Embedding)
             reason = self.reading.reason_to_leave(variable)
             if reason is not None:
                 self._leave(layer, variable, attribute, reason)
@@ -291,7 +291,7 @@ class _Plan:
         self.changes.append(Change(variable, value, layer, None, initializer))
 
 
-_NO_INITIALIZER = "its use is not known, and its layer keeps no initializer for it"
+_NO_INITIALIZER = "its use is unknown, and its layer stores no initializer for it"
 
 
 def _open_forget_gate(bias: ArrayLike) -> ArrayLike:

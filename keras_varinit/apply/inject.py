@@ -133,7 +133,7 @@ def _decisions(
     return decisions
 
 
-_AROUND = "skipped: injected before, and a kernel behind it was trained, loaded or set since"
+_AROUND = "skipped: injected before, and a kernel after it was trained, loaded or set since"
 
 
 def _leaving_what_was_trained_around(

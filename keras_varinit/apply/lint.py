@@ -122,7 +122,7 @@ def _wrong_fans(model: Model, reading: Reading) -> Iterator[Finding]:
             "wrong-fans",
             context.path,
             f"Keras's {name} draws with standard deviation {drawn:.4g}; the kernel's true fans "
-            f"({context.fan_in:g}, {context.fan_out:g}) ask for {right:.4g}. "
+            f"({context.fan_in:g}, {context.fan_out:g}) give {right:.4g}. "
             "keras_varinit.initialize(model, scheme) corrects it",
         )
 

@@ -24,8 +24,8 @@ def selected_layers(model: Model, layers: Selection, owner: str) -> tuple[list[L
     if layers is None:
         return everything, set()
     if callable(layers):
-        chosen = [layer for layer in everything if layers(layer)]
-        return chosen, {id(layer) for layer in chosen}
+        selected = [layer for layer in everything if layers(layer)]
+        return selected, {id(layer) for layer in selected}
     if isinstance(layers, str):
         raise TypeError(
             f"{owner}: `layers` must be a predicate or a list of names. Received: {layers!r}."

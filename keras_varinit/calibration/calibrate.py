@@ -102,14 +102,14 @@ def calibrate(
         with second moments for variances and all layers corrected in one walk.
     """
     _check_arguments(model, x, target, tolerance, max_iterations, include_frozen, training, verbose)
-    chosen, asked = selected_layers(model, layers, _OWNER)
+    selected, explicit = selected_layers(model, layers, _OWNER)
     batches = Batches(x, None, batch_size=batch_size, max_batches=max_batches, owner=_OWNER)
     meter = Meter(model, loss=None, training=training, owner=_OWNER)
     first = next(iter(batches))
     meter.check(first)
     runner: Runner = meter.find_runner(first)
     while True:
-        places = Places(model, runner, chosen, asked, include_frozen)
+        places = Places(model, runner, selected, explicit, include_frozen)
         calibration = Calibration(meter, runner, places, batches, verbose, target, tolerance)
         calibration.solve(max_iterations)
         if calibration.agrees():

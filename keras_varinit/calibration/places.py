@@ -126,8 +126,8 @@ class Places:
     Args:
         model: A built model.
         runner: Runs the model.
-        chosen: The selected layers.
-        asked: The `id` of each layer that was selected itself; some are scaled only then.
+        selected: The selected layers.
+        explicit: The `id` of each layer that was selected itself; some are scaled only then.
         include_frozen: Whether frozen kernels are scaled.
     """
 
@@ -135,15 +135,15 @@ class Places:
         self,
         model: Model,
         runner: Runner,
-        chosen: Sequence[Layer],
-        asked: set[int],
+        selected: Sequence[Layer],
+        explicit: set[int],
         include_frozen: bool,
     ) -> None:
         self.model, self.include_frozen = model, include_frozen
-        units = [c for c in chosen if id(c) in asked and not isinstance(c, keras.Model)]
-        self.asked = {id(v) for unit in units for v in unit.weights}
+        units = [c for c in selected if id(c) in explicit and not isinstance(c, keras.Model)]
+        self.explicit = {id(v) for unit in units for v in unit.weights}
         self.names = variable_names(model)
-        self.chosen = {id(layer) for layer in chosen}
+        self.selected = {id(layer) for layer in selected}
         self.owners = {
             id(variable): layer
             for layer in [model, *keras_private.layers_of(model)]
@@ -227,10 +227,10 @@ class Places:
         trainable = self.model.trainable and all(v.trainable for v in kernels)
         if not (trainable or self.include_frozen):
             return "frozen (trainable=False)"
-        asked = any(id(v) in self.asked for v in kernels)
-        if isinstance(point.operation, keras.layers.Embedding) and not asked:
+        explicit = any(id(v) in self.explicit for v in kernels)
+        if isinstance(point.operation, keras.layers.Embedding) and not explicit:
             return "an embedding, which `layers` does not name"
-        if point.name in self.normalized and not asked:
+        if point.name in self.normalized and not explicit:
             return "the normalization after it cancels its scale"
         return None
 
@@ -261,7 +261,7 @@ class Places:
         return Place(name, rows, skipped=skipped)
 
     def _is_chosen(self, variable: Variable, operation: Operation | None) -> bool:
-        return id(operation) in self.chosen or id(self.owners.get(id(variable))) in self.chosen
+        return id(operation) in self.selected or id(self.owners.get(id(variable))) in self.selected
 
 
 def _before_normalization(runner: GraphRunner) -> set[str]:

@@ -71,8 +71,8 @@ class _ASV(ContextualInitializer):
         if self.max_gain is None:
             place = "" if self.context is None else f" for {self.context.path!r}"
             raise ValueError(
-                f"{self._name}: the gain{place} is 0 (a constant activation), so the variance is "
-                "unbounded. Set `max_gain`. Received: max_gain=None."
+                f"{self._name}: the gain{place} is 0 (an activation that passes no signal), "
+                "so the variance is unbounded. Set `max_gain`. Received: max_gain=None."
             )
         return limit
 
