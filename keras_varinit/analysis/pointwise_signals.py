@@ -7,11 +7,13 @@ from typing import Any, NamedTuple
 import keras
 import numpy as np
 
+from keras_varinit.analysis.curvature import bend_of, through_activation
 from keras_varinit.analysis.moment_maps import Moments, outer, uniform
 from keras_varinit.analysis.nonlinear import activated, composed, law_of
 from keras_varinit.analysis.reader import call_argument
 from keras_varinit.analysis.rules import Elementwise, layer_classes
 from keras_varinit.analysis.signals import (
+    Gradient,
     Gradients,
     Outcome,
     Signal,
@@ -35,17 +37,26 @@ def after_activation(signal: Signal, activation: Activation) -> Outcome:
         gradient = gradients[0]
         if gradient is None:
             return (None,)
-        factors, far, adjacent, slope = [], 0.0, 0.0, 0.0
+        factors, far, adjacent, slope, bend, common = [], 0.0, 0.0, 0.0, 0.0, 0.0
         for _, moments in signal.parts:
-            passed = _passed_back(moments, activation)
+            passed = _passed_back(moments, activation, gradient)
             factors.append(passed.squared_slope)
             far += passed.far / len(signal.parts)
             adjacent += passed.adjacent / len(signal.parts)
             slope += passed.slope / len(signal.parts)
+            bend += passed.bend / len(signal.parts)
+            common += passed.common / len(signal.parts)
         parts = tuple(g * f for g, f in zip(gradient.parts, factors, strict=True))
         back = gradient.less_coherent(far, adjacent).with_parts(parts)
         phases, in_step = gradient.times_phases(slope), gradient.in_step
-        back = dataclasses.replace(back, through=activation, phases=phases, in_step=in_step)
+        back = dataclasses.replace(
+            back,
+            coherence=back.coherence + common * (1 - back.coherence),
+            through=activation,
+            phases=phases,
+            in_step=in_step,
+            bend=bend,
+        )
         return (back,)
 
     return Outcome((output,), pullback)
@@ -106,17 +117,22 @@ def is_integrable(signal: Signal, activation: Activation) -> bool:
 
 
 class _Passed(NamedTuple):
-    """E f'² and E f', and the share of coherence left between far and adjacent entries."""
+    """E f'² and E f', and the share of coherence left between far and adjacent entries.
+
+    `bend` and `common`, what all positions have from their own part: see `curvature`.
+    """
 
     squared_slope: float
     slope: float
     far: float = 1.0
     adjacent: float = 1.0
+    bend: float = 0.0
+    common: float = 0.0
 
 
-def _passed_back(moments: Moments, activation: Activation) -> _Passed:
+def _passed_back(moments: Moments, activation: Activation, gradient: Gradient) -> _Passed:
     if moments.border is not None:
-        return _passed_back(moments.border.source, activation)
+        return _passed_back(moments.border.source, activation, gradient)
     if moments.pre is not None and moments.function is not None:
         # The slope of the outer function where the inner one has one.
         whole = law_of(moments.pre, composed(moments.function, activation))
@@ -128,11 +144,15 @@ def _passed_back(moments: Moments, activation: Activation) -> _Passed:
     law = law_of(moments, activation)
     if law.squared_slope <= 0:
         return _Passed(0.0, 0.0, 0.0, 0.0)
+    own = through_activation(gradient.own, law)
+    kept = 1 / own.factor
     return _Passed(
-        law.squared_slope,
+        law.squared_slope * own.factor,
         law.slope,
-        law.slope_product(moments.correlation) / law.squared_slope,
-        law.slope_product(moments.adjacent_correlation) / law.squared_slope,
+        law.slope_product(moments.correlation) / law.squared_slope * kept,
+        law.slope_product(moments.adjacent_correlation) / law.squared_slope * kept,
+        bend_of(gradient.coherence, law, moments.correlation),
+        own.coherent,
     )
 
 
@@ -189,7 +209,9 @@ def _batch_normalization(visit: Visit) -> Outcome:
     def pullback(gradients: Gradients) -> Gradients:
         # Channels of small variance get large gradients, which their small kernels take away again.
         first, *others = back(gradients)
-        return (first and dataclasses.replace(first, here=here), *others)
+        bend = 0.0 if gradients[0] is None else gradients[0].bend
+        given = first and dataclasses.replace(first, here=here, bend=bend, normalized=True)
+        return (given, *others)
 
     return Outcome((output,), pullback)
 

@@ -14,6 +14,7 @@ import numpy as np
 
 from keras_varinit.analysis import rules
 from keras_varinit.analysis.axes import Window
+from keras_varinit.analysis.curvature import with_own
 from keras_varinit.analysis.gradient_maps import through_taps
 from keras_varinit.analysis.layouts import back_to, with_channel_axes
 from keras_varinit.analysis.moment_maps import Axes, Moments, uniform
@@ -140,6 +141,7 @@ def shared_kernel(
         back = back * (weighing.variance * channels / groups)
         count = len(signal.parts)
         passed = through_taps(gradient, taps).with_parts((back,) * count)
+        passed = with_own(passed, gradient, taps, merged, fan_in)
         return only_first(
             back_to(passed, signal, visit.inputs[0], len(visit.call.input_shapes[0])),
             len(visit.inputs),
@@ -197,6 +199,7 @@ def _each_channel(visit: Visit, multiplier: int) -> tuple[Outcome, Signal]:
             for (_, m), g in zip(signal.parts, gradient.parts, strict=True)
         )
         passed = through_taps(gradient, taps).with_parts(back)
+        passed = with_own(passed, gradient, taps, signal.merged, 1)
         return only_first(
             back_to(passed, signal, visit.inputs[0], len(visit.call.input_shapes[0])),
             len(visit.inputs),

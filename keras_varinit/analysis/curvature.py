@@ -1,0 +1,101 @@
+"""Kernels of few taps, whose gradients depend on them through the activation behind.
+
+u_p = Σ_a w_a z_{p+a} and dL/dz_q = Σ_a w_a g_{q-a} f'(u_{q-a}), in which f' depends on w_a z_q. Where
+two outputs have a gradient in common these dependences add up: by Stein's lemma
+E w_a w_b f'(u) f'(u') = σ_w⁴ z_q² E f''(u) f''(u') to leading order, which for T taps on c channels
+is bend·(T - 1)/(Tc)·z_q²/E z² of what independent kernels pass back. It is much for depthwise
+kernels, and nothing for wide ones.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+
+from keras_varinit.analysis.axes import AnyWindow, Window
+from keras_varinit.analysis.moment_maps import Moments
+from keras_varinit.analysis.signals import Gradient
+from keras_varinit.pair_moments import PointLaw
+
+_STEP = 1 / 64
+_LARGEST = 0.9
+
+
+def bend_of(coherence: float, law: PointLaw, correlation: float) -> float:
+    """Var u·E f''(u) f''(u') of far positions with a common gradient, over E f'².
+
+    Price's theorem: E f'' f'' is the slope of E f'(u) f'(u') over the correlation.
+    """
+    rho = min(max(correlation, -_LARGEST), _LARGEST)
+    rise = law.slope_product(rho + _STEP) - law.slope_product(rho - _STEP)
+    return coherence * max(rise / (2 * _STEP), 0.0) / law.squared_slope
+
+
+def with_own(
+    gradient: Gradient, came: Gradient, windows: Sequence[AnyWindow], moments: Moments, inputs: int
+) -> Gradient:
+    """The gradient at z of a kernel of `inputs` channels, and what of it goes with z itself.
+
+    Behind normalization z counts less its mean, and kernels have one length; without it the mean
+    that outputs have in common takes part, as for ReLU.
+    """
+    if came.bend <= 0 or not moments.is_known():
+        return gradient
+    readers, fan = 1.0, float(inputs)
+    for window in windows:
+        one, other = _connections(window)
+        readers, fan = readers * one, fan * other
+    mean, second = moments.average(moments.mean), moments.second_moment
+    size = came.bend * max(readers - 1, 0.0) / fan
+    if came.normalized:
+        size *= fan / (fan + 2) / max(second - mean**2, 1e-300)
+        own = (size, -2 * size * mean, size * mean**2)
+    else:
+        rho = min(max(moments.pair_moment / second, 0.0), 1.0) if second > 0 else 0.0
+        size /= max(second, 1e-300)
+        own = (size, -2 * size * rho * mean, size * rho * second)
+    total = 1 + own[0] * second + own[1] * mean + own[2]
+    parts = tuple(g * total for g in gradient.parts)
+    return dataclasses.replace(gradient, parts=parts, own=tuple(o / total for o in own))
+
+
+def _connections(window: AnyWindow) -> tuple[float, float]:
+    """Outputs that read an input, as a mean over connections; inputs that an output reads."""
+    if not isinstance(window, Window) or window.kind != "conv":
+        return 1.0, 1.0
+    if window.inputs.size is None or window.outputs.size is None:
+        return window.taps / window.stride, float(window.taps)
+    reads = window.reads(np.arange(window.outputs.size))
+    inside = reads[(reads >= 0) & (reads < window.inputs.size)]
+    counts = np.bincount(inside, minlength=window.inputs.size).astype(float)
+    total = max(float(counts.sum()), 1.0)
+    return float(np.sum(counts**2)) / total, total / window.outputs.size
+
+
+@dataclasses.dataclass(frozen=True)
+class OwnPart:
+    """What an activation makes of a gradient that goes with its output z.
+
+    `factor` on E f'²; `coherent`: the share of the result that far positions have in common.
+    """
+
+    factor: float
+    coherent: float
+
+
+def through_activation(own: tuple[float, float, float], law: PointLaw) -> OwnPart:
+    """E (a z² + b z + c) f'² with z = f(u)."""
+    values, slopes, weights = law.in_cells
+    squares = float(np.sum(weights * slopes**2))
+    if squares <= 0 or own[0] <= 0:
+        return OwnPart(1.0, 0.0)
+
+    def mean(polynomial: np.ndarray) -> float:
+        return float(np.sum(weights * polynomial * slopes**2)) / squares
+
+    weighed = own[0] * mean(values**2) + own[1] * mean(values) + own[2]
+    middle = -own[1] / (2 * own[0])
+    amplitude = float(np.sum(weights * (values - middle) * slopes))
+    rest = 1 - own[0] * law.second - own[1] * law.first - own[2]
+    factor = rest + weighed
+    return OwnPart(factor, min(own[0] * amplitude**2 / (squares * factor), 1.0))
