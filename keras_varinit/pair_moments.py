@@ -77,7 +77,7 @@ class PointLaw:
 
     @property
     def in_cells(self) -> tuple[Array, Array, Array]:
-        """f and f' in the cells between nodes, and the cells' weights."""
+        """The values and slopes in the cells between nodes, and the cells' weights."""
         return (self.values[1:] + self.values[:-1]) / 2, self.slopes, self._cells
 
     @functools.cached_property

@@ -1,7 +1,7 @@
 """Kernels of few taps, whose gradients depend on them through the activation behind.
 
-u_p = Σ_a w_a z_{p+a} and dL/dz_q = Σ_a w_a g_{q-a} f'(u_{q-a}), in which f' depends on w_a z_q. Where
-two outputs have a gradient in common these dependences add up: by Stein's lemma
+u_p = Σ_a w_a z_{p+a} and dL/dz_q = Σ_a w_a g_{q-a} f'(u_{q-a}), in which f' depends on w_a z_q.
+Where two outputs have a gradient in common these dependences add up: by Stein's lemma
 E w_a w_b f'(u) f'(u') = σ_w⁴ z_q² E f''(u) f''(u') to leading order, which for T taps on c channels
 is bend·(T - 1)/(Tc)·z_q²/E z² of what independent kernels pass back. It is much for depthwise
 kernels, and nothing for wide ones.
@@ -12,8 +12,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from keras_varinit.analysis.axes import AnyWindow, Window
+from keras_varinit.analysis.axes import AnyWindow, Array, Window
 from keras_varinit.analysis.moment_maps import Moments
+from keras_varinit.analysis.nonlinear import IDENTITY, law_of
 from keras_varinit.analysis.signals import Gradient
 from keras_varinit.pair_moments import PointLaw
 
@@ -31,6 +32,25 @@ def bend_of(coherence: float, law: PointLaw, correlation: float) -> float:
     return coherence * max(rise / (2 * _STEP), 0.0) / law.squared_slope
 
 
+@dataclasses.dataclass(frozen=True)
+class Own:
+    """The share of a gradient at z that goes with z: size·F·y/(y + F - 1), y = a·z² + b·z + c.
+
+    Among `fan` F inputs of an output z makes a share of its variance, which large z do not exceed.
+    """
+
+    size: float
+    fan: float
+    a: float
+    b: float
+    c: float
+
+    def of(self, z: Array) -> Array:
+        """For values of z."""
+        y = np.maximum((self.a * z + self.b) * z + self.c, 0.0)
+        return self.size * self.fan * y / (y + max(self.fan - 1, 1e-9))
+
+
 def with_own(
     gradient: Gradient, came: Gradient, windows: Sequence[AnyWindow], moments: Moments, inputs: int
 ) -> Gradient:
@@ -45,18 +65,23 @@ def with_own(
     for window in windows:
         one, other = _connections(window)
         readers, fan = readers * one, fan * other
-    mean, second = moments.average(moments.mean), moments.second_moment
     size = came.bend * max(readers - 1, 0.0) / fan
+    mean, second = moments.average(moments.mean), moments.second_moment
+    if size <= 0 or second <= 0:
+        return gradient
     if came.normalized:
-        size *= fan / (fan + 2) / max(second - mean**2, 1e-300)
-        own = (size, -2 * size * mean, size * mean**2)
+        variance = max(second - mean**2, 1e-300)
+        line = (1 / variance, -2 * mean / variance, mean**2 / variance)
+        own = Own(size * fan / (fan + 2), fan, *line)
     else:
-        rho = min(max(moments.pair_moment / second, 0.0), 1.0) if second > 0 else 0.0
-        size /= max(second, 1e-300)
-        own = (size, -2 * size * rho * mean, size * rho * second)
-    total = 1 + own[0] * second + own[1] * mean + own[2]
+        rho = min(max(moments.pair_moment / second, 0.0), 1.0)
+        own = Own(size, fan, 1 / second, -2 * rho * mean / second, rho)
+    root, function = moments.pre or moments, moments.function or IDENTITY
+    values, _, weights = law_of(root, function).in_cells
+    total = 1 + float(np.sum(weights * own.of(values)))
     parts = tuple(g * total for g in gradient.parts)
-    return dataclasses.replace(gradient, parts=parts, own=tuple(o / total for o in own))
+    own = dataclasses.replace(own, size=own.size / total)
+    return dataclasses.replace(gradient, parts=parts, own=own)
 
 
 def _connections(window: AnyWindow) -> tuple[float, float]:
@@ -83,19 +108,14 @@ class OwnPart:
     coherent: float
 
 
-def through_activation(own: tuple[float, float, float], law: PointLaw) -> OwnPart:
-    """E (a z² + b z + c) f'² with z = f(u)."""
+def through_activation(own: Own | None, law: PointLaw) -> OwnPart:
+    """What f, of that law, makes of the gradient at z = f(u)."""
     values, slopes, weights = law.in_cells
     squares = float(np.sum(weights * slopes**2))
-    if squares <= 0 or own[0] <= 0:
+    if squares <= 0 or own is None:
         return OwnPart(1.0, 0.0)
-
-    def mean(polynomial: np.ndarray) -> float:
-        return float(np.sum(weights * polynomial * slopes**2)) / squares
-
-    weighed = own[0] * mean(values**2) + own[1] * mean(values) + own[2]
-    middle = -own[1] / (2 * own[0])
-    amplitude = float(np.sum(weights * (values - middle) * slopes))
-    rest = 1 - own[0] * law.second - own[1] * law.first - own[2]
-    factor = rest + weighed
-    return OwnPart(factor, min(own[0] * amplitude**2 / (squares * factor), 1.0))
+    shares = own.of(values)
+    factor = 1 + float(np.sum(weights * shares * (slopes**2 / squares - 1)))
+    signs = np.sign(values + own.b / (2 * own.a))
+    common = float(np.sum(weights * signs * np.sqrt(shares) * slopes)) ** 2
+    return OwnPart(factor, min(common / (squares * factor), 1.0))

@@ -26,9 +26,9 @@ from keras_varinit.analysis.axes import (
     Axis,
     AxisMap,
     Integers,
-    Window,
     aligned,
     axis_map,
+    in_place,
 )
 from keras_varinit.moments import Activation
 
@@ -50,7 +50,8 @@ class Moments:
     Where `pre` is given the signal is `function` of it entry by entry, and `pre` is Gaussian but
     for its `third` central moment, that of a typical entry. Where `border` is given the signal has
     a number around another signal, whose law is that of its entries. `terms` are what the signal is
-    a sum of, where it is one. `inverse` is E σ²·E 1/σ² over the channels of a kernel's output.
+    a sum of, where it is one. `inverse` is E σ²·E 1/σ² over the channels of a kernel's output, and
+    `scatter` the variance over kernels of their covariances E u_p u_{p+o}, in `excess`'s layout.
     """
 
     axes: Axes
@@ -64,6 +65,7 @@ class Moments:
     border: "Border | None" = None
     terms: tuple[Term, ...] = ()
     inverse: float = 1.0
+    scatter: Array | None = None
 
     @functools.cached_property
     def second(self) -> Array:
@@ -93,7 +95,7 @@ class Moments:
         columns = row.reshape([n for size in row.shape for n in (1, size)])
         far = self.far - rows - columns + self.pair_moment
         mean = self.mean - self.average(self.mean)
-        return Moments(self.axes, mean, far, self.excess, self.radius)
+        return Moments(self.axes, mean, far, self.excess, self.radius, scatter=self.scatter)
 
     @property
     def variance(self) -> Array:
@@ -194,10 +196,11 @@ class Moments:
         """Second moments times `factor`, given once or by class of position."""
         scale = np.sqrt(np.broadcast_to(factor, self.mean.shape))
         _, others, _ = near_pairs(self)
-        excess = self.excess * scale.ravel()[own_classes(self)] * scale.ravel()[others]
+        both = scale.ravel()[own_classes(self)] * scale.ravel()[others]
         third = self.third * self.average(scale) ** 3
-        far = self.far * outer(scale)
-        return Moments(self.axes, self.mean * scale, far, excess, self.radius, third=third)
+        mean, far, excess = self.mean * scale, self.far * outer(scale), self.excess * both
+        scatter = None if self.scatter is None else self.scatter * both**2
+        return Moments(self.axes, mean, far, excess, self.radius, third=third, scatter=scatter)
 
     def shifted(self, constant: tuple[float, float]) -> "Moments":
         """Plus a random number of that mean and mean square, the same at every position."""
@@ -257,15 +260,6 @@ class Border:
     source: Moments
     pads: tuple[tuple[int, int], ...]
     value: float
-
-
-def in_place(window: AnyWindow) -> bool:
-    """Whether each output reads the input at its own position alone."""
-    return (
-        isinstance(window, Window)
-        and (window.kind, window.taps, window.stride, window.low) == ("conv", 1, 1, 0)
-        and window.inputs == window.outputs
-    )
 
 
 def uniform(axes: Axes, mean: float, second: float, pair: float) -> Moments:
@@ -391,7 +385,9 @@ def widen(moments: Moments, radius: tuple[int, ...]) -> Moments:
     pads: list[tuple[int, int]] = []
     for new, old in zip(radius, moments.radius, strict=True):
         pads += [(new - old, new - old), (0, 0)]
-    return dataclasses.replace(moments, excess=np.pad(moments.excess, pads), radius=radius)
+    scatter = None if moments.scatter is None else np.pad(moments.scatter, pads)
+    excess = np.pad(moments.excess, pads)
+    return dataclasses.replace(moments, excess=excess, radius=radius, scatter=scatter)
 
 
 def axis_maps(moments: Moments, windows: Sequence[AnyWindow]) -> list[AxisMap]:

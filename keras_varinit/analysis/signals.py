@@ -82,8 +82,7 @@ class Gradient:
     channels have one gradient, for their sum was taken. `here` is a factor on the second moment at
     the kernel in front that does not go on through it: channels of small kernels were scaled up.
     `bend`, `normalized` and `own` are explained in `curvature`: how the gradient depends on the
-    pre-activations, whether these were normalized, and the share (a z² + b z + c) that goes with
-    the signal z itself.
+    pre-activations, whether these were normalized, and what of it goes with the signal itself.
     """
 
     parts: tuple[Array, ...]
@@ -95,7 +94,7 @@ class Gradient:
     here: float = 1.0
     bend: float = 0.0
     normalized: bool = False
-    own: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    own: Any = None
 
     def with_parts(self, parts: tuple[Array, ...]) -> "Gradient":
         """Other second moments, as coherent."""

@@ -24,6 +24,7 @@ from keras_varinit.analysis.pointwise_signals import (
     moments_of_variable,
 )
 from keras_varinit.analysis.rules import Weights, layer_classes
+from keras_varinit.analysis.scatter import scattered
 from keras_varinit.analysis.signals import (
     Gradient,
     Gradients,
@@ -126,7 +127,7 @@ def shared_kernel(
     role = visit.role
     if not isinstance(role, Weights):
         raise TypeError("a rule of weight layers met another role")
-    unit = merged.weighted(taps, fan_in)
+    unit = scattered(merged.weighted(taps, fan_in), merged, taps, fan_in)
     weighing = Weighing(visit, role.kernels[0], [(channels, unit)])
     output = weighing.output(moments_of_variable(visit.operation, "bias"), signal.channel_axis)
     inverse = mean_inverse(merged, taps, fan_in)
@@ -179,7 +180,8 @@ def _each_channel(visit: Visit, multiplier: int) -> tuple[Outcome, Signal]:
     target, _ = layout(visit.output_shape, channel_axis)
     signal = in_layout(visit, channel_axis)
     taps = windows(visit.call, signal.axes, target)
-    mapped = Signal(signal.parts, channel_axis).each(lambda m: m.weighted(taps, 1))
+    mapped = Signal(signal.parts, channel_axis)
+    mapped = mapped.each(lambda m: scattered(m.weighted(taps, 1), m, taps, 1))
     unit = [(n * multiplier, m) for n, m in mapped.parts]
     weighing = Weighing(visit, role.kernels[0], unit)
     single = len(role.kernels) == 1
