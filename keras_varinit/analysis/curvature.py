@@ -8,6 +8,7 @@ kernels, and nothing for wide ones.
 """
 
 import dataclasses
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -22,24 +23,43 @@ _STEP = 1 / 64
 _LARGEST = 0.9
 
 
-def bend_of(coherence: float, law: PointLaw, correlation: float) -> float:
-    """Var u·E f''(u) f''(u') of far positions with a common gradient, over E f'².
+@dataclasses.dataclass(frozen=True)
+class Bend:
+    """How a gradient behind an activation depends on the pre-activations u of far positions.
+
+    `size`: Var u·E f''(u) f''(u') over E f'², times the gradient's coherence; it falls with the
+    power `fall` of Var u. `normalized`: u comes out of batch normalization.
+    """
+
+    size: float
+    fall: float
+    normalized: bool = False
+
+
+def bend_of(coherence: float, law: PointLaw, wider: PointLaw, correlation: float) -> Bend | None:
+    """The bend of an activation of that `law`, and of another for u of twice the variance.
 
     Price's theorem: E f'' f'' is the slope of E f'(u) f'(u') over the correlation.
     """
     rho = min(max(correlation, -_LARGEST), _LARGEST)
     rise = law.slope_product(rho + _STEP) - law.slope_product(rho - _STEP)
-    return coherence * max(rise / (2 * _STEP), 0.0) / law.squared_slope
+    size = coherence * rise / (2 * _STEP) / law.squared_slope
+    if size <= 0:
+        return None
+    one, two = float(law.slope_series[1]) ** 2, float(wider.slope_series[1]) ** 2
+    fall = 1 + math.log2(one / two) if min(one, two) > 0 else 1.0
+    return Bend(size, min(max(fall, 0.0), 2.0))
 
 
 @dataclasses.dataclass(frozen=True)
 class Own:
-    """The share of a gradient at z that goes with z: size·F·y/(y + F - 1), y = a·z² + b·z + c.
+    """The share of a gradient at z that goes with z: size·y·V^-fall, y = a·z² + b·z + c.
 
-    Among `fan` F inputs of an output z makes a share of its variance, which large z do not exceed.
+    V = (y + F - 1)/F is the variance of outputs that read z, one of `fan` F inputs, over its mean.
     """
 
     size: float
+    fall: float
     fan: float
     a: float
     b: float
@@ -48,7 +68,8 @@ class Own:
     def of(self, z: Array) -> Array:
         """For values of z."""
         y = np.maximum((self.a * z + self.b) * z + self.c, 0.0)
-        return self.size * self.fan * y / (y + max(self.fan - 1, 1e-9))
+        variance = (y + max(self.fan - 1, 1e-9)) / self.fan
+        return np.asarray(self.size * y * variance**-self.fall)
 
 
 def with_own(
@@ -59,23 +80,24 @@ def with_own(
     Behind normalization z counts less its mean, and kernels have one length; without it the mean
     that outputs have in common takes part, as for ReLU.
     """
-    if came.bend <= 0 or not moments.is_known():
+    bend = came.bend
+    if bend is None or not moments.is_known():
         return gradient
     readers, fan = 1.0, float(inputs)
     for window in windows:
         one, other = _connections(window)
         readers, fan = readers * one, fan * other
-    size = came.bend * max(readers - 1, 0.0) / fan
+    size = bend.size * max(readers - 1, 0.0) / fan
     mean, second = moments.average(moments.mean), moments.second_moment
     if size <= 0 or second <= 0:
         return gradient
-    if came.normalized:
+    if bend.normalized:
         variance = max(second - mean**2, 1e-300)
         line = (1 / variance, -2 * mean / variance, mean**2 / variance)
-        own = Own(size * fan / (fan + 2), fan, *line)
+        own = Own(size * fan / (fan + 2), bend.fall, fan, *line)
     else:
         rho = min(max(moments.pair_moment / second, 0.0), 1.0)
-        own = Own(size, fan, 1 / second, -2 * rho * mean / second, rho)
+        own = Own(size, bend.fall, fan, 1 / second, -2 * rho * mean / second, rho)
     root, function = moments.pre or moments, moments.function or IDENTITY
     values, _, weights = law_of(root, function).in_cells
     total = 1 + float(np.sum(weights * own.of(values)))

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import keras
 import numpy as np
 
-from keras_varinit.analysis.curvature import bend_of, through_activation
+from keras_varinit.analysis.curvature import Bend, bend_of, through_activation
 from keras_varinit.analysis.moment_maps import Moments, outer, uniform
 from keras_varinit.analysis.nonlinear import activated, composed, law_of
 from keras_varinit.analysis.reader import call_argument
@@ -37,14 +37,15 @@ def after_activation(signal: Signal, activation: Activation) -> Outcome:
         gradient = gradients[0]
         if gradient is None:
             return (None,)
-        factors, far, adjacent, slope, bend, common = [], 0.0, 0.0, 0.0, 0.0, 0.0
+        factors, far, adjacent, slope, common = [], 0.0, 0.0, 0.0, 0.0
+        bend: Bend | None = None
         for _, moments in signal.parts:
             passed = _passed_back(moments, activation, gradient)
             factors.append(passed.squared_slope)
             far += passed.far / len(signal.parts)
             adjacent += passed.adjacent / len(signal.parts)
             slope += passed.slope / len(signal.parts)
-            bend += passed.bend / len(signal.parts)
+            bend = passed.bend or bend
             common += passed.common / len(signal.parts)
         parts = tuple(g * f for g, f in zip(gradient.parts, factors, strict=True))
         back = gradient.less_coherent(far, adjacent).with_parts(parts)
@@ -126,7 +127,7 @@ class _Passed(NamedTuple):
     slope: float
     far: float = 1.0
     adjacent: float = 1.0
-    bend: float = 0.0
+    bend: Bend | None = None
     common: float = 0.0
 
 
@@ -145,13 +146,14 @@ def _passed_back(moments: Moments, activation: Activation, gradient: Gradient) -
     if law.squared_slope <= 0:
         return _Passed(0.0, 0.0, 0.0, 0.0)
     own = through_activation(gradient.own, law)
+    wider = law_of(moments.scaled(2.0), activation)
     kept = 1 / own.factor
     return _Passed(
         law.squared_slope * own.factor,
         law.slope,
         law.slope_product(moments.correlation) / law.squared_slope * kept,
         law.slope_product(moments.adjacent_correlation) / law.squared_slope * kept,
-        bend_of(gradient.coherence, law, moments.correlation),
+        bend_of(gradient.coherence, law, wider, moments.correlation),
         own.coherent,
     )
 
@@ -209,8 +211,9 @@ def _batch_normalization(visit: Visit) -> Outcome:
     def pullback(gradients: Gradients) -> Gradients:
         # Channels of small variance get large gradients, which their small kernels take away again.
         first, *others = back(gradients)
-        bend = 0.0 if gradients[0] is None else gradients[0].bend
-        given = first and dataclasses.replace(first, here=here, bend=bend, normalized=True)
+        bend = gradients[0] and gradients[0].bend
+        bend = bend and dataclasses.replace(bend, normalized=True)
+        given = first and dataclasses.replace(first, here=here, bend=bend)
         return (given, *others)
 
     return Outcome((output,), pullback)
