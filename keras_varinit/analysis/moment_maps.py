@@ -50,7 +50,8 @@ class Moments:
     Where `pre` is given the signal is `function` of it entry by entry, and `pre` is Gaussian but
     for its `third` central moment, that of a typical entry. Where `border` is given the signal has
     a number around another signal, whose law is that of its entries. `terms` are what the signal is
-    a sum of, where it is one. `inverse` is E σ²·E 1/σ² over the channels of a kernel's output, and
+    a sum of, where it is one. `inverse` is E σ²·E 1/σ² over the channels of a kernel's output,
+    `unequal` what normalizing them adds to gradients that go on through the kernel, and
     `scatter` the variance over kernels of their covariances E u_p u_{p+o}, in `excess`'s layout.
     """
 
@@ -65,6 +66,7 @@ class Moments:
     border: "Border | None" = None
     terms: tuple[Term, ...] = ()
     inverse: float = 1.0
+    unequal: float = 0.0
     scatter: Array | None = None
 
     @functools.cached_property

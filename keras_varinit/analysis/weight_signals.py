@@ -18,6 +18,7 @@ from keras_varinit.analysis.curvature import with_own
 from keras_varinit.analysis.gradient_maps import through_taps
 from keras_varinit.analysis.layouts import back_to, with_channel_axes
 from keras_varinit.analysis.moment_maps import Axes, Moments, uniform
+from keras_varinit.analysis.narrowness import beyond_independent
 from keras_varinit.analysis.pointwise_signals import (
     acts_on_rows,
     after_activation,
@@ -131,7 +132,9 @@ def shared_kernel(
     weighing = Weighing(visit, role.kernels[0], [(channels, unit)])
     output = weighing.output(moments_of_variable(visit.operation, "bias"), signal.channel_axis)
     inverse = mean_inverse(merged, taps, fan_in)
-    output = output.each(lambda m: dataclasses.replace(m, inverse=inverse))
+    # E w'w/w'Cw of kernels w that read channels of covariance C, to second order.
+    unequal = 2 * beyond_independent(role, signal, max(visit.narrowness, default=0.0))
+    output = output.each(lambda m: dataclasses.replace(m, inverse=inverse, unequal=unequal))
 
     def pullback(gradients: Gradients) -> Gradients:
         gradient = gradients[0]
