@@ -42,7 +42,14 @@ def of_outputs(
         if isinstance(node.operation, keras.layers.Embedding):
             return of_input(output)
         levels = len({kernel.level for kernel in role.kernels})
-        found = found / _taps(role, inputs) + levels / max(output.channels, 1)
+        if "Depthwise" in name or "Separable" in name:
+            # Channels that were alike go through taps of their own.
+            least = min((of_input(signal) for signal in inputs), default=0.0)
+            found = least + max(found - least, 0.0) / math.prod(node.operation.kernel_size)
+            levels -= 1
+        else:
+            found /= _taps(role, inputs)
+        found += levels / max(output.channels, 1)
     elif name in (*_SUMS, "Multiply") and len(inputs) > 1:
         own = [_share(s.merged) if name == "Multiply" else _own(s.merged) for s in inputs]
         total = sum(own)
