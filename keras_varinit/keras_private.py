@@ -105,6 +105,8 @@ def variable_of_initializer(layer: Layer, attribute: str) -> Variable | None:
 
 def initializers_of(layer: Layer) -> Iterator[tuple[int, str]]:
     """The `id` of each variable of a layer, and the name of its initializer's attribute."""
+    if not own_variables(layer):
+        return
     for attribute, _ in initializer_attributes(layer, keras.initializers.Initializer):
         variable = variable_of_initializer(layer, attribute)
         if variable is not None:

@@ -16,7 +16,8 @@ from keras_varinit.maths.covariance import Moments
 from keras_varinit.maths.hermite import is_homogeneous
 from keras_varinit.maths.quadrature import FUNCTIONS, Activation, named_activation
 from keras_varinit.maths.windows import Array
-from keras_varinit.signals.outcome import Gradients, Outcome, Signal, Visit, unknown
+from keras_varinit.signals.curvature import Bend, bend_of, through_activation
+from keras_varinit.signals.outcome import Gradient, Gradients, Outcome, Signal, Visit, unknown
 from keras_varinit.signals.registry import (
     follows_channel_axes,
     layer_classes,
@@ -185,17 +186,27 @@ def after_activation(signal: Signal, activation: Activation) -> Outcome:
         gradient = gradients[0]
         if gradient is None:
             return (None,)
-        factors, far, adjacent, slope = [], 0.0, 0.0, 0.0
+        factors, far, adjacent, slope, common = [], 0.0, 0.0, 0.0, 0.0
+        bend: Bend | None = None
         for _, moments in signal.parts:
-            passed = _passed_back(moments, activation)
+            passed = _passed_back(moments, activation, gradient)
             factors.append(passed.squared_slope)
             far += passed.far / len(signal.parts)
             adjacent += passed.adjacent / len(signal.parts)
             slope += passed.slope / len(signal.parts)
+            bend = passed.bend or bend
+            common += passed.common / len(signal.parts)
         parts = tuple(g * f for g, f in zip(gradient.parts, factors, strict=True))
         back = gradient.less_coherent(far, adjacent).with_parts(parts)
         phases, in_step = gradient.times_phases(slope), gradient.in_step
-        back = dataclasses.replace(back, through=activation, phases=phases, in_step=in_step)
+        back = dataclasses.replace(
+            back,
+            coherence=back.coherence + common * (1 - back.coherence),
+            through=activation,
+            phases=phases,
+            in_step=in_step,
+            bend=bend,
+        )
         return (back,)
 
     return Outcome((output,), pullback)
@@ -266,17 +277,22 @@ def _shifted_nodes() -> list[tuple[Array, Array]]:
 
 
 class _Passed(NamedTuple):
-    """E f'² and E f', and the share of coherence left between far and adjacent entries."""
+    """E f'² and E f', and the share of coherence left between far and adjacent entries.
+
+    `bend` and `common`, what all positions have from their own part: see `curvature`.
+    """
 
     squared_slope: float
     slope: float
     far: float = 1.0
     adjacent: float = 1.0
+    bend: Bend | None = None
+    common: float = 0.0
 
 
-def _passed_back(moments: Moments, activation: Activation) -> _Passed:
+def _passed_back(moments: Moments, activation: Activation, gradient: Gradient) -> _Passed:
     if moments.border is not None:
-        return _passed_back(moments.border.source, activation)
+        return _passed_back(moments.border.source, activation, gradient)
     if moments.pre is not None and moments.function is not None:
         # The slope of the outer function where the inner one has one.
         whole = law_of(moments.pre, composed(moments.function, activation))
@@ -288,9 +304,14 @@ def _passed_back(moments: Moments, activation: Activation) -> _Passed:
     law = law_of(moments, activation)
     if law.squared_slope <= 0:
         return _Passed(0.0, 0.0, 0.0, 0.0)
+    own = through_activation(gradient.own, law)
+    wider = law_of(moments.scaled(2.0), activation)
+    kept = 1 / own.factor
     return _Passed(
-        law.squared_slope,
+        law.squared_slope * own.factor,
         law.slope,
-        law.slope_product(moments.correlation) / law.squared_slope,
-        law.slope_product(moments.adjacent_correlation) / law.squared_slope,
+        law.slope_product(moments.correlation) / law.squared_slope * kept,
+        law.slope_product(moments.adjacent_correlation) / law.squared_slope * kept,
+        bend_of(gradient.coherence, law, wider, moments.correlation),
+        own.coherent,
     )

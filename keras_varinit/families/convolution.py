@@ -16,8 +16,10 @@ from keras_varinit.families.kernels import (
 )
 from keras_varinit.keras_private import Shape, is_variable
 from keras_varinit.maths import fans
+from keras_varinit.maths.scatter import scattered
 from keras_varinit.maths.windows import windows_in_place
 from keras_varinit.signals.constants import moments_of_variable
+from keras_varinit.signals.curvature import with_own
 from keras_varinit.signals.gradient_maps import through_taps
 from keras_varinit.signals.layouts import back_to, channel_axis_of, in_layout
 from keras_varinit.signals.outcome import (
@@ -165,7 +167,8 @@ def _each_channel(visit: Visit, multiplier: int) -> tuple[Outcome, Signal]:
     target, _ = layout(visit.output_shape, channel_axis)
     signal = in_layout(visit, channel_axis)
     taps = windows(visit.call, signal.axes, target)
-    mapped = Signal(signal.parts, channel_axis).each(lambda m: m.weighted(taps, 1))
+    mapped = Signal(signal.parts, channel_axis)
+    mapped = mapped.each(lambda m: scattered(m.weighted(taps, 1), m, taps, 1))
     unit = [(n * multiplier, m) for n, m in mapped.parts]
     weighing = Weighing(visit, role.kernels[0], unit)
     single = len(role.kernels) == 1
@@ -185,6 +188,7 @@ def _each_channel(visit: Visit, multiplier: int) -> tuple[Outcome, Signal]:
             for (_, m), g in zip(signal.parts, gradient.parts, strict=True)
         )
         passed = through_taps(gradient, taps).with_parts(back)
+        passed = with_own(passed, gradient, taps, signal.merged, 1)
         return only_first(
             back_to(passed, signal, visit.inputs[0], len(visit.call.input_shapes[0])),
             len(visit.inputs),

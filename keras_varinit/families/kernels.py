@@ -11,13 +11,16 @@ from typing import Any
 
 import numpy as np
 
+from keras_varinit.analysis.narrowness import beyond_independent
 from keras_varinit.families.activations import activation_of, acts_on_rows, after_activation
 from keras_varinit.families.attention.softmax import as_activation
 from keras_varinit.keras_private import layers_of, own_variable
 from keras_varinit.maths.covariance import Moments, uniform
+from keras_varinit.maths.scatter import scattered
 from keras_varinit.maths.windows import Window
 from keras_varinit.signals import roles
 from keras_varinit.signals.constants import moments_of_variable
+from keras_varinit.signals.curvature import with_own
 from keras_varinit.signals.gradient_maps import through_taps
 from keras_varinit.signals.layouts import back_to
 from keras_varinit.signals.outcome import (
@@ -133,11 +136,13 @@ def shared_kernel(
     role = visit.role
     if not isinstance(role, Weights):
         raise TypeError("a rule of weight layers met another role")
-    unit = merged.weighted(taps, fan_in)
+    unit = scattered(merged.weighted(taps, fan_in), merged, taps, fan_in)
     weighing = Weighing(visit, role.kernels[0], [(channels, unit)])
     output = weighing.output(moments_of_variable(visit.operation, "bias"), signal.channel_axis)
     inverse = mean_inverse(merged, taps, fan_in)
-    output = output.each(lambda m: dataclasses.replace(m, inverse=inverse))
+    # E w'w/w'Cw of kernels w that read channels of covariance C, to second order.
+    unequal = 2 * beyond_independent(role, signal, max(visit.narrowness, default=0.0))
+    output = output.each(lambda m: dataclasses.replace(m, inverse=inverse, unequal=unequal))
 
     def pullback(gradients: Gradients) -> Gradients:
         gradient = gradients[0]
@@ -148,6 +153,7 @@ def shared_kernel(
         back = back * (weighing.variance * channels / groups)
         count = len(signal.parts)
         passed = through_taps(gradient, taps).with_parts((back,) * count)
+        passed = with_own(passed, gradient, taps, merged, fan_in)
         return only_first(
             back_to(passed, signal, visit.inputs[0], len(visit.call.input_shapes[0])),
             len(visit.inputs),

@@ -50,7 +50,7 @@ def _batch_normalization(visit: Visit) -> Outcome:
 
     output = signal.each(normalized)
     back = _per_part(signal, factors, len(visit.inputs))
-    here = signal.parts[0][1].inverse
+    here, unequal = signal.parts[0][1].inverse, signal.parts[0][1].unequal
     if math.isnan(here):
         visit.note(
             f"{visit.operation.name}: so few inputs make each of its channels that the mean of "
@@ -60,7 +60,11 @@ def _batch_normalization(visit: Visit) -> Outcome:
     def pullback(gradients: Gradients) -> Gradients:
         # Channels of small variance get large gradients, which their small kernels take away again.
         first, *others = back(gradients)
-        return (first and dataclasses.replace(first, here=here), *others)
+        first = first and first.scaled(1 + unequal)
+        bend = gradients[0] and gradients[0].bend
+        bend = bend and dataclasses.replace(bend, normalized=True)
+        given = first and dataclasses.replace(first, here=here, bend=bend)
+        return (given, *others)
 
     return Outcome((output,), pullback)
 

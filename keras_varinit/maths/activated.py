@@ -17,6 +17,7 @@ from keras_varinit.maths.covariance import (
 )
 from keras_varinit.maths.hermite import MaximumLaw, PointLaw, is_homogeneous, maximum_law, point_law
 from keras_varinit.maths.quadrature import Activation
+from keras_varinit.maths.scatter import added_by
 from keras_varinit.maths.windows import AnyWindow, Array, apply
 
 IDENTITY = Activation("linear", lambda s: s, ("linear",))
@@ -47,7 +48,7 @@ def activated(moments: Moments, activation: Activation) -> Moments:
     flat_mean, flat_std, flat_scale = mean.ravel(), std.ravel(), scale.ravel()
     covariance = far_near + moments.excess - flat_mean[own] * flat_mean[others]
     rho = _correlation(covariance, flat_std[own] * flat_std[others])
-    near = law.product(rho) * flat_scale[own] * flat_scale[others]
+    near = (law.product(rho) + added_by(moments, law, rho)) * flat_scale[own] * flat_scale[others]
     result = Moments(moments.axes, first, far, near, moments.radius)
     excess = np.where(inside, near - near_pairs(result)[0], 0.0)
     result = Moments(moments.axes, first, far, excess, moments.radius).with_second(second)
@@ -99,12 +100,12 @@ def _by_position(moments: Moments, activation: Activation, law: PointLaw) -> tup
 def _by_pairs(
     means: Array, spreads: Array, activation: Activation, skewness: float
 ) -> tuple[Array, Array]:
-    first, second = np.empty_like(means), np.empty_like(means)
-    for index in np.ndindex(means.shape):
-        mean, std = float(f"{means[index]:.4g}"), float(f"{spreads[index]:.4g}")
-        law = point_law(activation, mean, std, skewness)
-        first[index], second[index] = law.first, law.second
-    return first, second
+    both = zip(means.ravel().tolist(), spreads.ravel().tolist(), strict=True)
+    pairs = [(float(f"{mean:.4g}"), float(f"{std:.4g}")) for mean, std in both]
+    laws = {pair: point_law(activation, *pair, skewness) for pair in set(pairs)}
+    first = np.array([laws[pair].first for pair in pairs])
+    second = np.array([laws[pair].second for pair in pairs])
+    return first.reshape(means.shape), second.reshape(means.shape)
 
 
 def max_pooled(

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from keras_varinit.maths.covariance import Moments, axis_maps, reads_in_place
+from keras_varinit.maths.covariance import Moments, axis_maps
 from keras_varinit.maths.fans import padding_and_outputs, transposed_padding
-from keras_varinit.maths.windows import AnyWindow, Array, Axes, Window
+from keras_varinit.maths.windows import AnyWindow, Array, Axes, Window, reads_in_place
 from keras_varinit.signals.roles import Call, per_dimension
 
 
