@@ -11,13 +11,13 @@ from typing import Any
 import keras
 import numpy as np
 
-from keras_varinit.analysis import narrowness
 from keras_varinit.analysis.dependence import Ancestry
 from keras_varinit.families.attention.rows import outcome_of_rows
 from keras_varinit.families.catalogue import reason_of
 from keras_varinit.keras_private import is_raw_operation, operation_name
 from keras_varinit.maths.quadrature import Activation
 from keras_varinit.maths.windows import Array
+from keras_varinit.signals import narrowness
 from keras_varinit.signals.constants import constant_signal
 from keras_varinit.signals.layouts import fitting, flat_channels
 from keras_varinit.signals.outcome import (

@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 
-from keras_varinit.analysis.narrowness import beyond_independent
 from keras_varinit.families.activations import activation_of, acts_on_rows, after_activation
 from keras_varinit.families.attention.softmax import as_activation
 from keras_varinit.keras_private import layers_of, own_variable
@@ -23,6 +22,7 @@ from keras_varinit.signals.constants import moments_of_variable
 from keras_varinit.signals.curvature import with_own
 from keras_varinit.signals.gradient_maps import through_taps
 from keras_varinit.signals.layouts import back_to
+from keras_varinit.signals.narrowness import beyond_independent
 from keras_varinit.signals.outcome import (
     Gradient,
     Gradients,
