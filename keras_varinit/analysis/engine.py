@@ -4,7 +4,6 @@ Averages are over random weights and over inputs of independent entries; widths 
 """
 
 import dataclasses
-import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -98,55 +97,16 @@ RAISES = False
 Variances = Callable[[Any, float], float]
 
 
-@dataclasses.dataclass(frozen=True)
-class Prediction:
-    """What the engine says of one kernel's output u, at the first call of its layer.
+class Engine:
+    """One walk over a graph.
 
-    `forward` is E u²; `backward` is E (dL/du)² where the gradient at the model's outputs, in front
-    of a last softmax or sigmoid, is white noise of unit variance; `gain` is E u² for a kernel of
-    variance 1. None is what is not known.
+    `alike` is the correlation that positions and examples are taken to have where a normalization
+    makes the scale known and nothing else; `has_renewed` says that it did.
     """
 
-    forward: float | None = None
-    backward: float | None = None
-    gain: float | None = None
-
-
-def propagate(
-    graph: Graph,
-    roles: Sequence[Role],
-    variance_of: Variances,
-    *,
-    input_mean: float = 0.0,
-    input_variance: float = 1.0,
-    backward: bool = True,
-) -> tuple[dict[int, Prediction], list[str]]:
-    """Predictions by the `id` of the kernel's variable, and notes on what is not known.
-
-    `variance_of(variable, gain)` is the variance of a kernel's entries, NaN where it is not known.
-    """
-    engine = _Engine(graph, roles, variance_of)
-    with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
-        engine.forward(input_mean, input_variance)
-        if backward:
-            engine.backward()
-    keys = list(engine.forwards)
-    return {
-        key: Prediction(
-            _known(engine.forwards[key]),
-            _known(engine.backwards.get(key, math.nan)),
-            _known(engine.gains.get(key, math.nan)),
-        )
-        for key in keys
-    }, list(dict.fromkeys(engine.notes))
-
-
-def _known(value: float) -> float | None:
-    return value if math.isfinite(value) else None
-
-
-class _Engine:
-    def __init__(self, graph: Graph, roles: Sequence[Role], variance_of: Variances) -> None:
+    def __init__(
+        self, graph: Graph, roles: Sequence[Role], variance_of: Variances, alike: float = 0.0
+    ) -> None:
         self.graph = graph
         self.roles = roles
         self.variance_of = variance_of
@@ -161,8 +121,10 @@ class _Engine:
         self.known_masks = Masks(graph)
         self.family = Family()
         self.narrowness: dict[int, float] = {}
+        self.alike, self.has_renewed = alike, False
 
     def forward(self, mean: float, variance: float) -> None:
+        """Signals of all tensors, for inputs of that mean and variance."""
         for tensor in self.graph.inputs:
             shape = self.graph.shapes[tensor]
             channels_first = keras.config.image_data_format() == "channels_first"
@@ -211,6 +173,7 @@ class _Engine:
         return computed(node, [self.values[t] for t in node.inputs])
 
     def backward(self) -> None:
+        """Gradients of all tensors, for white noise at the outputs."""
         gradients: dict[int, Gradient] = {}
         for tensor in set(self.graph.outputs):
             signal = self.signals[tensor]
@@ -249,6 +212,7 @@ class _Engine:
             tuple(self.family.reach[t] for t in node.inputs),
             self.family.reach_of,
             tuple(self.narrowness.get(t, 0.0) for t in node.inputs),
+            self._renewed,
         )
         return self._outcome(visit)
 
@@ -302,6 +266,10 @@ class _Engine:
             return _flattened(visit, function)
         result = function(visit)
         return result if isinstance(result, Outcome) else _with_scaling(visit, result)
+
+    def _renewed(self) -> float:
+        self.has_renewed = True
+        return self.alike
 
     def _variance(self, variable: Any, gain: float) -> float:
         key = id(variable)

@@ -172,7 +172,7 @@ def _batch_normalization(visit: Visit) -> Outcome:
     def normalized(moments: Moments) -> Moments:
         if not math.isfinite(moments.second_moment):
             factors[id(moments)] = math.nan
-            return _renewed(moments, gamma, beta)
+            return _renewed(visit, moments, gamma, beta)
         centred = moments.without_average()
         factors[id(moments)] = gamma / (max(centred.second_moment, 0.0) + layer.epsilon)
         return centred.scaled(factors[id(moments)]).shifted(beta)
@@ -194,9 +194,18 @@ def _batch_normalization(visit: Visit) -> Outcome:
     return Outcome((output,), pullback)
 
 
-def _renewed(moments: Moments, gamma: float, beta: tuple[float, float]) -> Moments:
-    """Unit variance where nothing was known."""
-    return uniform(moments.axes, 0.0, gamma, 0.0).shifted(beta)
+def _renewed(
+    visit: Visit,
+    moments: Moments,
+    gamma: float,
+    beta: tuple[float, float],
+    *,
+    keeps_mean: bool = False,
+) -> Moments:
+    """Unit variance where nothing was known; the rest is supposed (see `propagation`)."""
+    alike = visit.renewed()
+    mean = math.sqrt(gamma * alike) if keeps_mean else 0.0
+    return uniform(moments.axes, mean, gamma, gamma * alike).shifted(beta)
 
 
 def _per_part(signal: Signal, factors: dict[int, Any], count: int) -> Any:
@@ -278,7 +287,7 @@ def position_normalization(visit: Visit) -> Outcome:
 
     def normalized(moments: Moments) -> Moments:
         if not math.isfinite(moments.second_moment):
-            return _renewed(moments, gamma, beta)
+            return _renewed(visit, moments, gamma, beta, keeps_mean=keeps_mean)
         # Each entry loses the mean over the channels: cross terms with the entry's own mean stay.
         left = moments.mean - mean
         far = moments.far - outer(moments.mean) + outer(left)

@@ -178,7 +178,7 @@ class Visit:
     holds the numbers that some inputs are, `at_output` whether all outputs are the model's.
     `masks` knows the tensors that no weight has touched. Inputs whose `reaches` share a bit depend
     on each other; `reach_of` says it of other signals. `narrowness`: see the module of
-    that name.
+    that name. `renewed` gives the correlation that is supposed where only the scale is known.
     """
 
     call: Call
@@ -195,6 +195,7 @@ class Visit:
     reaches: tuple[int, ...] = ()
     reach_of: Callable[[Moments], int | None] = lambda _: None
     narrowness: tuple[float, ...] = ()
+    renewed: Callable[[], float] = lambda: 0.0
 
     @property
     def operation(self) -> Any:
