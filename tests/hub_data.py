@@ -33,6 +33,11 @@ _SHAPES: dict[str, dict[str, tuple[int, ...]]] = {
 }
 
 
+# Examples in a batch, where KerasHub cannot take any number of them: this one broadcasts a mask of
+# (batch, tokens) over heads and rows of tokens, of which there are two.
+EXAMPLES = {"SAM3PromptableConceptBackbone": 2}
+
+
 def shape_of(toy: str, tensor: Any) -> tuple[int, ...]:
     """The shape of an example for one of a toy's inputs."""
     fixed = _SHAPES.get(toy, {}).get(tensor.name)

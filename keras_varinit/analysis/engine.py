@@ -35,6 +35,7 @@ from keras_varinit.analysis import (
     softmax_signals,
     weight_signals,
 )
+from keras_varinit.analysis.attention_masks import FROM_DATA
 from keras_varinit.analysis.axes import Array
 from keras_varinit.analysis.constants import constant_signal
 from keras_varinit.analysis.layouts import fitting, flat_channels
@@ -62,7 +63,7 @@ from keras_varinit.analysis.signals import (
     takes_channel_axes,
     unknown,
 )
-from keras_varinit.graph import is_raw_operation
+from keras_varinit.graph import is_raw_operation, operation_name
 from keras_varinit.moments import Activation
 
 # Importing these registers the rules of Keras's own layers.
@@ -94,6 +95,8 @@ _RULES = (
 # Tests set this: a rule that fails is a mistake of ours, from which a user's model is shielded.
 RAISES = False
 
+_FILLED = {"ZerosLike": 0.0, "OnesLike": 1.0}
+
 Variances = Callable[[Any, float], float]
 
 
@@ -121,6 +124,7 @@ class Engine:
         self.known_masks = Masks(graph)
         self.family = Family()
         self.narrowness: dict[int, float] = {}
+        self.sources: dict[int, narrowness.Source | None] = {}
         self.alike, self.has_renewed = alike, False
 
     def forward(self, mean: float, variance: float) -> None:
@@ -154,6 +158,12 @@ class Engine:
             for tensor, signal in zip(node.outputs, outcome.outputs, strict=True):
                 found = narrowness.of_outputs(node, role, given, before, signal)
                 self.narrowness[tensor] = found
+                self.sources[tensor] = narrowness.source_of(
+                    node,
+                    role,
+                    before[0] if before else 0.0,
+                    [self.sources.get(t) for t in node.inputs],
+                )
 
     def _is_constant(self, tensor: int, values: Any) -> None:
         self.values[tensor] = np.asarray(values, np.float64)
@@ -164,13 +174,25 @@ class Engine:
             like = alike(shape, -1, 0.0, 0.0, 0.0)
             self.signals[tensor] = constant_signal(self.values[tensor], shape, like)
         self.family.born(tensor, ("constant", tensor), self.signals[tensor], of_inputs=False)
+        self.narrowness[tensor] = narrowness.of_input(self.signals[tensor])
 
     def _folded(self, node: Node) -> list[Any] | None:
-        """What an operation makes of known numbers alone."""
-        known = node.inputs and all(t in self.values for t in node.inputs)
-        if not known or not is_raw_operation(node.operation):
+        """What an operation makes of known numbers alone, of a shape, or of masks."""
+        if not node.inputs or not is_raw_operation(node.operation):
             return None
-        return computed(node, [self.values[t] for t in node.inputs])
+        if all(t in self.values for t in node.inputs):
+            return computed(node, [self.values[t] for t in node.inputs])
+        filled = _FILLED.get(operation_name(node.operation))
+        shapes = [self.graph.shapes[t][1:] for t in node.outputs]
+        if filled is not None and not any(None in shape for shape in shapes):
+            return [np.full((1, *shape), filled) for shape in shapes]
+        masks = [self.known_masks.found(t) for t in node.outputs]
+        booleans = [m for m in masks if m is not None and m.values.dtype == np.bool_]
+        if len(booleans) < len(masks):
+            return None
+        if any(mask.from_data for mask in booleans):
+            self.notes.append(FROM_DATA)
+        return [mask.values for mask in booleans]
 
     def backward(self) -> None:
         """Gradients of all tensors, for white noise at the outputs."""
@@ -213,6 +235,7 @@ class Engine:
             self.family.reach_of,
             tuple(self.narrowness.get(t, 0.0) for t in node.inputs),
             self._renewed,
+            tuple(self.sources.get(t) for t in node.inputs),
         )
         return self._outcome(visit)
 

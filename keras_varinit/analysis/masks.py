@@ -80,6 +80,10 @@ class Masks:
         after = [self._graph.shapes[t] for t in node.outputs]
         return [_first(r, s, batch) for r, s in zip(results, after, strict=False)]
 
+    def found(self, tensor: int) -> Mask | None:
+        """The mask that an operation made."""
+        return self._found.get(tensor)
+
     def of(self, node: Node, number: int) -> Mask | None:
         """The mask that an input of a node is, or None."""
         tensor = node.inputs[number]

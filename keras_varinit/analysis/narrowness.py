@@ -9,6 +9,7 @@ account to first order, chosen among two by measured stacks of attention blocks)
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import keras
 
@@ -45,6 +46,25 @@ def of_outputs(
         if total > 0 and math.isfinite(total):
             return sum(o / total * math.sqrt(r) for o, r in zip(own, before, strict=True)) ** 2
     return max(before, default=0.0)
+
+
+Source = tuple[int, float]
+
+
+def source_of(node: Node, role: Role, before: float, sources: Sequence[Source | None]) -> Any:
+    """The tensor that the last kernel on the way read, with its narrowness; None if several did.
+
+    Keys and values of one source resemble each other where its tokens do.
+    """
+    if isinstance(role, Weights):
+        return (node.inputs[0], before) if node.inputs else None
+    known = {source for source in sources if source is not None}
+    return known.pop() if len(known) == 1 else None
+
+
+def shared(one: Source | None, other: Source | None) -> float:
+    """The narrowness of the source that both were made of; 0 where they were not."""
+    return one[1] if one is not None and one == other else 0.0
 
 
 def _own(moments: Moments) -> float:
