@@ -284,6 +284,12 @@ def position_normalization(visit: Visit) -> Outcome:
         variance = np.full_like(variance, total.average(variance))
         mean = np.full_like(mean, total.average(mean))
     factor = gamma / (np.maximum(variance, 0.0) + epsilon)
+    back = 1.0 if over_positions else _inverse_of_few(signal.channels, keeps_mean=keeps_mean)
+    if math.isnan(back):
+        visit.note(
+            f"{visit.operation.name}: it normalizes so few channels that the mean of their inverse "
+            "variance, and so of the gradient's square, does not exist"
+        )
 
     def normalized(moments: Moments) -> Moments:
         if not math.isfinite(moments.second_moment):
@@ -300,7 +306,21 @@ def position_normalization(visit: Visit) -> Outcome:
         gradient = gradients[0]
         if gradient is None:
             return only_first(None, len(visit.inputs))
-        parts = tuple(g * factor for g in gradient.parts)
+        parts = tuple(g * factor * back for g in gradient.parts)
         return only_first(gradient.with_parts(parts), len(visit.inputs))
 
     return Outcome((output,), pullback)
+
+
+def _inverse_of_few(channels: int, *, keeps_mean: bool) -> float:
+    """E of the squared gradient over that for many channels, n of which are Gaussian.
+
+    The gradient is ⟂ to the normalized row, and to its mean where that is taken away: k = n - 1 or
+    n - 2 directions are left. With n/χ² of as many degrees of freedom as the row has directions,
+    k + 1, for the inverse variance, E = k/n·n/(k - 1). It is 0 where no direction is left, and NaN
+    where there is no mean.
+    """
+    left = channels - (1 if keeps_mean else 2)
+    if left <= 0:
+        return 0.0
+    return left / (left - 1) if left > 1 else math.nan
