@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import keras
 import numpy as np
 
+from keras_varinit.analysis.axes import Array
 from keras_varinit.analysis.moment_maps import Moments, outer, uniform
 from keras_varinit.analysis.nonlinear import activated, composed, law_of
 from keras_varinit.analysis.reader import call_argument
@@ -279,10 +280,16 @@ def position_normalization(visit: Visit) -> Outcome:
     over_positions = "Group" in type(layer).__name__ or over == "example"
     total = signal.merged
     mean = np.zeros_like(total.mean) if keeps_mean else total.mean
-    variance = np.asarray(total.second - mean**2)
+    share = 0.0
+    if over_positions:
+        mean = np.full_like(mean, total.average(mean))
+        groups = int(getattr(layer, "groups", 1) or 1)
+        if not keeps_mean:
+            # What a channel has at all positions is part of its group's mean.
+            share = 1.0 if groups == -1 else groups / signal.channels
+    variance = np.asarray(_centred(total, mean, share).second)
     if over_positions:
         variance = np.full_like(variance, total.average(variance))
-        mean = np.full_like(mean, total.average(mean))
     factor = gamma / (np.maximum(variance, 0.0) + epsilon)
     back = 1.0 if over_positions else _inverse_of_few(signal.channels, keeps_mean=keeps_mean)
     if math.isnan(back):
@@ -294,11 +301,7 @@ def position_normalization(visit: Visit) -> Outcome:
     def normalized(moments: Moments) -> Moments:
         if not math.isfinite(moments.second_moment):
             return _renewed(visit, moments, gamma, beta, keeps_mean=keeps_mean)
-        # Each entry loses the mean over the channels: cross terms with the entry's own mean stay.
-        left = moments.mean - mean
-        far = moments.far - outer(moments.mean) + outer(left)
-        centred = Moments(moments.axes, left, far, moments.excess, moments.radius)
-        return centred.scaled(factor).shifted(beta)
+        return _centred(moments, mean, share).scaled(factor).shifted(beta)
 
     output = signal.each(normalized)
 
@@ -310,6 +313,21 @@ def position_normalization(visit: Visit) -> Outcome:
         return only_first(gradient.with_parts(parts), len(visit.inputs))
 
     return Outcome((output,), pullback)
+
+
+def _centred(moments: Moments, mean: Array, share: float) -> Moments:
+    """Each entry less a mean over channels, and less `share` of what its channel has beyond that.
+
+    Cross terms with the entry's own mean stay.
+    """
+    left = moments.mean - mean
+    deviation = moments.far - outer(moments.mean)
+    if share > 0:
+        nothing = np.zeros_like(left)
+        own = Moments(moments.axes, nothing, deviation, moments.excess, moments.radius)
+        deviation = deviation - share * (deviation - own.without_average().far)
+    far = deviation + outer(left)
+    return Moments(moments.axes, left, far, moments.excess, moments.radius)
 
 
 def _inverse_of_few(channels: int, *, keeps_mean: bool) -> float:
