@@ -131,7 +131,7 @@ class PointLaw:
 
     def product(self, correlation: Array) -> Array:
         """E f(u) f(u') for pairs of that correlation."""
-        return np.interp(correlation, _TABLE, self.products)
+        return _read_off(self.products, correlation)
 
     def slope_product(self, correlation: float) -> float:
         """E f'(u) f'(u') for a pair of that correlation."""
@@ -165,6 +165,19 @@ def _completed(coefficients: Array, total: float) -> Array:
 def _products(series: Array) -> Array:
     """Σ aₙ² ρⁿ over the table of correlations, exact at ρ = 1."""
     return np.asarray(np.polynomial.polynomial.polyval(_TABLE, series**2))
+
+
+def _read_off(table: Array, correlation: Array) -> Array:
+    """A table of correlations, interpolated: `np.interp` for equal steps, many times as fast."""
+    half = (len(table) - 1) / 2
+    places = np.clip(correlation, -1.0, 1.0) * half
+    places += half
+    with np.errstate(invalid="ignore"):  # of NaN, which the result keeps
+        steps = places.astype(np.int32)
+    places -= steps
+    places *= np.diff(table, append=table[-1]).take(steps, mode="clip")
+    places += table.take(steps, mode="clip")
+    return np.asarray(places)
 
 
 def products_between(one: Array, others: Array, correlations: Array) -> Array:
@@ -232,7 +245,7 @@ class MaximumLaw:
 
     def product(self, correlation: Array) -> Array:
         """E M M' for windows whose common parts have that correlation."""
-        return np.interp(correlation, _TABLE, self.products)
+        return _read_off(self.products, correlation)
 
 
 _COMMON_NODES, _COMMON_WEIGHTS = np.polynomial.hermite_e.hermegauss(24)

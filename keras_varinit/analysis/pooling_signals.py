@@ -15,6 +15,7 @@ from keras_varinit.analysis.axes import (
     Axis,
     Linear,
     Window,
+    apply,
     axis_map,
     entries_read,
     members_of,
@@ -24,7 +25,6 @@ from keras_varinit.analysis.moment_maps import (
     Axes,
     Border,
     Moments,
-    apply,
     position_weights,
     uniform,
 )
