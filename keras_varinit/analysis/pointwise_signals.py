@@ -14,6 +14,7 @@ from keras_varinit.analysis.nonlinear import activated, composed, law_of
 from keras_varinit.analysis.reader import call_argument
 from keras_varinit.analysis.rules import Elementwise, layer_classes
 from keras_varinit.analysis.signals import (
+    Gradient,
     Gradients,
     Outcome,
     Signal,
@@ -319,10 +320,23 @@ def position_normalization(visit: Visit) -> Outcome:
         gradient = gradients[0]
         if gradient is None:
             return only_first(None, len(visit.inputs))
-        parts = tuple(g * factor * back for g in gradient.parts)
-        return only_first(gradient.with_parts(parts), len(visit.inputs))
+        # Of what gradients have in common at all positions the group's mean takes its share too.
+        kept = 1 - share * _in_common(gradient, signal) if share else 1.0
+        parts = tuple(g * factor * back * kept for g in gradient.parts)
+        left = (1 - share) / kept if kept > 0 else 0.0
+        return only_first(gradient.less_coherent(left, left).with_parts(parts), len(visit.inputs))
 
     return Outcome((output,), pullback)
+
+
+def _in_common(gradient: Gradient, signal: Signal) -> float:
+    """The mean correlation of the gradients at two positions of a channel."""
+    near = 1.0
+    for axis in signal.axes:
+        places = np.arange(axis.size or 0)
+        apart = np.abs(places[:, None] - places)
+        near *= float(np.mean(np.maximum(1 - apart * (1 - gradient.local), 0))) if axis.size else 0
+    return gradient.coherence + (1 - gradient.coherence) * near
 
 
 def _centred(moments: Moments, mean: Array, share: float) -> Moments:
