@@ -105,12 +105,12 @@ def _by_position(moments: Moments, activation: Activation, law: PointLaw) -> tup
 def _by_pairs(
     means: Array, spreads: Array, activation: Activation, skewness: float
 ) -> tuple[Array, Array]:
-    first, second = np.empty_like(means), np.empty_like(means)
-    for index in np.ndindex(means.shape):
-        mean, std = float(f"{means[index]:.4g}"), float(f"{spreads[index]:.4g}")
-        law = point_law(activation, mean, std, skewness)
-        first[index], second[index] = law.first, law.second
-    return first, second
+    both = zip(means.ravel().tolist(), spreads.ravel().tolist(), strict=True)
+    pairs = [(float(f"{mean:.4g}"), float(f"{std:.4g}")) for mean, std in both]
+    laws = {pair: point_law(activation, *pair, skewness) for pair in set(pairs)}
+    first = np.array([laws[pair].first for pair in pairs])
+    second = np.array([laws[pair].second for pair in pairs])
+    return first.reshape(means.shape), second.reshape(means.shape)
 
 
 def max_pooled(
