@@ -239,7 +239,6 @@ class Attending:
         width: Entries of the tokens that both keys and values are made of. Tokens that have nothing
             in common still differ from orthogonal by 1/√width, and keys of tokens that resemble
             each other are favoured together, by σ²/width.
-        narrowness: 1/width where only the gradients of the queries are to count with it.
     """
 
     def __init__(
@@ -252,7 +251,6 @@ class Attending:
         value_size: float,
         kept: float = 1.0,
         width: float = math.inf,
-        narrowness: float = 0.0,
     ) -> None:
         self.query, self.key, self.value = query, key, value
         self.pattern, self.logits, self.value_size, self.kept, self.width = (
@@ -272,7 +270,7 @@ class Attending:
         swayed = 1 - 5 * self.squares + 4 * self.cubes + 6 * (self.fourths - alone)
         self.swayed = np.maximum(swayed, 0.0)
         # Narrow tokens of a deep stack have both: the estimate for their width covers it.
-        self.uneven = np.maximum(unevenness(key, value, pattern), max(1 / width, narrowness))
+        self.uneven = np.maximum(unevenness(key, value, pattern), 1 / width)
 
     def second(self) -> Array:
         """E o², by class of query."""

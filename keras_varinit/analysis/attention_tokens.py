@@ -75,7 +75,6 @@ class Attention:
         attended: Numbers of the attended axes; all by default.
         kept: Share of the weights that dropout leaves.
         width: Channels of the tokens that keys and values are both made of.
-        narrowness: The same as 1/width, for the gradients of the queries alone.
     """
 
     def __init__(
@@ -89,7 +88,6 @@ class Attention:
         attended: Sequence[int] | None = None,
         kept: float = 1.0,
         width: float = math.inf,
-        narrowness: float = 0.0,
     ) -> None:
         count = len(query.axes)
         self._whole = (query, key, value)
@@ -97,9 +95,7 @@ class Attention:
         self._rows = [_typical(m, self._others) for m in self._whole]
         queries, keys, values = (tokens_of(m) for m in self._rows)
         row = logits(queries, keys, pattern)
-        self._attending = Attending(
-            queries, keys, values, pattern, row, value_size, kept, width, narrowness
-        )
+        self._attending = Attending(queries, keys, values, pattern, row, value_size, kept, width)
 
     @property
     def mixed(self) -> Moments:

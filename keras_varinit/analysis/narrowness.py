@@ -62,9 +62,9 @@ def source_of(node: Node, role: Role, before: float, sources: Sequence[Source | 
     return known.pop() if len(known) == 1 else None
 
 
-def shared(one: Source | None, other: Source | None) -> float:
-    """The narrowness of the source that both were made of; 0 where they were not."""
-    return one[1] if one is not None and one == other else 0.0
+def shared_width(one: Source | None, other: Source | None) -> float:
+    """1/r where both were made of one source of narrowness r; infinite where they were not."""
+    return 1 / max(one[1], 1e-12) if one is not None and one == other else math.inf
 
 
 def _own(moments: Moments) -> float:

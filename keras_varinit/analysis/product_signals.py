@@ -23,7 +23,7 @@ from keras_varinit.analysis.layouts import (
     with_channel_axes,
 )
 from keras_varinit.analysis.moment_maps import Moments, uniform
-from keras_varinit.analysis.narrowness import shared
+from keras_varinit.analysis.narrowness import shared_width
 from keras_varinit.analysis.row_signals import RowGradient, Rows, RowSignal, with_rows
 from keras_varinit.analysis.rules import Weights
 from keras_varinit.analysis.signals import (
@@ -323,8 +323,7 @@ class Mixing:
             product.count(own),
             list(attended) if self.blocks else None,
             rows.kept,
-            product.count(own) if self._depends_on_weights() else math.inf,
-            self._narrowness(),
+            product.count(own) if self._depends_on_weights() else self._shared_width(),
         )
 
     def _depends_on_weights(self) -> bool:
@@ -332,9 +331,9 @@ class Mixing:
         reaches = self.product.visit.reaches
         return bool(reaches and reaches[0] & reaches[1])
 
-    def _narrowness(self) -> float:
+    def _shared_width(self) -> float:
         sources = self.product.visit.sources
-        return shared(self.rows.source, sources[1 - self.number]) if sources else 0.0
+        return shared_width(self.rows.source, sources[1 - self.number]) if sources else math.inf
 
     def outcome(self) -> Outcome:
         """The mixed values; the gradient of the weights knows those of queries and keys."""
