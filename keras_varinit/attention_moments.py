@@ -222,7 +222,7 @@ def unevenness(key: Tokens, value: Tokens, pattern: Pattern) -> Array:
         total = np.trace(keys) * np.trace(values)
         share = float(np.sum(keys * values)) / total if count > 2 and total > 0 else 0.0
         found.append(max(share - 1 / (count - 1), 0.0) if share else 0.0)
-    return np.interp(np.arange(pattern.rows), some, found)
+    return np.asarray(np.interp(np.arange(pattern.rows), some, found))
 
 
 class Attending:

@@ -39,7 +39,7 @@ class Pattern:
         """Which keys a row sees."""
         places = np.arange(self.keys)
         band = (places >= self.lows[row]) & (places < self.highs[row])
-        return band if self.mask is None else band & self.mask[row]
+        return np.asarray(band if self.mask is None else band & self.mask[row], np.bool_)
 
     def over_keys(self, values: Array) -> Array:
         """Σ over the keys of each row, of values (keys, ...)."""
