@@ -26,11 +26,11 @@ from keras_varinit.analysis.axes import (
     Axis,
     AxisMap,
     Integers,
-    Window,
     aligned,
     apply,
     axis_map,
     grouped,
+    in_place,
 )
 from keras_varinit.moments import Activation
 
@@ -52,7 +52,9 @@ class Moments:
     Where `pre` is given the signal is `function` of it entry by entry, and `pre` is Gaussian but
     for its `third` central moment, that of a typical entry. Where `border` is given the signal has
     a number around another signal, whose law is that of its entries. `terms` are what the signal is
-    a sum of, where it is one. `inverse` is E σ²·E 1/σ² over the channels of a kernel's output.
+    a sum of, where it is one. `inverse` is E σ²·E 1/σ² over the channels of a kernel's output,
+    `unequal` what normalizing them adds to gradients that go on through the kernel, and
+    `scatter` the variance over kernels of their covariances E u_p u_{p+o}, in `excess`'s layout.
     """
 
     axes: Axes
@@ -66,6 +68,8 @@ class Moments:
     border: "Border | None" = None
     terms: tuple[Term, ...] = ()
     inverse: float = 1.0
+    unequal: float = 0.0
+    scatter: Array | None = None
 
     @functools.cached_property
     def second(self) -> Array:
@@ -93,7 +97,7 @@ class Moments:
         row = self.with_average
         far = self.far - (rows(row - self.pair_moment) + columns(row))
         mean = self.mean - self.average(self.mean)
-        return Moments(self.axes, mean, far, self.excess, self.radius)
+        return Moments(self.axes, mean, far, self.excess, self.radius, scatter=self.scatter)
 
     @functools.cached_property
     def variance(self) -> Array:
@@ -198,13 +202,15 @@ class Moments:
             root = float(np.sqrt(factor))
             third, mean = self.third * root**3, self.mean * root
             far, excess = self.far * factor, self.excess * factor
-            return Moments(self.axes, mean, far, excess, self.radius, third=third)
+            scatter = None if self.scatter is None else self.scatter * root**4
+            return Moments(self.axes, mean, far, excess, self.radius, third=third, scatter=scatter)
         scale = np.sqrt(np.broadcast_to(factor, self.mean.shape))
         own, others, *_ = _neighbours(self.axes, self.radius)
-        excess = self.excess * scale.ravel()[own] * scale.ravel()[others]
+        both = scale.ravel()[own] * scale.ravel()[others]
         third = self.third * self.average(scale) ** 3
-        far = self.far * outer(scale)
-        return Moments(self.axes, self.mean * scale, far, excess, self.radius, third=third)
+        mean, far, excess = self.mean * scale, self.far * outer(scale), self.excess * both
+        scatter = None if self.scatter is None else self.scatter * both**2
+        return Moments(self.axes, mean, far, excess, self.radius, third=third, scatter=scatter)
 
     def shifted(self, constant: tuple[float, float]) -> "Moments":
         """Plus a random number of that mean and mean square, the same at every position."""
@@ -265,15 +271,6 @@ class Border:
     source: Moments
     pads: tuple[tuple[int, int], ...]
     value: float
-
-
-def in_place(window: AnyWindow) -> bool:
-    """Whether each output reads the input at its own position alone."""
-    return (
-        isinstance(window, Window)
-        and (window.kind, window.taps, window.stride, window.low) == ("conv", 1, 1, 0)
-        and window.inputs == window.outputs
-    )
 
 
 def uniform(axes: Axes, mean: float, second: float, pair: float) -> Moments:
@@ -388,7 +385,9 @@ def widen(moments: Moments, radius: tuple[int, ...]) -> Moments:
     pads: list[tuple[int, int]] = []
     for new, old in zip(radius, moments.radius, strict=True):
         pads += [(new - old, new - old), (0, 0)]
-    return dataclasses.replace(moments, excess=np.pad(moments.excess, pads), radius=radius)
+    scatter = None if moments.scatter is None else np.pad(moments.scatter, pads)
+    excess = np.pad(moments.excess, pads)
+    return dataclasses.replace(moments, excess=excess, radius=radius, scatter=scatter)
 
 
 def axis_maps(moments: Moments, windows: Sequence[AnyWindow]) -> list[AxisMap]:

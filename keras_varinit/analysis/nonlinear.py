@@ -16,6 +16,7 @@ from keras_varinit.analysis.moment_maps import (
     own_classes,
     uniform,
 )
+from keras_varinit.analysis.scatter import added_by
 from keras_varinit.moments import Activation
 from keras_varinit.pair_moments import (
     MaximumLaw,
@@ -53,7 +54,7 @@ def activated(moments: Moments, activation: Activation) -> Moments:
     flat_mean, flat_std, flat_scale = mean.ravel(), std.ravel(), scale.ravel()
     covariance = far_near + moments.excess - flat_mean[own] * flat_mean[others]
     rho = _correlation(covariance, flat_std[own] * flat_std[others])
-    near = law.product(rho) * flat_scale[own] * flat_scale[others]
+    near = (law.product(rho) + added_by(moments, law, rho)) * flat_scale[own] * flat_scale[others]
     result = Moments(moments.axes, first, far, near, moments.radius)
     excess = np.where(inside, near - near_pairs(result)[0], 0.0)
     result = Moments(moments.axes, first, far, excess, moments.radius).with_second(second)

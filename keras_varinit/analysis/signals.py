@@ -81,6 +81,8 @@ class Gradient:
     where paths part, as amplitudes along orthonormal ones: (number, amplitude). `in_step`: all
     channels have one gradient, for their sum was taken. `here` is a factor on the second moment at
     the kernel in front that does not go on through it: channels of small kernels were scaled up.
+    `bend` and `own` are those of `curvature`: how the gradient depends on the pre-activations, and
+    what of it goes with the signal itself.
     """
 
     parts: tuple[Array, ...]
@@ -90,6 +92,8 @@ class Gradient:
     phases: tuple[tuple[int, float], ...] = ()
     in_step: bool = False
     here: float = 1.0
+    bend: Any = None
+    own: Any = None
 
     def with_parts(self, parts: tuple[Array, ...]) -> "Gradient":
         """Other second moments, as coherent."""
