@@ -10,7 +10,7 @@ import numpy as np
 
 from keras_varinit import keras_private
 from keras_varinit.analysis.contexts import read
-from keras_varinit.analysis.propagate import Prediction
+from keras_varinit.analysis.predict import Prediction
 from keras_varinit.analysis.result import Analysis, Reading
 from keras_varinit.initializers.base import ContextualInitializer
 from keras_varinit.initializers.laws import as_drawn, describe, mean_of

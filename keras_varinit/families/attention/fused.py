@@ -4,6 +4,7 @@ import math
 
 import numpy as np
 
+from keras_varinit.analysis.narrowness import shared_width
 from keras_varinit.families.attention.masks import UnknownError, sight
 from keras_varinit.families.attention.single_head import total
 from keras_varinit.maths.tokens import Attention, of_products, size_of
@@ -55,7 +56,9 @@ def _dot_product_attention(visit: Visit) -> Outcome:
         )
     except UnknownError as reason:
         return unknown(visit, str(reason))
-    width = value_size if reaches[1] & reaches[2] else math.inf
+    width = shared_width(visit.sources[numbers["key"]], visit.sources[numbers["value"]])
+    if reaches[1] & reaches[2]:
+        width = value_size
     products = of_products(variance, size)
     attention = Attention(query, key, value, pattern, products, value_size, width=width)
     channels = (shapes["query"][-2] or 1) * value_size
