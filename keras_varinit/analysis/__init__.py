@@ -2,7 +2,7 @@
 
 from keras_varinit.analysis.analyze import analyze
 from keras_varinit.analysis.contexts import read
-from keras_varinit.analysis.propagate import Prediction
+from keras_varinit.analysis.predict import Prediction
 from keras_varinit.analysis.result import Analysis, Reading
 
 __all__ = ["Analysis", "Prediction", "Reading", "analyze", "read"]

@@ -4,7 +4,8 @@ import dataclasses
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from keras_varinit.analysis.propagate import Prediction, Variances, propagate
+from keras_varinit.analysis.predict import Prediction, propagate
+from keras_varinit.analysis.propagate import Variances
 from keras_varinit.context import LayerContext
 from keras_varinit.signals.roles import Role, Weights
 from keras_varinit.tables import text_table

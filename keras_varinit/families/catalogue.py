@@ -13,6 +13,9 @@ from keras_varinit.signals.registry import registered
 
 Status = Literal["identity", "rule", "unknown"]
 
+# Operations whose results are one known number, by the engine itself.
+FILLED = {"OnesLike": 1.0, "ZerosLike": 0.0}
+
 # By the reason for which no moments are given.
 UNKNOWN_OPERATIONS: dict[str, tuple[str, ...]] = {
     "its output depends on the order or the ranks of entries": (
@@ -63,7 +66,7 @@ UNKNOWN_OPERATIONS: dict[str, tuple[str, ...]] = {
     ),
     "it makes numbers of a shape or of nothing": (
         *("Arange", "Array", "EmptyLike", "Full", "FullLike", "Geomspace", "Linspace"),
-        *("Logspace", "Meshgrid", "Ndim", "OnesLike", "Size", "ZerosLike"),
+        *("Logspace", "Meshgrid", "Ndim", "Size"),
     ),
     "it is not modelled": (
         *("BatchNorm", "ConvTranspose", "DepthwiseConv", "Dsplit"),
@@ -101,7 +104,7 @@ def status_of_operation(name: str) -> Status | None:
     """What is known of the operation of `keras.ops` with that class name; None where it is new."""
     if name in IDENTITY_OPERATIONS:
         return "identity"
-    if name in registered("signal"):
+    if name in FILLED or name in registered("signal"):
         return "rule"
     return "unknown" if any(name in names for names in UNKNOWN_OPERATIONS.values()) else None
 

@@ -76,20 +76,39 @@ def recorded_model(functional: Model) -> Recorded:
 def recorded_call(layer: Operation, args: Args, kwargs: Kwargs) -> Recorded:
     """Traces a layer's own `call` on symbolic tensors.
 
-    The layer and those inside it do not change. If only the batch size is unknown and `call` needs
-    it, as random numbers do, it is called with two sizes; whatever differs stays unknown.
+    The layer and those inside it do not change. If only the batch size is unknown, and `call` needs
+    it (as random numbers do) or loses other sizes without it (as reshaping to (batch, -1, channels)
+    does), it is called with two sizes; whatever differs stays unknown.
 
     Raises:
         Exception: whatever `call` raises on symbolic tensors.
     """
+    shapes = [shape_of(t) for t in keras.tree.flatten((args, kwargs)) if is_symbolic(t)]
+    is_batch_alone = any(shape[:1] == (None,) for shape in shapes) and not any(
+        None in shape[1:] for shape in shapes
+    )
+    recorded = None
     try:
-        return _recorded(layer, args, kwargs)
+        recorded = _recorded(layer, args, kwargs)
     except Exception:
-        shapes = [shape_of(t) for t in keras.tree.flatten((args, kwargs)) if is_symbolic(t)]
-        if all(shape[:1] != (None,) for shape in shapes) or any(None in s[1:] for s in shapes):
+        if not is_batch_alone:
             raise
-    first, second = (_recorded(layer, *with_sizes((args, kwargs), n, None)) for n in (2, 3))
-    return _without_sizes(first, second)
+    if recorded is not None and (not is_batch_alone or not loses_sizes(recorded)):
+        return recorded
+    try:
+        first, second = (_recorded(layer, *with_sizes((args, kwargs), n, None)) for n in (2, 3))
+        return _without_sizes(first, second)
+    except Exception:
+        if recorded is None:
+            raise
+        return recorded
+
+
+def loses_sizes(recorded: Recorded) -> bool:
+    """Whether a size beside the batch is unknown somewhere."""
+    return any(
+        None in shape_of(tensor)[1:] for node in recorded.nodes for tensor in node.output_tensors
+    )
 
 
 def with_sizes(structure: Nested, batch: int | None, length: int | None) -> Nested:

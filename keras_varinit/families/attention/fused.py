@@ -8,6 +8,7 @@ from keras_varinit.families.attention.masks import UnknownError, sight
 from keras_varinit.maths.tokens import Attention, of_products, size_of
 from keras_varinit.signals.constants import values_of
 from keras_varinit.signals.layouts import fitting, signal_at, with_channel_axes
+from keras_varinit.signals.narrowness import shared_width
 from keras_varinit.signals.outcome import Gradient, Gradients, Outcome, Visit, added, unknown
 from keras_varinit.signals.registry import follows_channel_axes, signal_rule
 from keras_varinit.tracing.arguments import Input, named_arguments
@@ -54,7 +55,9 @@ def _dot_product_attention(visit: Visit) -> Outcome:
         )
     except UnknownError as reason:
         return unknown(visit, str(reason))
-    width = value_size if reaches[1] & reaches[2] else math.inf
+    width = shared_width(visit.sources[numbers["key"]], visit.sources[numbers["value"]])
+    if reaches[1] & reaches[2]:
+        width = value_size
     products = of_products(variance, size)
     attention = Attention(query, key, value, pattern, products, value_size, width=width)
     channels = (shapes["query"][-2] or 1) * value_size
