@@ -296,6 +296,8 @@ def has_own_signal_rule(cls: type) -> bool:
 
 def alike(shape: Shape, channel_axis: int, mean: float, second: float, pair: float) -> Signal:
     """A signal of that shape with equal moments everywhere."""
+    if not 1 - len(shape) <= channel_axis < len(shape):
+        channel_axis = -1
     axes, channels = layout(shape, channel_axis)
     return Signal(((channels, uniform(axes, mean, second, pair)),), channel_axis)
 
@@ -306,7 +308,7 @@ def layout(shape: Shape, channel_axis: int) -> tuple[Axes, int]:
         return (), 1
     inner = list(shape[1:])
     place = channel_axis - 1 if channel_axis > 0 else channel_axis
-    channels = inner.pop(place if -len(inner) <= place < len(inner) else -1)
+    channels = inner.pop(place)
     return axes_of(tuple(inner)), channels or 1
 
 
