@@ -13,10 +13,9 @@ import numpy as np
 import pytest
 
 from keras_varinit.analysis.axes import Window, axes_of
-from keras_varinit.analysis.moment_algebra import added, multiplied
+from keras_varinit.analysis.moment_algebra import added, combined, multiplied
 from keras_varinit.analysis.moment_maps import (
     Moments,
-    combined,
     far_matrix,
     near_pairs,
     own_classes,

@@ -389,4 +389,5 @@ def _total(first: Gradient | None, second: Gradient) -> Gradient:
     phases = dict(first.phases)
     for number, amplitude in second.phases:
         phases[number] = phases.get(number, 0.0) + amplitude
-    return Gradient(parts, coherence, local, phases=tuple(phases.items()))
+    through = first.through if first.through == second.through else None
+    return Gradient(parts, coherence, local, through, tuple(phases.items()))

@@ -27,6 +27,7 @@ from keras_varinit.analysis.expansions import (
     sum_of,
     where_chosen,
 )
+from keras_varinit.analysis.laws import of_terms
 from keras_varinit.analysis.moment_algebra import added, multiplied
 from keras_varinit.analysis.moment_maps import Moments, Term, columns, rows
 from keras_varinit.analysis.nonlinear import law_of
@@ -42,9 +43,9 @@ from keras_varinit.analysis.signals import (
     signal_rule,
     unknown,
 )
+from keras_varinit.analysis.together import kept_together, share_no_root
 from keras_varinit.graph import is_symbolic
 from keras_varinit.moments import Activation
-from keras_varinit.pair_moments import joint_squared_slope
 
 _LINEAR = ("Add", "Subtract", "Average")
 # What depends on another signal counts as independent of it where it varies this little.
@@ -127,14 +128,15 @@ def joined(visit: Visit, name: str, arguments: Sequence[Any]) -> Outcome:
             # Weights that both towers share put the gradients of their channels in phase.
             visit.note(f"{visit.operation.name}: gradients of a sum over twins are not known")
             gradient = gradient.scaled(math.nan)
+        ratios = dependence.kept_together(name, groups, output, gradient.through)
         gradient = gradient.parting(visit.call.node.index)
         for place, argument in enumerate(arguments):
             if not isinstance(argument, int) or (name == "Where" and place == 0):
                 continue
-            back = _passed(gradient, [(n, j) for n, j in found], place)
-            if name == "Add" and gradient.through is not None:
-                members = [parts[place] for _, parts in groups]
-                back = _kept_together(back, gradient.through, members, output)
+            back = _passed(gradient, found, place)
+            if ratios:
+                parts = zip(back.parts, ratios, strict=True)
+                back = back.with_parts(tuple(g * r[place] for g, r in parts))
             results[argument] = aligned[place].back(back, output)
         return results
 
@@ -157,7 +159,8 @@ def _passed(gradient: Gradient, found: Sequence[tuple[int, Joined]], place: int)
     slope = sum(n * joint.slopes[place] for n, joint in found) / total
     back = gradient.less_coherent(kept, kept).with_parts(parts)
     phases, in_step = gradient.times_phases(slope), gradient.in_step
-    return dataclasses.replace(back, phases=phases, in_step=in_step)
+    through = found[0][1].function
+    return dataclasses.replace(back, phases=phases, in_step=in_step, through=through)
 
 
 class _Dependence:
@@ -192,6 +195,24 @@ class _Dependence:
     def joins_twins(self) -> bool:
         """Whether some arguments are twins."""
         return any(self.are_twins(*pair) for pair in self.pairs())
+
+    def kept_together(
+        self,
+        name: str,
+        groups: Sequence[tuple[int, list[Moments]]],
+        output: Signal,
+        through: Activation | None,
+    ) -> list[list[float]]:
+        """For each group of channels and argument: see the module `together`; [] says nothing."""
+        if through is None or name == "Where":
+            return []
+        found = []
+        for (_, parts), (_, total) in zip(groups, output.parts, strict=True):
+            apart = total.pre is None and share_no_root(parts, self.pairs())
+            found.append(
+                kept_together(name, parts, total, through) if apart else [1.0] * len(parts)
+            )
+        return found
 
     def made_independent(self, terms: Sequence[Term]) -> tuple[Term, ...]:
         """Terms over signals that are independent of each other; none where there are no such."""
@@ -243,7 +264,7 @@ def _linear(name: str, parts: Sequence[Moments]) -> Joined:
         result = added(result, each, -1.0 if name == "Subtract" else 1.0)
     result = result.scaled(signs[0] ** 2) if name == "Average" else result.plain()
     terms = sum_of([(sign, expansion(m)) for sign, m in zip(signs, parts, strict=True)])
-    result = dataclasses.replace(result, terms=terms)
+    result = dataclasses.replace(result, terms=terms, law=of_terms(terms))
     return Joined(result, tuple(s**2 for s in signs), (1.0,) * len(parts), tuple(signs))
 
 
@@ -252,7 +273,8 @@ def _product(parts: Sequence[Moments]) -> Joined:
     for each in parts[1:]:
         result = multiplied(result, each)
         terms = product_of(terms, expansion(each))
-    return Joined(dataclasses.replace(result.plain(), terms=terms), *_of_products(parts))
+    result = dataclasses.replace(result.plain(), terms=terms, law=of_terms(terms))
+    return Joined(result, *_of_products(parts))
 
 
 _Passed = tuple[tuple[float | Array, ...], tuple[float, ...], tuple[float, ...]]
@@ -323,11 +345,13 @@ def _by_terms(name: str, parts: Sequence[Moments], dependence: _Dependence) -> J
         passed = _of_choices(parts[0], parts[1:])
     else:
         return None
-    moments = moments_of(dependence.made_independent(terms))
+    apart = dependence.made_independent(terms)
+    moments = moments_of(apart)
     if moments is None:
         dependence.reason = "its inputs depend on each other"
         return None
-    return Joined(dataclasses.replace(moments, terms=tuple(terms)), *passed)
+    moments = dataclasses.replace(moments, terms=tuple(terms), law=of_terms(apart))
+    return Joined(moments, *passed)
 
 
 def _of_choices(mask: Moments, choices: Sequence[Moments]) -> _Passed:
@@ -348,22 +372,3 @@ def _of_choices(mask: Moments, choices: Sequence[Moments]) -> _Passed:
         slopes.append(slope)
         sign = -sign
     return tuple(factors), (1.0,) * 3, tuple(slopes)
-
-
-def _kept_together(
-    gradient: Gradient, through: Activation, members: Sequence[Moments], output: Signal
-) -> Gradient:
-    """For a shortcut: where its own activation passes, the one behind the sum passes more often."""
-    parts = []
-    for g, moments, (_, total) in zip(gradient.parts, members, output.parts, strict=True):
-        ratio = 1.0
-        if moments.pre is not None and moments.function is not None:
-            (mean, std), (rest_mean, rest_std) = moments.spread, total.spread
-            rest = (rest_mean - mean, math.sqrt(max(rest_std**2 - std**2, 0.0)))
-            first, second = law_of(moments.pre, moments.function), law_of(total, through)
-            apart = first.squared_slope * second.squared_slope
-            if apart > 0 and rest[1] > 0 and total.pre is None:
-                root = moments.pre.spread
-                ratio = joint_squared_slope(moments.function, root, through, rest) / apart
-        parts.append(g * ratio)
-    return dataclasses.replace(gradient, parts=tuple(parts))

@@ -14,7 +14,7 @@ Moments are uncentred. Classes of positions are those of `axes.Axis`.
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -30,6 +30,8 @@ from keras_varinit.analysis.axes import (
     aligned,
     axis_map,
 )
+from keras_varinit.analysis.laws import Law, OfFunction
+from keras_varinit.entry_laws import Shape
 from keras_varinit.moments import Activation
 
 Axes = tuple[Axis, ...]
@@ -47,10 +49,11 @@ class Term:
 class Moments:
     """The moments of one group of channels.
 
-    Where `pre` is given the signal is `function` of it entry by entry, and `pre` is Gaussian but
-    for its `third` central moment, that of a typical entry. Where `border` is given the signal has
-    a number around another signal, whose law is that of its entries. `terms` are what the signal is
-    a sum of, where it is one. `inverse` is E σ²·E 1/σ² over the channels of a kernel's output.
+    Where `pre` is given the signal is `function` of it entry by entry. Entries have the `law`, or
+    are Gaussian but for their `third` central moment, that of a typical one. Where `border` is
+    given the signal has a number around another signal, whose law is that of its entries. `terms`
+    are what the signal is a sum of, where it is one. `inverse` is E σ²·E 1/σ² over the channels of
+    a kernel's output.
     """
 
     axes: Axes
@@ -64,6 +67,7 @@ class Moments:
     border: "Border | None" = None
     terms: tuple[Term, ...] = ()
     inverse: float = 1.0
+    law: Law | None = None
 
     @functools.cached_property
     def second(self) -> Array:
@@ -93,7 +97,7 @@ class Moments:
         columns = row.reshape([n for size in row.shape for n in (1, size)])
         far = self.far - rows - columns + self.pair_moment
         mean = self.mean - self.average(self.mean)
-        return Moments(self.axes, mean, far, self.excess, self.radius)
+        return Moments(self.axes, mean, far, self.excess, self.radius, law=self.own_law)
 
     @property
     def variance(self) -> Array:
@@ -112,17 +116,17 @@ class Moments:
         return (self.pair_moment - mean**2) / std**2 if std > 0 else 0.0
 
     @property
-    def loadings(self) -> Array:
-        """What the strongest common parts, of variance 1, add to each class: (parts, classes)."""
-        weights = np.sqrt(position_weights(self.axes)).ravel()
-        mean = self.mean.ravel()
-        covariance = far_matrix(self.far) - np.outer(mean, mean)
-        values, vectors = np.linalg.eigh(covariance * np.outer(weights, weights))
-        parts = np.flatnonzero(values > 0.01 * values[-1])[-3:]
-        found = (vectors[:, parts] * np.sqrt(np.maximum(values[parts], 0.0))).T / weights
-        variance = self.variance.ravel()
-        total = np.maximum(np.sum(found**2, axis=0), 1e-300)
-        return np.asarray(found[::-1] * np.sqrt(np.minimum(variance / total, 1.0)))
+    def own_law(self) -> Law | None:
+        """The law of its entries; None where they count as Gaussian."""
+        if self.pre is not None and self.function is not None:
+            return OfFunction(self.pre, self.function)
+        return self.law
+
+    @functools.cached_property
+    def shape(self) -> Shape | None:
+        """The law of an entry, of mean 0 and variance 1; None where it counts as Gaussian."""
+        law = self.own_law
+        return None if law is None else law.shape
 
     @property
     def skewness(self) -> float:
@@ -188,7 +192,7 @@ class Moments:
         """The same moments without the law behind them."""
         if self.pre is None and self.border is None:
             return self
-        return dataclasses.replace(self, pre=None, function=None, border=None)
+        return dataclasses.replace(self, pre=None, function=None, border=None, law=self.own_law)
 
     def scaled(self, factor: float | Array) -> "Moments":
         """Second moments times `factor`, given once or by class of position."""
@@ -197,7 +201,8 @@ class Moments:
         excess = self.excess * scale.ravel()[own_classes(self)] * scale.ravel()[others]
         third = self.third * self.average(scale) ** 3
         far = self.far * outer(scale)
-        return Moments(self.axes, self.mean * scale, far, excess, self.radius, third=third)
+        law = self.own_law
+        return Moments(self.axes, self.mean * scale, far, excess, self.radius, third=third, law=law)
 
     def shifted(self, constant: tuple[float, float]) -> "Moments":
         """Plus a random number of that mean and mean square, the same at every position."""
@@ -211,12 +216,13 @@ class Moments:
         """With another E z_p²; pairs keep theirs."""
         excess = np.array(self.excess)  # a product of arrays without axes is a number
         excess[self._offset_zero] = second - diagonal(self.far)
-        return dataclasses.replace(self.plain(), excess=excess, terms=())
+        return dataclasses.replace(self.plain(), excess=excess, terms=(), law=None)
 
     def mapped(self, windows: Sequence[AnyWindow]) -> "Moments":
         """After a linear operation with a window along each axis."""
         if all(in_place(window) for window in windows):
-            return Moments(self.axes, self.mean, self.far, self.excess, self.radius)
+            law = self.own_law
+            return Moments(self.axes, self.mean, self.far, self.excess, self.radius, law=law)
         maps = [axis_map(w, r) for w, r in zip(windows, self.radius, strict=True)]
         axes = tuple(w.outputs for w in windows)
         counts = [a.count for a in axes]
@@ -243,11 +249,12 @@ class Moments:
     def weighted(self, windows: Sequence[AnyWindow], fan_in: float) -> "Moments":
         """After `fan_in` channels through windows of independent weights of variance 1."""
         after = self.mapped(windows).scaled(fan_in)
-        return dataclasses.replace(after, mean=np.zeros_like(after.mean), third=0.0)
+        return dataclasses.replace(after, mean=np.zeros_like(after.mean), third=0.0, law=None)
 
     def spread_over(self, axes: Axes) -> "Moments":
         """Its averages, alike at all positions of other axes: what reshaping leaves of it."""
-        return uniform(axes, self.average(self.mean), self.second_moment, self.pair_moment)
+        even = uniform(axes, self.average(self.mean), self.second_moment, self.pair_moment)
+        return dataclasses.replace(even, law=self.own_law, third=self.third)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -366,22 +373,6 @@ def apply(matrices: Sequence[Array], values: Array) -> Array:
     for axis, matrix in enumerate(matrices):
         values = np.moveaxis(np.tensordot(matrix, values, axes=(1, axis)), 0, axis)
     return np.array(values, order="C")  # which keeps an array without dimensions
-
-
-def combined(parts: Sequence[Moments], weights: Sequence[float]) -> Moments:
-    """Averages over groups of channels."""
-    if len(parts) == 1:
-        return parts[0]
-    total = sum(weights)
-    radius = tuple(max(r) for r in zip(*(p.radius for p in parts), strict=True))
-    widened = [widen(p, radius) for p in parts]
-
-    def mix(field: Callable[[Moments], Array]) -> Array:
-        return np.asarray(sum(w / total * field(p) for w, p in zip(weights, widened, strict=True)))
-
-    return Moments(
-        parts[0].axes, mix(lambda p: p.mean), mix(lambda p: p.far), mix(lambda p: p.excess), radius
-    )
 
 
 def widen(moments: Moments, radius: tuple[int, ...]) -> Moments:

@@ -7,8 +7,9 @@ from typing import Any, NamedTuple
 import keras
 import numpy as np
 
+from keras_varinit.analysis.axes import Array
 from keras_varinit.analysis.moment_maps import Moments, outer, uniform
-from keras_varinit.analysis.nonlinear import activated, composed, law_of
+from keras_varinit.analysis.nonlinear import activated, composed, law_of, squared_slopes
 from keras_varinit.analysis.reader import call_argument
 from keras_varinit.analysis.rules import Elementwise, layer_classes
 from keras_varinit.analysis.signals import (
@@ -22,6 +23,7 @@ from keras_varinit.analysis.signals import (
     unknown,
 )
 from keras_varinit.analysis.softmax_signals import softmax, softmax_axes
+from keras_varinit.entry_laws import at
 from keras_varinit.graph import own_variable
 from keras_varinit.moments import Activation
 from keras_varinit.values import view
@@ -96,7 +98,7 @@ def is_integrable(signal: Signal, activation: Activation) -> bool:
         for shift in (0.0, 0.37):
             nodes = np.arange(-9.0, 9.0, 0.01) + 0.01 * shift
             weights = np.exp(-(nodes**2) / 2)
-            values = np.asarray(whole.function(mean + std * nodes), np.float64)
+            values = np.asarray(whole.function(mean + std * at(root.shape, nodes)), np.float64)
             found.append(float(np.sum(weights * values**2) / np.sum(weights)))
         if not all(math.isfinite(f) for f in found):
             return False
@@ -108,7 +110,7 @@ def is_integrable(signal: Signal, activation: Activation) -> bool:
 class _Passed(NamedTuple):
     """E f'² and E f', and the share of coherence left between far and adjacent entries."""
 
-    squared_slope: float
+    squared_slope: float | Array
     slope: float
     far: float = 1.0
     adjacent: float = 1.0
@@ -119,9 +121,11 @@ def _passed_back(moments: Moments, activation: Activation) -> _Passed:
         return _passed_back(moments.border.source, activation)
     if moments.pre is not None and moments.function is not None:
         # The slope of the outer function where the inner one has one.
-        whole = law_of(moments.pre, composed(moments.function, activation))
-        inner = law_of(moments.pre, moments.function)
-        share = whole.squared_slope / inner.squared_slope if inner.squared_slope > 0 else 0.0
+        function = composed(moments.function, activation)
+        whole, inner = law_of(moments.pre, function), law_of(moments.pre, moments.function)
+        before = squared_slopes(moments.pre, moments.function, inner)
+        after = squared_slopes(moments.pre, function, whole)
+        share = np.divide(after, before, out=np.zeros_like(after), where=before > 0)
         return _Passed(share, whole.slope / inner.slope if abs(inner.slope) > 1e-9 else 0.0)
     if not math.isfinite(moments.second_moment):
         return _Passed(math.nan, math.nan)
@@ -129,7 +133,7 @@ def _passed_back(moments: Moments, activation: Activation) -> _Passed:
     if law.squared_slope <= 0:
         return _Passed(0.0, 0.0, 0.0, 0.0)
     return _Passed(
-        law.squared_slope,
+        squared_slopes(moments, activation, law),
         law.slope,
         law.slope_product(moments.correlation) / law.squared_slope,
         law.slope_product(moments.adjacent_correlation) / law.squared_slope,
@@ -282,7 +286,8 @@ def position_normalization(visit: Visit) -> Outcome:
         # Each entry loses the mean over the channels: cross terms with the entry's own mean stay.
         left = moments.mean - mean
         far = moments.far - outer(moments.mean) + outer(left)
-        centred = Moments(moments.axes, left, far, moments.excess, moments.radius)
+        law = moments.own_law
+        centred = Moments(moments.axes, left, far, moments.excess, moments.radius, law=law)
         return centred.scaled(factor).shifted(beta)
 
     output = signal.each(normalized)

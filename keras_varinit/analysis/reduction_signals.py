@@ -36,9 +36,10 @@ from keras_varinit.analysis.signals import (
     signal_rule,
     unknown,
 )
+from keras_varinit.entry_laws import at
 from keras_varinit.graph import Shape
+from keras_varinit.maxima import maximum_law
 from keras_varinit.moments import Activation
-from keras_varinit.pair_moments import maximum_law
 
 _EXP = Activation("exp", np.exp, ("exp",))
 _SQUARE = Activation("square", np.square, ("square",))
@@ -138,7 +139,8 @@ def is_nonnegative(moments: Moments) -> bool:
     if moments.pre is None or moments.function is None:
         return False
     mean, std = moments.pre.spread
-    values = moments.function.function(mean + std * np.linspace(-8.0, 8.0, 161))
+    places = at(moments.pre.shape, np.linspace(-8.0, 8.0, 161))
+    values = moments.function.function(mean + std * places)
     return bool(np.all(values >= 0))
 
 
@@ -243,7 +245,7 @@ def _extreme_of_channels(visit: Visit, axes: Sequence[int], sign: float) -> Outc
         return unknown(visit, "channels of several kinds are not modelled")
     root, function = moments.pre or moments, moments.function or IDENTITY
     mean, std = root.spread
-    law = maximum_law(function, ((mean, std, float(count)),), 0.0)
+    law = maximum_law(function, ((mean, std, float(count)),), 0.0, root.shape)
     own = law_of(root, function)
     scale = np.sqrt(moments.second / own.second) if own.second > 0 else np.zeros_like(moments.mean)
     # Two positions share their maximum as far as their channels are correlated.

@@ -48,8 +48,10 @@ def along_axes(visit: Visit, signal: Signal, windows: Sequence[AnyWindow]) -> Ou
 def _mapped(moments: Moments, windows: Sequence[AnyWindow]) -> Moments:
     """Where each output is one input, it is the same function of something Gaussian."""
     result = moments.mapped(windows)
-    if moments.pre is None or not all(_picks(window) for window in windows):
+    if not all(_picks(window) for window in windows):
         return result
+    if moments.pre is None:
+        return dataclasses.replace(result, law=moments.law, third=moments.third)
     pre = moments.pre.mapped(windows)
     return dataclasses.replace(result, pre=pre, function=moments.function, third=moments.third)
 

@@ -13,7 +13,8 @@ import numpy as np
 
 from keras_varinit.analysis.axes import Array, axes_of
 from keras_varinit.analysis.masks import Masks
-from keras_varinit.analysis.moment_maps import Axes, Moments, combined, position_weights, uniform
+from keras_varinit.analysis.moment_algebra import combined
+from keras_varinit.analysis.moment_maps import Axes, Moments, position_weights, uniform
 from keras_varinit.analysis.rules import Call, Role, operation_classes
 from keras_varinit.graph import Shape, is_raw_operation, operation_name
 from keras_varinit.moments import Activation

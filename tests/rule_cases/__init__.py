@@ -17,7 +17,6 @@ the `allowance=Allowance(forward, backward, "why")` where a rule approximates.
 * `shape` as a list of shapes: `front(x)` gets the first input, `back(u, *others)` the others too.
 * `inputs=` draws other inputs, `function(rng, count) -> array or list`; `mean=` is their mean.
 * `known=False`: the engine gives None behind the operation, with a note, and nothing is measured.
-* `wrong="why"`: the rule is known to be off beyond its allowance; the case fails once it is right.
 
 A new file is found by itself; `pytest tests/test_every_rule.py -k Relu` runs the cases of a kind.
 """

@@ -1,0 +1,75 @@
+"""How far squared slopes come together: where a function behind a sum or a product is steep.
+
+With y = h(a, b), a = f(r) and g behind it, the gradient that reaches r is g'(y)²·(∂h/∂a)²·f'(r)².
+Its mean is not the product of the factors' means: y is large where the factors of a product are,
+and what passes a ReLU is also more often positive in the sum.
+"""
+
+import itertools
+from collections.abc import Sequence
+
+import numpy as np
+
+from keras_varinit.analysis.axes import Array
+from keras_varinit.analysis.combining import FUNCTIONS, root_of
+from keras_varinit.analysis.moment_maps import Moments
+from keras_varinit.analysis.nonlinear import law_of
+from keras_varinit.entry_laws import MOST_ROOTS, NODES, at, sample, slopes_at, slopes_of
+from keras_varinit.moments import Activation
+
+_TABLE = 1024
+
+
+def kept_together(
+    name: str, parts: Sequence[Moments], output: Moments, through: Activation
+) -> list[float]:
+    """For each argument E of the whole product over the product of the means.
+
+    Roots of different arguments are independent; 1 where there are too many to follow.
+    """
+    pairs = [root_of(m) for m in parts]
+    roots = list({id(root): root for root, _ in pairs}.values())
+    alone = law_of(output, through).squared_slope
+    if len(roots) > MOST_ROOTS or not alone > 0 or any(not m.is_known() for m in parts):
+        return [1.0] * len(parts)
+    places, weights = sample(len(roots))
+    where = {id(root): s for root, s in zip(roots, places, strict=True)}
+    values, squares, steps = [], [], []
+    for root, function in pairs:
+        mean, std = root.spread
+        nodes = mean + std * at(root.shape, NODES)
+        line = np.asarray(function.function(nodes), np.float64)
+        slopes = slopes_of(function.function, nodes, 1e-3 * std) if std else np.zeros_like(nodes)
+        s = where[id(root)]
+        values.append(np.interp(s, NODES, line))
+        squares.append(np.interp(s, NODES, slopes**2) * slopes_at(root.shape, s))
+        steps.append(1e-3 * (float(np.std(values[-1])) or 1.0))
+    joint = FUNCTIONS[name]
+    behind = _squared_slopes(through, np.asarray(joint(*values), np.float64))
+    found = []
+    for number, step in enumerate(steps):
+        ends = [
+            np.asarray(joint(*(v + sign * step * (n == number) for n, v in enumerate(values))))
+            for sign in (1.0, -1.0)
+        ]
+        own = weights * ((ends[0] - ends[1]) / (2 * step)) ** 2 * squares[number]
+        total = float(own.sum())
+        ratio = float(own @ behind) / (total * alone) if total > 0 else 1.0
+        found.append(ratio if np.isfinite(ratio) else 1.0)
+    return found
+
+
+def _squared_slopes(function: Activation, places: Array) -> Array:
+    """f'² from a table."""
+    low, high = float(places.min()), float(places.max())
+    nodes = np.linspace(low, high, _TABLE)
+    slopes = slopes_of(function.function, nodes, max(1e-4 * (high - low), 1e-300))
+    return np.interp(places, nodes, slopes**2)
+
+
+def share_no_root(parts: Sequence[Moments], dependent: Sequence[tuple[int, int]]) -> bool:
+    """Whether arguments that depend on each other are functions of one root."""
+    roots = [root_of(m)[0] for m in parts]
+    several = set(dependent)
+    pairs = itertools.combinations(range(len(parts)), 2)
+    return all(roots[i] is roots[j] for i, j in pairs if (i, j) in several)
