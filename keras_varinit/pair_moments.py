@@ -105,6 +105,12 @@ class PointLaw:
         return float(np.sum(self._cells * self.slopes**2))
 
     @functools.cached_property
+    def radial_slope(self) -> float:
+        """E f'²s², of a Gaussian u = m + σs."""
+        middles = (_grid()[0][1:] + _grid()[0][:-1]) / 2
+        return float(np.sum(_middles() * (self.slopes * middles) ** 2))
+
+    @functools.cached_property
     def products(self) -> Array:
         """E f(u) f(u') over the table of correlations; a Gaussian's, between (E f)² and E f²."""
         weights = _grid()[1]

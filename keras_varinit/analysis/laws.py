@@ -102,6 +102,7 @@ class OfRoots:
     roots: "tuple[Moments, ...]"
     key: Any
     function: Callable[..., Array]
+    slopes: Callable[..., Array] | None = None
 
     @functools.cached_property
     def shape(self) -> Shape | None:
@@ -120,7 +121,8 @@ class OfRoots:
             if len(_OF_ROOTS) >= _MOST_KEPT:
                 _OF_ROOTS.clear()
             finite = bool(np.all(np.isfinite(found)))
-            _OF_ROOTS[key] = shape_of(found, weights, np.ones_like(found)) if finite else None
+            slopes = np.ones_like(found) if self.slopes is None else self.slopes(*values)
+            _OF_ROOTS[key] = shape_of(found, weights, slopes) if finite else None
         return _OF_ROOTS[key]
 
 

@@ -90,7 +90,8 @@ def _typical_of(moments: Moments, number: int) -> Moments:
     own = np.take(moments.excess, moments.radius[number], axis=2 * number)
     excess = np.tensordot(own, weights, axes=(2 * number, 0))
     typical = _reduced(moments, number, mean, far, excess)
-    return dataclasses.replace(typical, law=moments.own_law, third=moments.third)
+    known = {"law": moments.own_law, "third": moments.third, "common": moments.common}
+    return dataclasses.replace(typical, **known)
 
 
 def _averaged_over(moments: Moments, number: int) -> Moments:
@@ -126,6 +127,7 @@ def with_new_axis(moments: Moments, number: int) -> Moments:
         moments.function,
         moments.third,
         law=moments.law,
+        common=moments.common,
     )
 
 
@@ -178,6 +180,7 @@ def reordered(moments: Moments, order: Sequence[int]) -> Moments:
         moments.function,
         moments.third,
         law=moments.law,
+        common=moments.common,
     )
 
 

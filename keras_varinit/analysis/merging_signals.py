@@ -17,6 +17,7 @@ import numpy as np
 from keras_varinit.analysis.aligning import Aligned, align, regrouped
 from keras_varinit.analysis.axes import Array
 from keras_varinit.analysis.combining import FUNCTIONS, Joined, of_one_root, of_two, root_of
+from keras_varinit.analysis.common_factors import Common, common_of
 from keras_varinit.analysis.constants import constant_signal, values_of
 from keras_varinit.analysis.expansions import (
     expansion,
@@ -111,6 +112,8 @@ def joined(visit: Visit, name: str, arguments: Sequence[Any]) -> Outcome:
     groups = regrouped([a.signal for a in aligned])
     dependence = _Dependence(visit, arguments, aligned)
     results = [(n, _group(name, parts, dependence)) for n, parts in groups]
+    if name == "Multiply":
+        results = _with_common(results, aligned)
     if any(joint is None for _, joint in results):
         return unknown(visit, dependence.reason or _REASONS.get(name, "E h² does not exist"))
     found: list[tuple[int, Joined]] = [(n, j) for n, j in results if j is not None]
@@ -137,10 +140,33 @@ def joined(visit: Visit, name: str, arguments: Sequence[Any]) -> Outcome:
             if ratios:
                 parts = zip(back.parts, ratios, strict=True)
                 back = back.with_parts(tuple(g * r[place] for g, r in parts))
+            if name == "Multiply" and _is_gate(aligned[place]):
+                back = back.scaled(gradient.radial)
             results[argument] = aligned[place].back(back, output)
         return results
 
     return Outcome((output,), pullback)
+
+
+def _with_common(
+    results: Sequence[tuple[int, Joined | None]], aligned: Sequence[Aligned]
+) -> list[tuple[int, Joined | None]]:
+    """A factor of one channel is common to all channels of a product."""
+    common: Common | None = None
+    for one in aligned:
+        moments = one.source.merged
+        own = common_of(moments) if _is_gate(one) else moments.common
+        common = own if common is None else common
+    if common is None:
+        return list(results)
+    return [
+        (n, j and dataclasses.replace(j, moments=dataclasses.replace(j.moments, common=common)))
+        for n, j in results
+    ]
+
+
+def _is_gate(one: Aligned) -> bool:
+    return one.source.channels == 1 and one.copies > 1
 
 
 _REASONS = {

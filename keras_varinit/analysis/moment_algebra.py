@@ -48,5 +48,6 @@ def combined(parts: Sequence[Moments], weights: Sequence[float]) -> Moments:
 
     kinds = tuple(Kind(w / total, p) for w, p in zip(weights, parts, strict=True))
     law = Mixed(kinds, by_channel=True)
+    common = parts[0].common if all(p.common is parts[0].common for p in parts) else None
     mean, far, excess = mix(lambda p: p.mean), mix(lambda p: p.far), mix(lambda p: p.excess)
-    return Moments(parts[0].axes, mean, far, excess, radius, law=law)
+    return Moments(parts[0].axes, mean, far, excess, radius, law=law, common=common)

@@ -53,7 +53,7 @@ class Moments:
     are Gaussian but for their `third` central moment, that of a typical one. Where `border` is
     given the signal has a number around another signal, whose law is that of its entries. `terms`
     are what the signal is a sum of, where it is one. `inverse` is E σ²·E 1/σ² over the channels of
-    a kernel's output.
+    a kernel's output. `common` is a factor that all channels of a position share.
     """
 
     axes: Axes
@@ -68,6 +68,7 @@ class Moments:
     terms: tuple[Term, ...] = ()
     inverse: float = 1.0
     law: Law | None = None
+    common: "Any" = None
 
     @functools.cached_property
     def second(self) -> Array:
@@ -201,8 +202,8 @@ class Moments:
         excess = self.excess * scale.ravel()[own_classes(self)] * scale.ravel()[others]
         third = self.third * self.average(scale) ** 3
         far = self.far * outer(scale)
-        law = self.own_law
-        return Moments(self.axes, self.mean * scale, far, excess, self.radius, third=third, law=law)
+        moved = Moments(self.axes, self.mean * scale, far, excess, self.radius, third=third)
+        return dataclasses.replace(moved, law=self.own_law, common=self.common)
 
     def shifted(self, constant: tuple[float, float]) -> "Moments":
         """Plus a random number of that mean and mean square, the same at every position."""
@@ -249,7 +250,10 @@ class Moments:
     def weighted(self, windows: Sequence[AnyWindow], fan_in: float) -> "Moments":
         """After `fan_in` channels through windows of independent weights of variance 1."""
         after = self.mapped(windows).scaled(fan_in)
-        return dataclasses.replace(after, mean=np.zeros_like(after.mean), third=0.0, law=None)
+        common = self.common if all(map(in_place, windows)) else None
+        law = None if common is None else common.law
+        mean = np.zeros_like(after.mean)
+        return dataclasses.replace(after, mean=mean, third=0.0, law=law, common=common)
 
     def spread_over(self, axes: Axes) -> "Moments":
         """Its averages, alike at all positions of other axes: what reshaping leaves of it."""

@@ -8,6 +8,7 @@ import keras
 import numpy as np
 
 from keras_varinit.analysis.axes import Array
+from keras_varinit.analysis.common_factors import Common, after, around, bare_law
 from keras_varinit.analysis.moment_maps import Moments, outer, uniform
 from keras_varinit.analysis.nonlinear import activated, composed, law_of, squared_slopes
 from keras_varinit.analysis.reader import call_argument
@@ -23,15 +24,25 @@ from keras_varinit.analysis.signals import (
     unknown,
 )
 from keras_varinit.analysis.softmax_signals import softmax, softmax_axes
-from keras_varinit.entry_laws import at
+from keras_varinit.entry_laws import NODES, at
 from keras_varinit.graph import own_variable
 from keras_varinit.moments import Activation
+from keras_varinit.pair_moments import is_homogeneous
 from keras_varinit.values import view
 
 
 def after_activation(signal: Signal, activation: Activation) -> Outcome:
     """F of every entry; a gradient comes back times E f'²."""
-    output = signal.each(lambda m: activated(m, activation))
+
+    def passed_on(moments: Moments) -> Moments:
+        result = activated(moments, activation)
+        if moments.common is None or result is moments:
+            return result
+        inner = moments.function and composed(moments.function, activation)
+        common = after(moments.pre or moments, inner or activation)
+        return dataclasses.replace(result, common=common)
+
+    output = signal.each(passed_on)
 
     def pullback(gradients: Gradients) -> Gradients:
         gradient = gradients[0]
@@ -48,7 +59,9 @@ def after_activation(signal: Signal, activation: Activation) -> Outcome:
         back = gradient.less_coherent(far, adjacent).with_parts(parts)
         phases, in_step = gradient.times_phases(slope), gradient.in_step
         back = dataclasses.replace(back, through=activation, phases=phases, in_step=in_step)
-        return (back,)
+        here, radial = around(signal.merged, activation)
+        radial *= gradient.radial if is_homogeneous(activation) else 1.0
+        return (dataclasses.replace(back, radial=radial, here=here),)
 
     return Outcome((output,), pullback)
 
@@ -274,19 +287,33 @@ def position_normalization(visit: Visit) -> Outcome:
     over_positions = "Group" in type(layer).__name__ or over == "example"
     total = signal.merged
     mean = np.zeros_like(total.mean) if keeps_mean else total.mean
-    variance = np.asarray(total.second - mean**2)
+    common = None if over_positions else total.common
+    # Rows of one size: the mean's square is that of a row's mean.
+    size = 1.0 if common is None else common.mean(common.values) ** -2
+    variance = np.asarray(total.second - size * mean**2)
     if over_positions:
         variance = np.full_like(variance, total.average(variance))
         mean = np.full_like(mean, total.average(mean))
     factor = gamma / (np.maximum(variance, 0.0) + epsilon)
+    here, radial = 1.0, 1.0
+    if not over_positions:
+        typical = total.average(np.maximum(variance, 0.0))
+        given = Common(np.ones_like(NODES)) if common is None else common
+        ratio, here, radial = given.normalized(typical, epsilon)
+        factor = factor * ratio
+        if math.isnan(here):
+            visit.note(
+                f"{layer.name}: the mean of the inverse squares of a factor in front of it, and so "
+                "of the gradients' squares, does not exist"
+            )
 
     def normalized(moments: Moments) -> Moments:
         if not math.isfinite(moments.second_moment):
             return _renewed(moments, gamma, beta)
         # Each entry loses the mean over the channels: cross terms with the entry's own mean stay.
         left = moments.mean - mean
-        far = moments.far - outer(moments.mean) + outer(left)
-        law = moments.own_law
+        far = moments.far - size * outer(moments.mean) + outer(left)
+        law = moments.own_law if common is None else bare_law(moments)
         centred = Moments(moments.axes, left, far, moments.excess, moments.radius, law=law)
         return centred.scaled(factor).shifted(beta)
 
@@ -297,6 +324,7 @@ def position_normalization(visit: Visit) -> Outcome:
         if gradient is None:
             return only_first(None, len(visit.inputs))
         parts = tuple(g * factor for g in gradient.parts)
-        return only_first(gradient.with_parts(parts), len(visit.inputs))
+        back = dataclasses.replace(gradient.with_parts(parts), here=here, radial=radial)
+        return only_first(back, len(visit.inputs))
 
     return Outcome((output,), pullback)

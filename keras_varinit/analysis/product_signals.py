@@ -209,6 +209,8 @@ class _Logits:
         channels = [summed | {*heads, *self.extra[n]} for n in (0, 1)]
         self.orders = tuple([*self.blocks, *self.tokens[n]] for n in (0, 1))
         self.parts = tuple(product.arranged(n, channels[n], self.orders[n]) for n in (0, 1))
+        if any(visit.inputs[n].merged.common is not None for n in (0, 1)):
+            raise UnmodelledError("its operands have a factor in common that varies")
         self.size = product.count(product.summed)
         self.channels = [*heads, *self.extra[0], *self.extra[1]]
         self.are_twins = False

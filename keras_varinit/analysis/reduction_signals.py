@@ -73,6 +73,8 @@ def linear_reduction(visit: Visit, axes: Sequence[int], *, mean: bool) -> Outcom
     sizes = [shape[a] for a in axes]
     if None in sizes and not mean:
         return unknown(visit, "it sums over an unknown number of entries")
+    if set(axes) & set(channels) and source.merged.common is not None:
+        return unknown(visit, "a factor that all its channels share does not average out")
     if len(axes) == rank - 1 and not visit.operation.keepdims:
         return unknown(visit, "it leaves no channels")
     count = math.prod(math.inf if n is None else n for n in sizes)

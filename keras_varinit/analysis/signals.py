@@ -82,6 +82,8 @@ class Gradient:
     where paths part, as amplitudes along orthonormal ones: (number, amplitude). `in_step`: all
     channels have one gradient, for their sum was taken. `here` is a factor on the second moment at
     the kernel in front that does not go on through it: channels of small kernels were scaled up.
+    `radial` is a factor for what goes to a factor common to all channels, of which a normalization
+    leaves next to nothing.
     """
 
     parts: tuple[Array, ...]
@@ -91,6 +93,7 @@ class Gradient:
     phases: tuple[tuple[int, float], ...] = ()
     in_step: bool = False
     here: float = 1.0
+    radial: float = 1.0
 
     def with_parts(self, parts: tuple[Array, ...]) -> "Gradient":
         """Other second moments, as coherent."""

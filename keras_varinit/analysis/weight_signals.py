@@ -17,6 +17,7 @@ from keras_varinit.analysis.axes import Window
 from keras_varinit.analysis.gradient_maps import through_taps
 from keras_varinit.analysis.layouts import back_to, with_channel_axes
 from keras_varinit.analysis.moment_maps import Axes, Moments, uniform
+from keras_varinit.analysis.moment_maps import in_place as is_in_place
 from keras_varinit.analysis.pointwise_signals import (
     acts_on_rows,
     after_activation,
@@ -140,6 +141,8 @@ def shared_kernel(
         back = back * (weighing.variance * channels / groups)
         count = len(signal.parts)
         passed = through_taps(gradient, taps).with_parts((back,) * count)
+        if all(map(is_in_place, taps)):
+            passed = dataclasses.replace(passed, radial=gradient.radial)
         return only_first(
             back_to(passed, signal, visit.inputs[0], len(visit.call.input_shapes[0])),
             len(visit.inputs),
