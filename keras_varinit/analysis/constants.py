@@ -1,5 +1,6 @@
 """Numbers, arrays and variables that take part in a model's computation: their values are known."""
 
+import dataclasses
 import itertools
 import math
 from collections.abc import Sequence
@@ -12,7 +13,7 @@ import numpy.typing as npt
 from keras_varinit.analysis.axes import Array, Axis, axes_of
 from keras_varinit.analysis.laws import Kind, Law, Mixed
 from keras_varinit.analysis.layouts import channel_axes, position_axes, signal_at, sizes_of
-from keras_varinit.analysis.moment_maps import Moments
+from keras_varinit.analysis.moment_maps import Moments, uniform
 from keras_varinit.analysis.signals import Signal, Visit
 from keras_varinit.graph import Shape, is_symbolic, is_variable
 from keras_varinit.values import to_numpy
@@ -73,6 +74,9 @@ def constant_signal(values: npt.NDArray[Any], shape: Shape, like: Signal) -> Sig
         np.zeros([n for a in axes for n in (1, a.count)]),
         (0,) * len(axes),
     ).with_second(second)
+    unit = uniform((), 0.0, 1.0, 0.0)
+    kinds = [Kind(share, unit, 0.0, value) for share, value in _typical(table.ravel())]
+    moments = dataclasses.replace(moments, law=Mixed(tuple(kinds)))
     count = int(np.prod([n or 1 for n in sizes_of(shape, channels)]))
     return signal_at([(count, moments)], channels, rank)
 

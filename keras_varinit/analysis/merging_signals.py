@@ -19,16 +19,16 @@ from keras_varinit.analysis.axes import Array
 from keras_varinit.analysis.combining import FUNCTIONS, Joined, of_one_root, of_two, root_of
 from keras_varinit.analysis.common_factors import Common, common_of
 from keras_varinit.analysis.constants import constant_signal, values_of
+from keras_varinit.analysis.dependence import Dependence
 from keras_varinit.analysis.expansions import (
     expansion,
-    independent,
     moments_of,
     product_of,
     spread_share,
     sum_of,
     where_chosen,
 )
-from keras_varinit.analysis.laws import of_terms
+from keras_varinit.analysis.laws import Kind, Law, Mixed, of_terms
 from keras_varinit.analysis.moment_algebra import added, multiplied
 from keras_varinit.analysis.moment_maps import Moments, Term, columns, rows
 from keras_varinit.analysis.nonlinear import law_of
@@ -44,9 +44,8 @@ from keras_varinit.analysis.signals import (
     signal_rule,
     unknown,
 )
-from keras_varinit.analysis.together import kept_together, share_no_root
+from keras_varinit.analysis.together import factors_of
 from keras_varinit.graph import is_symbolic
-from keras_varinit.moments import Activation
 
 _LINEAR = ("Add", "Subtract", "Average")
 # What depends on another signal counts as independent of it where it varies this little.
@@ -110,7 +109,7 @@ def joined(visit: Visit, name: str, arguments: Sequence[Any]) -> Outcome:
             signal = constant_signal(argument, shape, target)
             aligned.append(Aligned(signal, signal, 0))
     groups = regrouped([a.signal for a in aligned])
-    dependence = _Dependence(visit, arguments, aligned)
+    dependence = Dependence(visit, arguments, aligned)
     results = [(n, _group(name, parts, dependence)) for n, parts in groups]
     if name == "Multiply":
         results = _with_common(results, aligned)
@@ -189,67 +188,7 @@ def _passed(gradient: Gradient, found: Sequence[tuple[int, Joined]], place: int)
     return dataclasses.replace(back, phases=phases, in_step=in_step, through=through)
 
 
-class _Dependence:
-    """What the arguments of an operation have in common, beyond their weights' independence."""
-
-    def __init__(self, visit: Visit, arguments: Sequence[Any], aligned: Sequence[Aligned]) -> None:
-        self.visit = visit
-        self.reason = ""
-        self.numbers = {
-            id(moments)
-            for argument, one in zip(arguments, aligned, strict=True)
-            if not isinstance(argument, int)
-            for _, moments in one.signal.parts
-        }
-        self.reaches = [visit.reaches[a] if isinstance(a, int) else 0 for a in arguments]
-        self.lineages = [visit.lineages[a] if isinstance(a, int) else None for a in arguments]
-
-    def pairs(self) -> list[tuple[int, int]]:
-        """Arguments that share a tensor or weights."""
-        places = range(len(self.reaches))
-        return [
-            (i, j)
-            for i, j in itertools.combinations(places, 2)
-            if self.reaches[i] & self.reaches[j]
-        ]
-
-    def are_twins(self, first: int, second: int) -> bool:
-        """Whether one chain of operations and weights made both, of different inputs."""
-        one, two = self.lineages[first], self.lineages[second]
-        return one is not None and two is not None and one.is_twin_of(two)
-
-    def joins_twins(self) -> bool:
-        """Whether some arguments are twins."""
-        return any(self.are_twins(*pair) for pair in self.pairs())
-
-    def kept_together(
-        self,
-        name: str,
-        groups: Sequence[tuple[int, list[Moments]]],
-        output: Signal,
-        through: Activation | None,
-    ) -> list[list[float]]:
-        """For each group of channels and argument: see the module `together`; [] says nothing."""
-        if through is None or name == "Where":
-            return []
-        found = []
-        for (_, parts), (_, total) in zip(groups, output.parts, strict=True):
-            apart = total.pre is None and share_no_root(parts, self.pairs())
-            found.append(
-                kept_together(name, parts, total, through) if apart else [1.0] * len(parts)
-            )
-        return found
-
-    def made_independent(self, terms: Sequence[Term]) -> tuple[Term, ...]:
-        """Terms over signals that are independent of each other; none where there are no such."""
-        return independent(terms, self._reach_of)
-
-    def _reach_of(self, moments: Moments) -> int | None:
-        """Known numbers depend on nothing."""
-        return 0 if id(moments) in self.numbers else self.visit.reach_of(moments)
-
-
-def _group(name: str, parts: Sequence[Moments], dependence: _Dependence) -> Joined | None:
+def _group(name: str, parts: Sequence[Moments], dependence: Dependence) -> Joined | None:
     """H of one group of channels; None where it is not known."""
     roots = [root_of(m)[0] for m in parts]
     if all(root is roots[0] for root in roots[1:]):
@@ -351,7 +290,7 @@ def _twins(name: str, parts: Sequence[Moments], pairs: Sequence[tuple[int, int]]
     return dataclasses.replace(joint, moments=dataclasses.replace(joint.moments, far=far, terms=()))
 
 
-def _by_terms(name: str, parts: Sequence[Moments], dependence: _Dependence) -> Joined | None:
+def _by_terms(name: str, parts: Sequence[Moments], dependence: Dependence) -> Joined | None:
     """Of signals with common parts: the sum of products that the whole is."""
     expanded = [expansion(m) for m in parts]
     if name in _LINEAR:
@@ -363,6 +302,14 @@ def _by_terms(name: str, parts: Sequence[Moments], dependence: _Dependence) -> J
         for each in expanded[1:]:
             terms = product_of(terms, each)
         passed = _of_products(parts)
+        # A factor that is made of several roots passes its gradient on to each as if to all alike.
+        given = None if _opened(terms, dependence) else factors_of(name, parts)
+        passed = (tuple(given or [math.nan] * len(parts)), *passed[1:])
+        if given is None:
+            dependence.visit.note(
+                f"{dependence.visit.operation.name}: gradients of a product of signals that depend "
+                "on each other are not known"
+            )
     elif name == "Where":
         mask, first, second = expanded
         left = sum_of([(1.0, [Term(1.0, ())]), (-1.0, mask)])
@@ -376,8 +323,27 @@ def _by_terms(name: str, parts: Sequence[Moments], dependence: _Dependence) -> J
     if moments is None:
         dependence.reason = "its inputs depend on each other"
         return None
-    moments = dataclasses.replace(moments, terms=tuple(terms), law=of_terms(apart))
+    law: Law | None = of_terms(apart)
+    if name == "Where" and dependence.is_placed(parts):
+        law = _law_by_place(parts)
+    moments = dataclasses.replace(moments, terms=tuple(terms), law=law)
     return Joined(moments, *passed)
+
+
+def _law_by_place(parts: Sequence[Moments]) -> Law | None:
+    """Where a mask says which of two signals stands: each up to mean and standard deviation."""
+    mask, kinds = parts[0], []
+    shares = mask.average(mask.mean), 1 - mask.average(mask.mean)
+    for share, choice in zip(shares, parts[1:], strict=True):
+        mean, std = choice.spread
+        if share > 0 and std > 0:
+            kinds.append(Kind(share, choice, 1 / std, -mean / std))
+    return Mixed(tuple(kinds)) if kinds else None
+
+
+def _opened(terms: Sequence[Term], dependence: Dependence) -> bool:
+    """Whether signals have to be written as what they are made of."""
+    return tuple(dependence.made_independent(terms)) != tuple(terms)
 
 
 def _of_choices(mask: Moments, choices: Sequence[Moments]) -> _Passed:
@@ -387,8 +353,9 @@ def _of_choices(mask: Moments, choices: Sequence[Moments]) -> _Passed:
     slopes = [0.0]
     for choice in choices:
         root, function = root_of(choice)
-        share = min(max(mask.average(mask.mean), 0.0), 1.0)
-        factor = slope = share if sign > 0 else 1 - share
+        shares = np.clip(mask.mean, 0.0, 1.0)
+        factor: float | Array = shares if sign > 0 else 1 - shares
+        slope = mask.average(np.asarray(factor))
         own = law_of(root, function)
         if root is chosen[0] and own.squared_slope > 0:
             both = law_of(root, where_chosen(chosen[1], function, sign))

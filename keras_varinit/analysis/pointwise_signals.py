@@ -58,7 +58,10 @@ def after_activation(signal: Signal, activation: Activation) -> Outcome:
         parts = tuple(g * f for g, f in zip(gradient.parts, factors, strict=True))
         back = gradient.less_coherent(far, adjacent).with_parts(parts)
         phases, in_step = gradient.times_phases(slope), gradient.in_step
-        back = dataclasses.replace(back, through=activation, phases=phases, in_step=in_step)
+        through = activation
+        if gradient.through is not None:
+            through = composed(activation, gradient.through)
+        back = dataclasses.replace(back, through=through, phases=phases, in_step=in_step)
         here, radial = around(signal.merged, activation)
         radial *= gradient.radial if is_homogeneous(activation) else 1.0
         return (dataclasses.replace(back, radial=radial, here=here),)

@@ -15,6 +15,7 @@ from keras_varinit.analysis.axes import (
 )
 from keras_varinit.analysis.borders import padding_windows
 from keras_varinit.analysis.laws import Kind, kinds_of
+from keras_varinit.analysis.mean_laws import ratio_of, with_mean_law
 from keras_varinit.analysis.moment_algebra import combined
 from keras_varinit.analysis.moment_maps import (
     Border,
@@ -262,7 +263,8 @@ def global_average(visit: Visit) -> Outcome:
     def averaged(moments: Moments) -> Moments:
         beyond = moments.excess.sum(axis=tuple(range(0, 2 * rank, 2)))
         second = moments.pair_moment + moments.average(beyond) / count
-        return uniform(target, moments.average(moments.mean), second, moments.pair_moment)
+        mean = uniform(target, moments.average(moments.mean), second, moments.pair_moment)
+        return with_mean_law(mean, moments, count)
 
     output = whole.each(averaged)
 
@@ -271,8 +273,8 @@ def global_average(visit: Visit) -> Outcome:
         if gradient is None:
             return only_first(None, len(visit.inputs))
         parts = tuple(
-            np.full_like(m.mean, float(np.mean(g)) / count**2)
-            for (_, m), g in zip(whole.parts, gradient.parts, strict=True)
+            np.full_like(m.mean, float(np.mean(g)) * ratio_of(o, gradient.through) / count**2)
+            for (_, m), (_, o), g in zip(whole.parts, output.parts, gradient.parts, strict=True)
         )
         return only_first(Gradient(parts, 1.0), len(visit.inputs))
 

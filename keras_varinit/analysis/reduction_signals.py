@@ -21,6 +21,7 @@ from keras_varinit.analysis.layouts import (
     with_new_axis,
     without_axes,
 )
+from keras_varinit.analysis.mean_laws import ratio_of, with_mean_law
 from keras_varinit.analysis.moment_maps import Moments, near_pairs, outer
 from keras_varinit.analysis.nonlinear import IDENTITY, activated, law_of
 from keras_varinit.analysis.pointwise_signals import after_activation
@@ -79,7 +80,9 @@ def linear_reduction(visit: Visit, axes: Sequence[int], *, mean: bool) -> Outcom
         return unknown(visit, "it leaves no channels")
     count = math.prod(math.inf if n is None else n for n in sizes)
     if not set(axes) & set(channels):
-        averaged = source.each(lambda m: _over_positions(m, source, rank, axes))
+        averaged = source.each(
+            lambda m: with_mean_law(_over_positions(m, source, rank, axes), m, count)
+        )
     else:
         merged = _over_positions(source.merged, source, rank, axes)
         over = math.prod(shape[a] or 1 for a in axes if a in channels)
@@ -94,7 +97,8 @@ def linear_reduction(visit: Visit, axes: Sequence[int], *, mean: bool) -> Outcom
         gradient = gradients[0]
         if gradient is None:
             return only_first(None, len(visit.inputs))
-        back = fitting(gradient, output, source).scaled(factor)
+        ratio = ratio_of(output.parts[0][1], gradient.through)
+        back = fitting(gradient, output, source).scaled(factor * ratio)
         over_positions = any(a not in channels and shape[a] != 1 for a in axes)
         # All positions that were summed have one gradient.
         coherence = 1.0 if over_positions and len(axes) >= len(source.axes) else back.coherence

@@ -5,6 +5,7 @@ Its mean is not the product of the factors' means: y is large where the factors 
 and what passes a ReLU is also more often positive in the sum.
 """
 
+import dataclasses
 import itertools
 from collections.abc import Sequence
 
@@ -27,36 +28,67 @@ def kept_together(
 
     Roots of different arguments are independent; 1 where there are too many to follow.
     """
-    pairs = [root_of(m) for m in parts]
-    roots = list({id(root): root for root, _ in pairs}.values())
     alone = law_of(output, through).squared_slope
-    if len(roots) > MOST_ROOTS or not alone > 0 or any(not m.is_known() for m in parts):
+    grid = None if not alone > 0 else _Grid.of(name, parts)
+    if grid is None:
         return [1.0] * len(parts)
-    places, weights = sample(len(roots))
-    where = {id(root): s for root, s in zip(roots, places, strict=True)}
-    values, squares, steps = [], [], []
-    for root, function in pairs:
-        mean, std = root.spread
-        nodes = mean + std * at(root.shape, NODES)
-        line = np.asarray(function.function(nodes), np.float64)
-        slopes = slopes_of(function.function, nodes, 1e-3 * std) if std else np.zeros_like(nodes)
-        s = where[id(root)]
-        values.append(np.interp(s, NODES, line))
-        squares.append(np.interp(s, NODES, slopes**2) * slopes_at(root.shape, s))
-        steps.append(1e-3 * (float(np.std(values[-1])) or 1.0))
-    joint = FUNCTIONS[name]
-    behind = _squared_slopes(through, np.asarray(joint(*values), np.float64))
-    found = []
-    for number, step in enumerate(steps):
-        ends = [
-            np.asarray(joint(*(v + sign * step * (n == number) for n, v in enumerate(values))))
-            for sign in (1.0, -1.0)
-        ]
-        own = weights * ((ends[0] - ends[1]) / (2 * step)) ** 2 * squares[number]
-        total = float(own.sum())
-        ratio = float(own @ behind) / (total * alone) if total > 0 else 1.0
-        found.append(ratio if np.isfinite(ratio) else 1.0)
-    return found
+    behind = _squared_slopes(through, grid.joint)
+    return [_ratio(grid.weights @ (own * behind), grid.weights @ own * alone) for own in grid.own]
+
+
+def factors_of(name: str, parts: Sequence[Moments]) -> list[float] | None:
+    """E (∂h/∂a)²·f'² over E f'² for each argument a = f(r), where roots are shared."""
+    grid = _Grid.of(name, parts)
+    if grid is None:
+        return None
+    means = [float(grid.weights @ s) for s in grid.squares]
+    return [
+        float(grid.weights @ own) / mean if mean > 0 else 0.0
+        for own, mean in zip(grid.own, means, strict=True)
+    ]
+
+
+def _ratio(part: float, whole: float) -> float:
+    found = float(part) / float(whole) if whole > 0 else 1.0
+    return found if np.isfinite(found) else 1.0
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Grid:
+    """Points of the roots: h, and for each argument f'² and (∂h/∂a)²·f'²."""
+
+    weights: Array
+    joint: Array
+    squares: list[Array]
+    own: list[Array]
+
+    @classmethod
+    def of(cls, name: str, parts: Sequence[Moments]) -> "_Grid | None":
+        """None where there are too many roots to follow."""
+        pairs = [root_of(m) for m in parts]
+        roots = list({id(root): root for root, _ in pairs}.values())
+        if len(roots) > MOST_ROOTS or any(not m.is_known() for m in parts):
+            return None
+        places, weights = sample(len(roots))
+        where = {id(root): s for root, s in zip(roots, places, strict=True)}
+        values, squares, steps = [], [], []
+        for root, function in pairs:
+            mean, std = root.spread
+            nodes = mean + std * at(root.shape, NODES)
+            line = np.asarray(function.function(nodes), np.float64)
+            slopes = slopes_of(function.function, nodes, 1e-3 * std) if std else 0 * nodes
+            s = where[id(root)]
+            values.append(np.interp(s, NODES, line))
+            squares.append(np.interp(s, NODES, slopes**2) * slopes_at(root.shape, s))
+            steps.append(1e-3 * (float(np.std(values[-1])) or 1.0))
+        joint, own = FUNCTIONS[name], []
+        for number, step in enumerate(steps):
+            ends = [
+                np.asarray(joint(*(v + sign * step * (n == number) for n, v in enumerate(values))))
+                for sign in (1.0, -1.0)
+            ]
+            own.append(((ends[0] - ends[1]) / (2 * step)) ** 2 * squares[number])
+        return cls(weights, np.asarray(joint(*values), np.float64), squares, own)
 
 
 def _squared_slopes(function: Activation, places: Array) -> Array:
