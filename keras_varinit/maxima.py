@@ -17,6 +17,7 @@ from keras_varinit.pair_moments import (
     products_of,
     slopes_between,
 )
+from keras_varinit.steepness import steep
 
 Array = npt.NDArray[np.float64]
 
@@ -35,6 +36,8 @@ class MaximumLaw:
     slope: float
     squared_slope: float
     products: Array
+    places: Array
+    wins: Array
 
     def product(self, correlation: Array) -> Array:
         """E M M' for windows whose common parts have that correlation."""
@@ -108,9 +111,18 @@ def maximum_law(
     first, second, slope, squared_slope = (_COMMON_WEIGHTS @ given).tolist()
     coefficients = _common_polynomials() @ (_COMMON_WEIGHTS * given[:, 0])
     total = float(_COMMON_WEIGHTS @ given[:, 0] ** 2)
-    return MaximumLaw(
-        first, second, slope, squared_slope, products_of(completed(coefficients, total))
-    )
+    table = products_of(completed(coefficients, total))
+    density = 2 * STEP * normal_density(nodes)[order] * sum(n for _, _, n in entries)
+    wins = np.clip(_COMMON_WEIGHTS @ share / np.maximum(density, 1e-300), 0.0, 1.0)
+    return MaximumLaw(first, second, slope, squared_slope, table, values[order], wins)
+
+
+def steep_where_it_wins(law: MaximumLaw) -> Activation:
+    """A function whose squared slope is the chance of an entry of that size to be the maximum.
+
+    To what is in front of an entry a maximum is such a function.
+    """
+    return steep(law.places, law.wins)
 
 
 def maximum_over_positions(

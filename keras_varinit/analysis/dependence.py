@@ -10,7 +10,7 @@ from keras_varinit.analysis.aligning import Aligned
 from keras_varinit.analysis.expansions import independent
 from keras_varinit.analysis.moment_maps import Moments, Term
 from keras_varinit.analysis.signals import Signal, Visit
-from keras_varinit.analysis.together import kept_together, share_no_root
+from keras_varinit.analysis.together import Kept, kept_together, share_no_root
 from keras_varinit.moments import Activation
 
 
@@ -53,7 +53,7 @@ class Dependence:
         groups: Sequence[tuple[int, list[Moments]]],
         output: Signal,
         through: Activation | None,
-    ) -> list[list[float]]:
+    ) -> list[list[Kept]]:
         """For each group of channels and argument: see the module `together`; [] says nothing."""
         if through is None:
             return []
@@ -62,7 +62,7 @@ class Dependence:
             apart = total.pre is None and share_no_root(parts, self.pairs())
             apart = apart and not (name == "Where" and self.is_placed(parts))
             found.append(
-                kept_together(name, parts, total, through) if apart else [1.0] * len(parts)
+                kept_together(name, parts, total, through) if apart else [(1.0, None)] * len(parts)
             )
         return found
 

@@ -138,7 +138,9 @@ def joined(visit: Visit, name: str, arguments: Sequence[Any]) -> Outcome:
             back = _passed(gradient, found, place)
             if ratios:
                 parts = zip(back.parts, ratios, strict=True)
-                back = back.with_parts(tuple(g * r[place] for g, r in parts))
+                moved = back.with_parts(tuple(g * r[place][0] for g, r in parts))
+                through = ratios[0][place][1] if len(ratios) == 1 else None
+                back = dataclasses.replace(moved, phases=back.phases, through=through)
             if name == "Multiply" and _is_gate(aligned[place]):
                 back = back.scaled(gradient.radial)
             results[argument] = aligned[place].back(back, output)

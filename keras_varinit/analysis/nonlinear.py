@@ -19,7 +19,7 @@ from keras_varinit.analysis.moment_maps import (
     uniform,
 )
 from keras_varinit.entry_laws import Shape
-from keras_varinit.maxima import MaximumLaw, maximum_law
+from keras_varinit.maxima import MaximumLaw, maximum_law, steep_where_it_wins
 from keras_varinit.moments import Activation
 from keras_varinit.pair_moments import (
     PointLaw,
@@ -211,6 +211,15 @@ def max_pooled(
     excess = np.where(exists, near - near_pairs(result)[0], 0.0)
     result = Moments(means.axes, first, far, excess, means.radius).with_second(second)
     return result, passed, size
+
+
+def winning(moments: Moments, correlation: float, size: float) -> Activation | None:
+    """What a maximum over `size` entries is to what is in front of them; see `maxima`."""
+    if moments.pre is not None or moments.border is not None or not moments.is_known():
+        return None
+    mean, std = moments.spread
+    law = _maximum(IDENTITY, mean, std, correlation, size, moments.shape)
+    return steep_where_it_wins(law)
 
 
 def floored(function: Activation, value: float) -> Activation:

@@ -134,7 +134,9 @@ class _Passed(NamedTuple):
 
 def _passed_back(moments: Moments, activation: Activation) -> _Passed:
     if moments.border is not None:
-        return _passed_back(moments.border.source, activation)
+        source = moments.border.source
+        passed = _passed_back(source, activation)
+        return passed._replace(squared_slope=source.average(np.asarray(passed.squared_slope)))
     if moments.pre is not None and moments.function is not None:
         # The slope of the outer function where the inner one has one.
         function = composed(moments.function, activation)

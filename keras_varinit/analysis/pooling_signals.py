@@ -1,5 +1,6 @@
 """The engine's rules of pooling."""
 
+import dataclasses
 import math
 from collections.abc import Sequence
 
@@ -31,6 +32,7 @@ from keras_varinit.analysis.nonlinear import (
     law_of,
     max_pooled,
     moments_of_kind,
+    winning,
 )
 from keras_varinit.analysis.pooling_windows import (
     adaptive_windows,
@@ -112,7 +114,11 @@ def _maxima(visit: Visit, signal: Signal, windows: Sequence[AnyWindow]) -> Outco
             for (_, m), g in zip(signal.parts, gradient.parts, strict=True)
         ]
         kept = backs[id(signal.parts[0][1])].kept(gradient.adjacent)
-        return (gradient.less_coherent(*kept).with_parts(tuple(parts)),)
+        back = gradient.less_coherent(*kept).with_parts(tuple(parts))
+        moments = signal.merged
+        size = math.prod(w.taps for w in windows)
+        through = winning(moments, max(moments.adjacent_correlation, 0.0), size)
+        return (dataclasses.replace(back, through=through),)
 
     return Outcome((output,), pullback)
 
@@ -343,6 +349,9 @@ def global_max(visit: Visit) -> Outcome:
             float(np.mean(g)) * shares[id(m)]
             for (_, m), g in zip(whole.parts, gradient.parts, strict=True)
         )
-        return only_first(Gradient(parts, 0.0), len(visit.inputs))
+        moments = whole.merged
+        count = number_of_positions(moments.axes)
+        through = winning(moments, max(moments.correlation, 0.0), count)
+        return only_first(Gradient(parts, 0.0, through=through), len(visit.inputs))
 
     return Outcome((output,), pullback)

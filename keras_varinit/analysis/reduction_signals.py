@@ -23,7 +23,7 @@ from keras_varinit.analysis.layouts import (
 )
 from keras_varinit.analysis.mean_laws import ratio_of, with_mean_law
 from keras_varinit.analysis.moment_maps import Moments, near_pairs, outer
-from keras_varinit.analysis.nonlinear import IDENTITY, activated, law_of
+from keras_varinit.analysis.nonlinear import IDENTITY, activated, law_of, winning
 from keras_varinit.analysis.pointwise_signals import after_activation
 from keras_varinit.analysis.pooling_signals import global_max
 from keras_varinit.analysis.reshaping_signals import squeeze
@@ -277,6 +277,7 @@ def _extreme_of_channels(visit: Visit, axes: Sequence[int], sign: float) -> Outc
         gradient = gradients[0]
         if gradient is None:
             return (None,)
-        return (fitting(gradient, output, signal).scaled(share / count),)
+        back = fitting(gradient, output, signal).scaled(share / count)
+        return (dataclasses.replace(back, through=winning(moments, 0.0, count)),)
 
     return chained(first, Outcome((output,), pullback), _mirrored(output, sign))

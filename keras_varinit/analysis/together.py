@@ -7,6 +7,7 @@ and what passes a ReLU is also more often positive in the sum.
 
 import dataclasses
 import itertools
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -17,23 +18,30 @@ from keras_varinit.analysis.moment_maps import Moments
 from keras_varinit.analysis.nonlinear import law_of
 from keras_varinit.entry_laws import MOST_ROOTS, NODES, at, sample, slopes_at, slopes_of
 from keras_varinit.moments import Activation
+from keras_varinit.steepness import steep
 
 _TABLE = 1024
 
 
+Kept = tuple[float, Activation | None]
+
+
 def kept_together(
     name: str, parts: Sequence[Moments], output: Moments, through: Activation
-) -> list[float]:
+) -> list[Kept]:
     """For each argument E of the whole product over the product of the means.
 
-    Roots of different arguments are independent; 1 where there are too many to follow.
+    And what all that is behind is to the argument: a function whose squared slope is E of g'(y)²
+    times (∂h/∂a)², given a. Roots of different arguments are independent; 1 where there are too
+    many to follow.
     """
     alone = law_of(output, through).squared_slope
     grid = None if not alone > 0 else _Grid.of(name, parts)
     if grid is None:
-        return [1.0] * len(parts)
+        return [(1.0, None)] * len(parts)
     behind = _squared_slopes(through, grid.joint)
-    return [_ratio(grid.weights @ (own * behind), grid.weights @ own * alone) for own in grid.own]
+    ratios = [_ratio(grid.weights @ (o * behind), grid.weights @ o * alone) for o in grid.own]
+    return [(r, grid.behind(n, behind)) for n, r in enumerate(ratios)]
 
 
 def factors_of(name: str, parts: Sequence[Moments]) -> list[float] | None:
@@ -59,7 +67,9 @@ class _Grid:
 
     weights: Array
     joint: Array
+    values: list[Array]
     squares: list[Array]
+    outer: list[Array]
     own: list[Array]
 
     @classmethod
@@ -81,14 +91,26 @@ class _Grid:
             values.append(np.interp(s, NODES, line))
             squares.append(np.interp(s, NODES, slopes**2) * slopes_at(root.shape, s))
             steps.append(1e-3 * (float(np.std(values[-1])) or 1.0))
-        joint, own = FUNCTIONS[name], []
+        joint, outer = FUNCTIONS[name], []
         for number, step in enumerate(steps):
             ends = [
                 np.asarray(joint(*(v + sign * step * (n == number) for n, v in enumerate(values))))
                 for sign in (1.0, -1.0)
             ]
-            own.append(((ends[0] - ends[1]) / (2 * step)) ** 2 * squares[number])
-        return cls(weights, np.asarray(joint(*values), np.float64), squares, own)
+            outer.append(((ends[0] - ends[1]) / (2 * step)) ** 2)
+        own = [o * s for o, s in zip(outer, squares, strict=True)]
+        return cls(weights, np.asarray(joint(*values), np.float64), values, squares, outer, own)
+
+    def behind(self, number: int, squares: Array) -> Activation | None:
+        """A function of one of two arguments, as steep as what is behind it is on average."""
+        size = math.isqrt(len(self.weights))
+        if len(self.outer) != 2 or size**2 != len(self.weights):
+            return None
+        table = self.weights * np.stack([np.ones_like(squares), squares * self.outer[number]])
+        total, given = table.reshape(2, size, size).sum(axis=2 - number)
+        places = np.take(self.values[number].reshape(size, size), size // 2, axis=1 - number)
+        mean = float(given.sum() / total.sum())
+        return steep(places, given / np.maximum(total, 1e-300), mean)
 
 
 def _squared_slopes(function: Activation, places: Array) -> Array:
