@@ -11,10 +11,10 @@ import numpy.typing as npt
 from keras_varinit.entry_laws import NODES, STEP, Shape, at, slopes_at, slopes_of
 from keras_varinit.moments import Activation, normal_density
 from keras_varinit.pair_moments import (
-    TABLE,
     completed,
     correlations_behind,
     products_of,
+    read_off,
     slopes_between,
 )
 from keras_varinit.steepness import steep
@@ -41,7 +41,7 @@ class MaximumLaw:
 
     def product(self, correlation: Array) -> Array:
         """E M M' for windows whose common parts have that correlation."""
-        return np.interp(correlation, TABLE, self.products)
+        return read_off(self.products, correlation)
 
 
 _COMMON_NODES, _COMMON_WEIGHTS = np.polynomial.hermite_e.hermegauss(24)

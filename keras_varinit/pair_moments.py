@@ -143,7 +143,7 @@ class PointLaw:
 
     def product(self, correlation: Array) -> Array:
         """E f(u) f(u') for pairs of that correlation."""
-        return np.interp(correlation, TABLE, self.products)
+        return read_off(self.products, correlation)
 
     def slope_product(self, correlation: float) -> float:
         """E f'(u) f'(u') for a pair of that correlation."""
@@ -201,6 +201,19 @@ def _behind(shape: Shape) -> Array:
     total = float(np.sum(weights * shape.values**2))
     series = completed(polynomials @ (weights * shape.values), total)
     return np.interp(TABLE, np.maximum.accumulate(products_of(series)), TABLE)
+
+
+def read_off(table: Array, correlation: Array) -> Array:
+    """A table of correlations, interpolated: `np.interp` for equal steps, many times as fast."""
+    half = (len(table) - 1) / 2
+    places = np.clip(correlation, -1.0, 1.0) * half
+    places += half
+    with np.errstate(invalid="ignore"):  # of NaN, which the result keeps
+        steps = places.astype(np.int32)
+    places -= steps
+    places *= np.diff(table, append=table[-1]).take(steps, mode="clip")
+    places += table.take(steps, mode="clip")
+    return np.asarray(places)
 
 
 def products_between(one: Array, others: Array, correlations: Array) -> Array:

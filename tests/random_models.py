@@ -245,6 +245,8 @@ def build(description):
     if description["top"] == "sequential":
         return keras.Sequential([keras.Input(shape), *steps])
     model = Chain(steps)
+    # For any batch: on Keras 3.10 EinsumDense's outputs have the batch size that it was built with.
+    model.build((None, *shape))
     model(data(description))
     return model
 

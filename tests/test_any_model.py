@@ -84,10 +84,6 @@ def test_a_drawn_model_is_initialized_and_measured(description):
     assert [row for row in signal if row.shape == outputs.shape[1:]]
 
 
-@pytest.mark.skipif(
-    keras.__version__.startswith("3.10."),
-    reason="on Keras 3.10 a stage after EinsumDense is read in two ways; the cause is not known",
-)
 @given(architectures(rich=True, chain=True))
 def test_a_drawn_call_is_read_like_the_functional_model_of_the_same_layers(description):
     model = drawn(description)

@@ -158,6 +158,15 @@ def test_a_jump_has_the_slope_of_its_sides():
         )
 
 
+def test_tables_are_interpolated_as_numpy_does_it():
+    law = point_law(named_activation("relu"), 0.3, 1.2)
+    rng = np.random.default_rng(0)
+    ends = np.array([-1.0, 1.0, 1.5, -2.0, math.nan])
+    for correlation in (rng.uniform(-1, 1, (5, 7)), ends, np.asarray(0.5)):
+        table = np.interp(correlation, np.linspace(-1, 1, len(law.products)), law.products)
+        np.testing.assert_allclose(law.product(correlation), table, rtol=1e-12)
+
+
 def test_what_lets_scale_through():
     for name in ("linear", "relu", "leaky_relu"):
         assert is_homogeneous(named_activation(name)), name

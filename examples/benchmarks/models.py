@@ -1,20 +1,24 @@
-"""Time of `analyze` and `inject` on whole models, as ratios to the time of building them.
+"""Time of `analyze`, `inject` and `initialize` on whole models, as ratios to that of building them.
 
-    python examples/benchmarks/models.py [--repeats N]
+    python examples/benchmarks/models.py [--repeats N] [--models NAME ...]
 
-All three are timed side by side in one process: a model is built with kernels named `asv_backward`,
-then analyzed (contexts and predicted signal), then injected; the medians of the paired ratios are
-printed with their range. Growth compares plain networks of 1,000 and 100 layers.
+All are timed side by side in one process. Each model is built twice in every run, in turn first and
+second: with Keras's own initializers, and with kernels named `asv_backward`. Both are analyzed
+(contexts and predicted signal); then the second is injected and the first initialized. The medians
+of the paired ratios are printed with their range; one whole run before them is not counted. The
+models of `keras.applications` are built by their functions for Keras's initializers, and from their
+configurations for ours. Growth compares plain networks of 1,000 and 100 layers.
 """
 
 import argparse
+import dataclasses
 import gc
 import os
 import platform
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -25,44 +29,47 @@ import numpy as np
 import keras_varinit as kv
 
 L = keras.layers
-Build = Callable[[], keras.Model]
-
+# Builds a model with kernels of one initializer, or with None as Keras does.
+Build = Callable[[str | None], keras.Model]
 
 NAME = "asv_backward"
+KERAS = "glorot_uniform"
 
 
-def plain(depth: int) -> keras.Model:
+def plain(depth: int, name: str | None) -> keras.Model:
     """A chain of small Dense layers."""
     x = inputs = keras.Input((16,))
     for _ in range(depth):
-        x = L.Dense(16, activation="relu", kernel_initializer=NAME)(x)
+        x = L.Dense(16, activation="relu", kernel_initializer=name or KERAS)(x)
     return keras.Model(inputs, x)
 
 
-def transformer(blocks: int = 12, width: int = 256) -> keras.Model:
+def transformer(name: str | None, blocks: int = 12, width: int = 256) -> keras.Model:
     """Pre-norm blocks of attention and a GELU network."""
+    options = {"kernel_initializer": name or KERAS}
     x = inputs = keras.Input((128, width))
     for _ in range(blocks):
         y = L.LayerNormalization()(x)
-        x = L.Add()([x, L.MultiHeadAttention(8, width // 8, kernel_initializer=NAME)(y, y)])
+        x = L.Add()([x, L.MultiHeadAttention(8, width // 8, **options)(y, y)])
         y = L.LayerNormalization()(x)
-        y = L.Dense(4 * width, activation="gelu", kernel_initializer=NAME)(y)
-        x = L.Add()([x, L.Dense(width, kernel_initializer=NAME)(y)])
+        y = L.Dense(4 * width, activation="gelu", **options)(y)
+        x = L.Add()([x, L.Dense(width, **options)(y)])
     return keras.Model(inputs, x)
 
 
-def application(name: str) -> Build:
-    """A model of `keras.applications`, built from its configuration with our initializer."""
-    template = getattr(keras.applications, name)(weights=None)
+def application(function: str) -> Build:
+    """A model of `keras.applications`."""
+    make = getattr(keras.applications, function)
+    template = make(weights=None)
     cls, config = type(template), template.get_config()
-    return lambda: cls.from_config(named(config))
+    return lambda name: make(weights=None) if name is None else cls.from_config(named(config))
 
 
 MODELS: dict[str, Callable[[], Build]] = {
     "ResNet50": lambda: application("ResNet50"),
     "EfficientNetB0": lambda: application("EfficientNetB0"),
     "VGG16": lambda: application("VGG16"),
-    "plain, 1,000 layers": lambda: lambda: plain(1000),
+    "plain, 1,000 layers": lambda: lambda name: plain(1000, name),
     "transformer, 12 blocks": lambda: transformer,
 }
 
@@ -93,48 +100,79 @@ def timed(function: Callable[[], Any]) -> tuple[float, Any]:
         gc.enable()
 
 
-def measure(build: Build, repeats: int) -> list[tuple[float, float, float]]:
-    """Seconds of build, analyze and inject, `repeats` times after one uncounted run."""
+@dataclasses.dataclass(frozen=True)
+class Times:
+    """Seconds of one run; `own` is the model with Keras's initializers, `ours` that with ours."""
+
+    build_own: float
+    build_ours: float
+    analyze_own: float
+    analyze_ours: float
+    inject: float
+    initialize: float
+
+
+def measure(build: Build, repeats: int) -> list[Times]:
+    """Times of `repeats` runs after one uncounted run."""
     rows = []
     for repeat in range(repeats + 1):
         keras.utils.clear_session()
-        building, model = timed(build)
-        analyzing, _ = timed(lambda: kv.analyze(model))  # noqa: B023 - called at once
-        injecting, report = timed(lambda: kv.inject(model))  # noqa: B023
+        built: dict[str | None, tuple[float, keras.Model]] = {}
+        for name in (None, NAME) if repeat % 2 else (NAME, None):
+            built[name] = timed(lambda: build(name))  # noqa: B023 - called at once
+        (build_own, own), (build_ours, ours) = built[None], built[NAME]
+        analyze_own, _ = timed(lambda: kv.analyze(own))  # noqa: B023
+        analyze_ours, _ = timed(lambda: kv.analyze(ours))  # noqa: B023
+        injecting, report = timed(lambda: kv.inject(ours))  # noqa: B023
         if len(report.drawn) != len(report):
             raise RuntimeError(f"not every kernel was drawn:\n{report}")
+        initializing, _ = timed(lambda: kv.initialize(own, NAME, seed=0))  # noqa: B023
         if repeat:
-            rows.append((building, analyzing, injecting))
+            times = build_own, build_ours, analyze_own, analyze_ours, injecting, initializing
+            rows.append(Times(*times))
     return rows
 
 
-def ratio(values: list[float]) -> str:
+def ratio(values: Sequence[float]) -> str:
     """Median and range."""
     return f"{statistics.median(values):6.3f} ({min(values):.3f} to {max(values):.3f})"
+
+
+def line(name: str, rows: Sequence[Times]) -> str:
+    """One line of the table."""
+    own = statistics.median(row.build_own for row in rows)
+    ours = statistics.median(row.build_ours for row in rows)
+    ratios = [
+        ratio([row.analyze_own / row.build_own for row in rows]),
+        ratio([row.analyze_ours / row.build_ours for row in rows]),
+        ratio([row.inject / row.build_ours for row in rows]),
+        ratio([row.initialize / row.build_own for row in rows]),
+    ]
+    return f"{name:<24}{own:8.2f}{ours:8.2f}  " + "  ".join(f"{each:<24}" for each in ratios)
 
 
 def main() -> None:
     """Prints the tables."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--repeats", type=int, default=5, help="counted runs of each model")
-    repeats = parser.parse_args().repeats
+    parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS), metavar="NAME")
+    options = parser.parse_args()
     sys.setrecursionlimit(20_000)  # Keras recurses along a chain when it records a graph
     print(
         f"Keras {keras.__version__} on {keras.backend.backend()}, NumPy {np.__version__}, Python "
         f"{platform.python_version()}, {platform.machine()}, {os.cpu_count()} cores; "
-        f"{repeats} runs, median (range)"
+        f"{options.repeats} runs, median (range)"
     )
-    print(f"{'model':<24}{'build, s':>9}  {'analyze ÷ build':<26}  inject ÷ build")
-    for name, make in MODELS.items():
-        rows = measure(make(), repeats)
-        build = statistics.median(row[0] for row in rows)
-        analyze = ratio([row[1] / row[0] for row in rows])
-        inject = ratio([row[2] / row[0] for row in rows])
-        print(f"{name:<24}{build:9.2f}  {analyze:<26}  {inject}", flush=True)
-    small = measure(lambda: plain(100), repeats)
-    large = measure(lambda: plain(1000), repeats)
-    growth = [b[1] / a[1] for a, b in zip(small, large, strict=True)]
-    print(f"analysis of 1,000 layers ÷ of 100 layers: {ratio(growth)}")
+    print("build: seconds with Keras's own initializers, and with ours; ratios to either of them\n")
+    heads = ("analyze ÷ Keras's", "analyze ÷ ours", "inject ÷ ours", "initialize ÷ Keras's")
+    print(f"{'model':<24}{'Keras’s':>8}{'ours':>8}  " + "  ".join(f"{h:<24}" for h in heads))
+    for name in options.models:
+        print(line(name, measure(MODELS[name](), options.repeats)), flush=True)
+    if options.models == list(MODELS):
+        small = measure(lambda name: plain(100, name), options.repeats)
+        large = measure(lambda name: plain(1000, name), options.repeats)
+        growth = [b.analyze_own / a.analyze_own for a, b in zip(small, large, strict=True)]
+        print(f"analysis of 1,000 layers ÷ of 100 layers: {ratio(growth)}")
 
 
 if __name__ == "__main__":

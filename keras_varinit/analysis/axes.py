@@ -268,6 +268,21 @@ def aligned(maps: Sequence[AxisMap], targets: Sequence[Axis]) -> list[Array]:
     return [_aligned_along(each, target) for each, target in zip(maps, targets, strict=True)]
 
 
+def grouped(values: Array) -> Array:
+    """Each pair of dimensions as one."""
+    shape = values.shape
+    return values.reshape([a * b for a, b in zip(shape[::2], shape[1::2], strict=True)])
+
+
+def apply(matrices: Sequence[Array], values: Array) -> Array:
+    """A matrix along each dimension."""
+    if len(matrices) == 2 and values.ndim == 2:
+        return np.asarray(matrices[0] @ values @ matrices[1].T)
+    for axis, matrix in enumerate(matrices):
+        values = np.moveaxis(np.tensordot(matrix, values, axes=(1, axis)), 0, axis)
+    return np.array(values, order="C")  # which keeps an array without dimensions
+
+
 def _aligned_along(each: AxisMap, target: Axis) -> Array:
     if each.aligned is not None:
         return each.aligned

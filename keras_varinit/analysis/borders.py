@@ -10,11 +10,12 @@ from keras_varinit.analysis.axes import (
     Array,
     Axis,
     Window,
+    apply,
     axis_map,
     entries_read,
     members_of,
 )
-from keras_varinit.analysis.moment_maps import Axes, Border, Moments, apply, columns, outer, rows
+from keras_varinit.analysis.moment_maps import Axes, Border, Moments, columns, outer, rows
 from keras_varinit.moments import Activation
 
 Pads = tuple[tuple[int, int], ...]

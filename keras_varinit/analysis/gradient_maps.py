@@ -13,8 +13,16 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from keras_varinit.analysis.axes import AnyWindow, Array, Window, entries_read, members_of
-from keras_varinit.analysis.moment_maps import apply, grouped, outer, position_weights
+from keras_varinit.analysis.axes import (
+    AnyWindow,
+    Array,
+    Window,
+    apply,
+    entries_read,
+    grouped,
+    members_of,
+)
+from keras_varinit.analysis.moment_maps import outer, position_weights
 from keras_varinit.analysis.signals import Gradient
 
 _FARTHEST = 4

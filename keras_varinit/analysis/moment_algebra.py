@@ -13,8 +13,10 @@ def added(first: Moments, second: Moments, sign: float = 1.0) -> Moments:
     """The sum of two signals made by different weights: they meet in their means alone."""
     radius = tuple(max(r) for r in zip(first.radius, second.radius, strict=True))
     first, second = widen(first, radius), widen(second, radius)
-    cross = rows(first.mean) * columns(second.mean) + columns(first.mean) * rows(second.mean)
-    far = first.far + second.far + sign * cross
+    far = first.far + second.far
+    if np.any(first.mean) and np.any(second.mean):
+        cross = rows(first.mean) * columns(second.mean) + columns(first.mean) * rows(second.mean)
+        far = far + sign * cross
     mean = first.mean + sign * second.mean
     third = first.third + sign * second.third
     return Moments(first.axes, mean, far, first.excess + second.excess, radius, third=third)

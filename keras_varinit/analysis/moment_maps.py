@@ -28,7 +28,9 @@ from keras_varinit.analysis.axes import (
     Integers,
     Window,
     aligned,
+    apply,
     axis_map,
+    grouped,
 )
 from keras_varinit.analysis.laws import Law, OfFunction
 from keras_varinit.entry_laws import Shape
@@ -83,7 +85,7 @@ class Moments:
     @functools.cached_property
     def pair_moment(self) -> float:
         """Mean of `far` over all pairs of positions."""
-        return float(np.sum(pair_weights(self.axes) * self.far))
+        return float(np.vdot(pair_weights(self.axes), self.far))
 
     @functools.cached_property
     def with_average(self) -> Array:
@@ -94,23 +96,21 @@ class Moments:
     def without_average(self) -> "Moments":
         """Every channel less its mean over examples and positions, which is random itself."""
         row = self.with_average
-        rows = row.reshape([n for size in row.shape for n in (size, 1)])
-        columns = row.reshape([n for size in row.shape for n in (1, size)])
-        far = self.far - rows - columns + self.pair_moment
+        far = self.far - (rows(row - self.pair_moment) + columns(row))
         mean = self.mean - self.average(self.mean)
         return Moments(self.axes, mean, far, self.excess, self.radius, law=self.own_law)
 
-    @property
+    @functools.cached_property
     def variance(self) -> Array:
         """E z_p² - (E z_p)², by class of position."""
         return np.maximum(self.second - self.mean**2, 0.0)
 
-    @property
+    @functools.cached_property
     def spread(self) -> tuple[float, float]:
         """Mean and standard deviation of an entry at a typical position."""
         return self.average(self.mean), math.sqrt(self.average(self.variance))
 
-    @property
+    @functools.cached_property
     def correlation(self) -> float:
         """Correlation of two far entries at typical positions."""
         mean, std = self.spread
@@ -129,13 +129,13 @@ class Moments:
         law = self.own_law
         return None if law is None else law.shape
 
-    @property
+    @functools.cached_property
     def skewness(self) -> float:
         """Third central moment over σ³, within what an expansion to first order bears."""
         std = self.spread[1]
         return min(max(self.third / std**3, -1.0), 1.0) if std > 0 else 0.0
 
-    @property
+    @functools.cached_property
     def adjacent_correlation(self) -> float:
         """Correlation of two entries next to each other, averaged over the axes."""
         mean, std = self.spread
@@ -197,9 +197,16 @@ class Moments:
 
     def scaled(self, factor: float | Array) -> "Moments":
         """Second moments times `factor`, given once or by class of position."""
+        if np.ndim(factor) == 0:
+            root = float(np.sqrt(factor))
+            third, mean = self.third * root**3, self.mean * root
+            moved = Moments(
+                self.axes, mean, self.far * factor, self.excess * factor, self.radius, third=third
+            )
+            return dataclasses.replace(moved, law=self.own_law, common=self.common)
         scale = np.sqrt(np.broadcast_to(factor, self.mean.shape))
-        _, others, _ = near_pairs(self)
-        excess = self.excess * scale.ravel()[own_classes(self)] * scale.ravel()[others]
+        own, others, *_ = _neighbours(self.axes, self.radius)
+        excess = self.excess * scale.ravel()[own] * scale.ravel()[others]
         third = self.third * self.average(scale) ** 3
         far = self.far * outer(scale)
         moved = Moments(self.axes, self.mean * scale, far, excess, self.radius, third=third)
@@ -208,7 +215,7 @@ class Moments:
     def shifted(self, constant: tuple[float, float]) -> "Moments":
         """Plus a random number of that mean and mean square, the same at every position."""
         mean, second = constant
-        far = self.far + second
+        far = self.far + second if second else self.far
         if mean:
             far = far + mean * (rows(self.mean) + columns(self.mean))
         return dataclasses.replace(self.plain(), mean=self.mean + mean, far=far, terms=())
@@ -249,11 +256,12 @@ class Moments:
 
     def weighted(self, windows: Sequence[AnyWindow], fan_in: float) -> "Moments":
         """After `fan_in` channels through windows of independent weights of variance 1."""
-        after = self.mapped(windows).scaled(fan_in)
+        after = self.mapped(windows)
+        far, excess = after.far * fan_in, after.excess * fan_in
         common = self.common if all(map(in_place, windows)) else None
         law = None if common is None else common.law
         mean = np.zeros_like(after.mean)
-        return dataclasses.replace(after, mean=mean, third=0.0, law=law, common=common)
+        return Moments(after.axes, mean, far, excess, after.radius, law=law, common=common)
 
     def spread_over(self, axes: Axes) -> "Moments":
         """Its averages, alike at all positions of other axes: what reshaping leaves of it."""
@@ -334,8 +342,8 @@ def own_classes(moments: Moments) -> Integers:
 
 def near_pairs(moments: Moments) -> tuple[Array, Integers, npt.NDArray[np.bool_]]:
     """For each (offset o, p) of `excess`: far[p, p+o], the flat class of p+o, whether it exists."""
-    own, others, inside = _neighbours(moments.axes, moments.radius)
-    return far_matrix(moments.far)[own, others], others, inside
+    _, others, inside, places = _neighbours(moments.axes, moments.radius)
+    return np.take(moments.far, places), others, inside
 
 
 def far_matrix(far: Array) -> Array:
@@ -349,10 +357,10 @@ def far_matrix(far: Array) -> Array:
 @functools.lru_cache(maxsize=512)
 def _neighbours(
     axes: Axes, radius: tuple[int, ...]
-) -> tuple[Integers, Integers, npt.NDArray[np.bool_]]:
+) -> tuple[Integers, Integers, npt.NDArray[np.bool_], Integers]:
+    """For each (offset o, p): the flat classes of p and p+o, if it exists, its place in `far`."""
     rank = len(axes)
-    own = np.zeros((), np.int64)
-    others = np.zeros((), np.int64)
+    own, others, places = (np.zeros((), np.int64) for _ in range(3))
     inside = np.ones((), bool)
     for number, (axis, r) in enumerate(zip(axes, radius, strict=True)):
         offsets = np.arange(-r, r + 1)[:, None]
@@ -360,23 +368,12 @@ def _neighbours(
         here = np.broadcast_to(np.arange(axis.count), found.shape)
         shape = [1] * (2 * rank)
         shape[2 * number : 2 * number + 2] = found.shape
-        own = own * axis.count + here.reshape(shape)
-        others = others * axis.count + np.maximum(found, 0).reshape(shape)
+        here, there = here.reshape(shape), np.maximum(found, 0).reshape(shape)
+        own = own * axis.count + here
+        others = others * axis.count + there
+        places = (places * axis.count + here) * axis.count + there
         inside = inside & (found >= 0).reshape(shape)
-    return own, others, inside
-
-
-def grouped(values: Array) -> Array:
-    """Each pair of dimensions as one."""
-    shape = values.shape
-    return values.reshape([a * b for a, b in zip(shape[::2], shape[1::2], strict=True)])
-
-
-def apply(matrices: Sequence[Array], values: Array) -> Array:
-    """A matrix along each dimension."""
-    for axis, matrix in enumerate(matrices):
-        values = np.moveaxis(np.tensordot(matrix, values, axes=(1, axis)), 0, axis)
-    return np.array(values, order="C")  # which keeps an array without dimensions
+    return own, others, inside, places
 
 
 def widen(moments: Moments, radius: tuple[int, ...]) -> Moments:

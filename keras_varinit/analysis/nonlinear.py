@@ -5,13 +5,12 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from keras_varinit.analysis.axes import AnyWindow, Array
+from keras_varinit.analysis.axes import AnyWindow, Array, apply
 from keras_varinit.analysis.borders import activated_border, share_at_border
 from keras_varinit.analysis.laws import Kind
 from keras_varinit.analysis.moment_maps import (
     Border,
     Moments,
-    apply,
     axis_maps,
     near_pairs,
     outer,
@@ -49,7 +48,8 @@ def activated(moments: Moments, activation: Activation) -> Moments:
     first, second = _by_position(moments, activation, law)
     scale = np.sqrt(second / law.second) if law.second > 0 else np.zeros_like(second)
     std, mean = np.sqrt(moments.variance), moments.mean
-    far = law.product(_correlation(moments.far - outer(mean), outer(std))) * outer(scale)
+    covariance = moments.far - outer(mean) if np.any(mean) else moments.far
+    far = law.product(_correlation(covariance, outer(std))) * outer(scale)
     own, (far_near, others, inside) = own_classes(moments), near_pairs(moments)
     flat_mean, flat_std, flat_scale = mean.ravel(), std.ravel(), scale.ravel()
     covariance = far_near + moments.excess - flat_mean[own] * flat_mean[others]
@@ -260,8 +260,8 @@ class _Kinds:
         step = 0.03 * float(stds.max()) or 1.0
         kinds = np.round(np.stack([means, stds]) / step)
         found = []
-        for kind in np.unique(kinds, axis=1).T:
-            same = np.all(kinds == kind[:, None], axis=0)
+        for kind in set(zip(*kinds.tolist(), strict=True)):
+            same = np.all(kinds == np.array(kind)[:, None], axis=0)
             total = float(number[same].sum())
             mean = float(number[same] @ means[same]) / total
             # A grid's step is 3 % of the largest too.
@@ -299,7 +299,10 @@ def _window_means(moments: Moments, windows: Sequence[AnyWindow]) -> Array:
 
 def _correlation(covariance: Array, scale: Array) -> Array:
     with np.errstate(invalid="ignore", divide="ignore"):
-        rho = np.where(scale > 0, covariance / np.where(scale > 0, scale, 1.0), 0.0)
+        if scale.size and np.min(scale) > 0:
+            rho = covariance / scale
+        else:
+            rho = np.where(scale > 0, covariance / np.where(scale > 0, scale, 1.0), 0.0)
     return np.clip(rho, -1.0, 1.0)
 
 

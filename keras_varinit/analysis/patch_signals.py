@@ -5,9 +5,9 @@ import math
 
 import numpy as np
 
-from keras_varinit.analysis.axes import Window
+from keras_varinit.analysis.axes import Window, apply
 from keras_varinit.analysis.gradient_maps import through_taps
-from keras_varinit.analysis.moment_maps import Moments, apply, axis_maps, outer
+from keras_varinit.analysis.moment_maps import Moments, axis_maps, outer
 from keras_varinit.analysis.resampling_signals import not_modelled
 from keras_varinit.analysis.rules import per_dimension
 from keras_varinit.analysis.signals import (

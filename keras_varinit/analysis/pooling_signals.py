@@ -12,6 +12,7 @@ from keras_varinit.analysis.axes import (
     Array,
     Linear,
     Window,
+    apply,
     axis_map,
 )
 from keras_varinit.analysis.borders import padding_windows
@@ -21,7 +22,6 @@ from keras_varinit.analysis.moment_algebra import combined
 from keras_varinit.analysis.moment_maps import (
     Border,
     Moments,
-    apply,
     far_matrix,
     position_weights,
     uniform,
@@ -291,8 +291,10 @@ def common_parts(moments: Moments) -> Array:
     """What the strongest common parts, of variance 1, add to each class: (parts, classes)."""
     weights = np.sqrt(position_weights(moments.axes)).ravel()
     mean = moments.mean.ravel()
-    covariance = far_matrix(moments.far) - np.outer(mean, mean)
-    values, vectors = np.linalg.eigh(covariance * np.outer(weights, weights))
+    covariance = (far_matrix(moments.far) - np.outer(mean, mean)) * np.outer(weights, weights)
+    # Equal ones, as those of a cube's axes, are told apart in the same way on every machine.
+    ramp = np.linspace(0.0, 1.0, len(mean)) ** 2
+    values, vectors = np.linalg.eigh(covariance + 1e-8 * np.trace(covariance) * np.diag(ramp))
     parts = np.flatnonzero(values > 0.01 * values[-1])[-3:]
     found = (vectors[:, parts] * np.sqrt(np.maximum(values[parts], 0.0))).T / weights
     variance = moments.variance.ravel()

@@ -1,5 +1,6 @@
 """What the taps of a convolution read, and how gradients come back through them."""
 
+import functools
 import itertools
 import math
 from collections.abc import Sequence
@@ -78,19 +79,31 @@ def mean_inverse(moments: Moments, windows: Sequence[AnyWindow], fan_in: int) ->
     """
     kinds = [(w.taps, w.dilation) if isinstance(w, Window) else (1, 1) for w in windows]
     places = list(itertools.product(*(range(taps) for taps, _ in kinds)))
+    if fan_in * len(places) > 200:
+        return 1.0
     own = moments.average(moments.excess[moments.offset_of((0,) * len(kinds))])
-    if fan_in * len(places) > 200 or not own > 0:
+    if not own > 0:
         return 1.0
 
-    def shared(one: tuple[int, ...], other: tuple[int, ...]) -> float:
-        pairs = zip(one, other, kinds, strict=True)
-        offset = [(b - a) * dilation for a, b, (_, dilation) in pairs]
+    def shared(apart: tuple[int, ...]) -> float:
+        offset = [n * dilation for n, (_, dilation) in zip(apart, kinds, strict=True)]
         if any(abs(o) > r for o, r in zip(offset, moments.radius, strict=True)):
             return 0.0
         return moments.average(moments.excess[moments.offset_of(offset)]) / own
 
-    covariance = np.array([[shared(one, other) for other in places] for one in places])
+    steps = [range(1 - taps, taps) for taps, _ in kinds]
+    by_distance = np.array([shared(apart) for apart in itertools.product(*steps)])
+    by_distance = by_distance.reshape([len(each) for each in steps])
+    at = np.array(places, np.int64).reshape(len(places), len(kinds))
+    apart = at[None, :] - at[:, None] + np.array([taps - 1 for taps, _ in kinds], np.int64)
+    covariance = by_distance[tuple(np.moveaxis(apart, -1, 0))].reshape(len(places), len(places))
     values = np.maximum(np.linalg.eigvalsh(covariance), 0.0) / len(places)
+    return _mean_inverse(tuple(values.tolist()), fan_in)
+
+
+@functools.lru_cache(maxsize=1024)
+def _mean_inverse(eigenvalues: tuple[float, ...], fan_in: int) -> float:
+    values = np.array(eigenvalues)
     if fan_in * np.sum(values > 1e-3) < 4:
         return math.nan
     steps = np.linspace(-12.0, 12.0, 400)

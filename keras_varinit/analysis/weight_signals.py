@@ -65,6 +65,7 @@ class Weighing:
     def output(self, bias: tuple[float, float], channel_axis: int) -> Signal:
         """The kernel's output, which is taken down."""
         parts = tuple((n, m.scaled(self.variance).shifted(bias)) for n, m in self.unit)
+        self.unit = ()  # gradients need it no more, and it is as large as the output
         signal = Signal(parts, channel_axis)
         self.visit.forward(self.kernel.variable, signal.second_moment)
         return signal
