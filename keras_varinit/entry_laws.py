@@ -115,10 +115,10 @@ def slopes_of(function: Function, places: Array, step: float) -> Array:
     return np.asarray(np.where(np.abs(after) <= np.abs(before), after, before) / step)
 
 
-Kind = tuple[float, Shape | None, float, float, float]
+EntryKind = tuple[float, Shape | None, float, float, float]
 
 
-def mixed(kinds: Sequence[Kind]) -> Shape | None:
+def mixed(kinds: Sequence[EntryKind]) -> Shape | None:
     """The law of entries of several kinds: (share, law, scale, shift, factor on squared slopes)."""
     columns = []
     for share, shape, scale, shift, factor in kinds:

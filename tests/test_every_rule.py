@@ -8,6 +8,8 @@ On the backends after the first `python -m tests` leaves out what is marked `onc
 case is left, whose means are as uncertain as they may be.
 """
 
+import dataclasses
+
 import keras
 import pytest
 
@@ -75,6 +77,8 @@ def parameter(case):
 def test_what_is_predicted_is_what_is_measured(case):
     if keras.backend.backend() in case.not_on:
         pytest.skip("the backend cannot run this model")
+    if case.name in EVERYWHERE and keras.backend.backend() != "tensorflow":
+        case = dataclasses.replace(case, precision=0.03)
     network = Network(case)
     kinds = {kind_of(node.operation) for node in network.nodes}
     assert shown(set(case.all_kinds) - kinds) == [], "operations that the case does not hold"

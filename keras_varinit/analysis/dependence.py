@@ -57,7 +57,7 @@ class Dependence:
         """For each group of channels and argument: see the module `together`; [] says nothing."""
         if through is None:
             return []
-        found = []
+        found: list[list[Kept]] = []
         for (_, parts), (_, total) in zip(groups, output.parts, strict=True):
             apart = total.pre is None and share_no_root(parts, self.pairs())
             apart = apart and not (name == "Where" and self.is_placed(parts))

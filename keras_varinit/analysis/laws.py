@@ -16,6 +16,7 @@ from keras_varinit.entry_laws import (
     NODES,
     STEP,
     Array,
+    EntryKind,
     Shape,
     at,
     mixed,
@@ -75,12 +76,12 @@ class Mixed:
     @functools.cached_property
     def shape(self) -> Shape | None:
         """The law of the mixture."""
-        found = []
+        found: list[EntryKind] = []
         for kind in self.kinds:
             mean, std = kind.source.spread
             scale, shift = kind.scale * std, kind.scale * mean + kind.shift
             found.append((kind.share, kind.source.shape, scale, shift, kind.factor))
-        _, shape, scale, _, _ = found[0]
+        shape, scale = found[0][1:3]
         if len(found) == 1 and scale > 0:
             return shape
         if all(f[1] is None and f[2:4] == found[0][2:4] for f in found):
@@ -109,13 +110,13 @@ class OfRoots:
         """The law of the function; of more signals than can be followed it counts as Gaussian."""
         if len(self.roots) > MOST_ROOTS:
             return None
-        spreads = [(*map(_rounded, root.spread), root.shape) for root in self.roots]
+        spreads = [(_rounded(r.spread[0]), _rounded(r.spread[1]), r.shape) for r in self.roots]
         key = (self.key, tuple(spreads))
         if key not in _OF_ROOTS:
             places, weights = sample(len(self.roots))
             values = [
-                mean + std * at(shape, s)
-                for (mean, std, shape), s in zip(spreads, places, strict=True)
+                mean + std * at(root.shape, s)
+                for (mean, std, _), root, s in zip(spreads, self.roots, places, strict=True)
             ]
             found = np.asarray(self.function(*values), np.float64)
             if len(_OF_ROOTS) >= _MOST_KEPT:

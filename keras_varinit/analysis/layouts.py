@@ -90,8 +90,8 @@ def _typical_of(moments: Moments, number: int) -> Moments:
     own = np.take(moments.excess, moments.radius[number], axis=2 * number)
     excess = np.tensordot(own, weights, axes=(2 * number, 0))
     typical = _reduced(moments, number, mean, far, excess)
-    known = {"law": moments.own_law, "third": moments.third, "common": moments.common}
-    return dataclasses.replace(typical, **known)
+    law, third, common = moments.own_law, moments.third, moments.common
+    return dataclasses.replace(typical, law=law, third=third, common=common)
 
 
 def _averaged_over(moments: Moments, number: int) -> Moments:
@@ -203,8 +203,8 @@ def stretched(moments: Moments, numbers: Sequence[int], axes: Axes) -> Moments:
     if alone:
         same = np.broadcast_to(second.reshape([n for c in second.shape for n in (c, 1)]), far.shape)
         far, excess = np.array(same), np.zeros_like(excess)
-    known = {"third": moments.third, "law": moments.own_law}
-    return Moments(axes, mean, far, excess, tuple(radius), **known)
+    law = moments.own_law
+    return Moments(axes, mean, far, excess, tuple(radius), third=moments.third, law=law)
 
 
 def flat_channels(signal: Signal, shape: Shape) -> Signal:

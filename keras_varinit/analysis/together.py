@@ -40,7 +40,10 @@ def kept_together(
     if grid is None:
         return [(1.0, None)] * len(parts)
     behind = _squared_slopes(through, grid.joint)
-    ratios = [_ratio(grid.weights @ (o * behind), grid.weights @ o * alone) for o in grid.own]
+    ratios = [
+        _ratio(float(grid.weights @ (o * behind)), float(grid.weights @ o) * alone)
+        for o in grid.own
+    ]
     return [(r, grid.behind(n, behind)) for n, r in enumerate(ratios)]
 
 
@@ -57,7 +60,7 @@ def factors_of(name: str, parts: Sequence[Moments]) -> list[float] | None:
 
 
 def _ratio(part: float, whole: float) -> float:
-    found = float(part) / float(whole) if whole > 0 else 1.0
+    found = part / whole if whole > 0 else 1.0
     return found if np.isfinite(found) else 1.0
 
 
