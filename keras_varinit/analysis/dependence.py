@@ -1,6 +1,7 @@
 """What the arguments of an operation have in common, and what follows from it."""
 
 import itertools
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -27,16 +28,20 @@ class Dependence:
             for _, moments in one.signal.parts
         }
         self.reaches = [visit.reaches[a] if isinstance(a, int) else 0 for a in arguments]
+        self.centred = [_is_centred(one.signal.merged) for one in aligned]
         self.lineages = [visit.lineages[a] if isinstance(a, int) else None for a in arguments]
 
     def pairs(self) -> list[tuple[int, int]]:
         """Arguments that share a tensor or weights."""
         places = range(len(self.reaches))
-        return [
-            (i, j)
-            for i, j in itertools.combinations(places, 2)
-            if self.reaches[i] & self.reaches[j]
-        ]
+        return [(i, j) for i, j in itertools.combinations(places, 2) if self._share(i, j)]
+
+    def _share(self, i: int, j: int) -> bool:
+        """Parts of one softmax, which others of mean 0 were multiplied with, are as independent."""
+        shared = self.reaches[i] & self.reaches[j]
+        if self.centred[i] and self.centred[j]:
+            shared &= ~self.visit.ties
+        return bool(shared)
 
     def are_twins(self, first: int, second: int) -> bool:
         """Whether one chain of operations and weights made both, of different inputs."""
@@ -78,3 +83,8 @@ class Dependence:
     def _reach_of(self, moments: Moments) -> int | None:
         """Known numbers depend on nothing."""
         return 0 if id(moments) in self.numbers else self.visit.reach_of(moments)
+
+
+def _is_centred(moments: Moments) -> bool:
+    mean = moments.average(moments.mean)
+    return abs(mean) <= 1e-3 * math.sqrt(max(moments.second_moment, 0.0))

@@ -250,6 +250,7 @@ class _Engine:
             tuple(self.family.reach[t] for t in node.inputs),
             self.family.reach_of,
             tuple(self.narrowness.get(t, 0.0) for t in node.inputs),
+            self.family.ties,
         )
         return self._outcome(visit)
 

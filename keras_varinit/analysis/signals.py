@@ -181,8 +181,8 @@ class Visit:
     moment gain·variance; `forward` and `backward` record what a kernel's output carries. `values`
     holds the numbers that some inputs are, `at_output` whether all outputs are the model's.
     `masks` knows the tensors that no weight has touched. Inputs whose `reaches` share a bit depend
-    on each other; `reach_of` says it of other signals. `narrowness`: see the module of
-    that name.
+    on each other; `reach_of` says it of other signals; what shares a bit of `ties` alone
+    is made of parts of one softmax. `narrowness`: see the module of that name.
     """
 
     call: Call
@@ -199,6 +199,7 @@ class Visit:
     reaches: tuple[int, ...] = ()
     reach_of: Callable[[Moments], int | None] = lambda _: None
     narrowness: tuple[float, ...] = ()
+    ties: int = 0
 
     @property
     def operation(self) -> Any:
