@@ -69,12 +69,16 @@ class PointLaw:
     @functools.cached_property
     def _weights(self) -> Array:
         nodes, weights, _ = _grid()
+        if not self.skewness:
+            return weights
         return weights * (1 + self.skewness / 6 * (nodes**3 - 3 * nodes))
 
     @functools.cached_property
     def _cells(self) -> Array:
         if self.shape is not None:
             return _grid()[1]
+        if not self.skewness:
+            return _middles()
         middles = (_grid()[0][1:] + _grid()[0][:-1]) / 2
         return _middles() * (1 + self.skewness / 6 * (middles**3 - 3 * middles))
 
