@@ -89,6 +89,8 @@ def variable_of_initializer(layer: Any, attribute: str) -> Any | None:
 
 def initializers_of(layer: Any) -> Iterator[tuple[int, str]]:
     """The `id` of each variable of a layer, with the attribute that holds its initializer."""
+    if not own_variables(layer):
+        return
     for attribute, _ in initializer_attributes(layer, keras.initializers.Initializer):
         variable = variable_of_initializer(layer, attribute)
         if variable is not None:

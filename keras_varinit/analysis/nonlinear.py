@@ -121,11 +121,10 @@ def squared_slopes(moments: Moments, activation: Activation, law: PointLaw) -> A
         return np.full_like(spreads, law.squared_slope)
     kind = law.skewness, law.shape
     if np.max(np.abs(moments.mean - mean * spreads / std)) > 0.02 * std:
-        found = np.empty_like(spreads)
-        for index in np.ndindex(spreads.shape):
-            place = float(f"{moments.mean[index]:.4g}"), float(f"{spreads[index]:.4g}")
-            found[index] = point_law(activation, *place, *kind).squared_slope
-        return found
+        both = zip(moments.mean.ravel().tolist(), spreads.ravel().tolist(), strict=True)
+        pairs = [(float(f"{m:.4g}"), float(f"{s:.4g}")) for m, s in both]
+        squares = {p: point_law(activation, *p, *kind).squared_slope for p in set(pairs)}
+        return np.array([squares[p] for p in pairs]).reshape(spreads.shape)
     if np.ptp(spreads) <= 1e-9 * std:
         return np.full_like(spreads, law.squared_slope)
     grid = np.linspace(spreads.min(), spreads.max(), 7)
@@ -136,12 +135,13 @@ def squared_slopes(moments: Moments, activation: Activation, law: PointLaw) -> A
 def _by_pairs(
     means: Array, spreads: Array, activation: Activation, typical: PointLaw
 ) -> tuple[Array, Array]:
-    first, second = np.empty_like(means), np.empty_like(means)
-    for index in np.ndindex(means.shape):
-        mean, std = float(f"{means[index]:.4g}"), float(f"{spreads[index]:.4g}")
-        law = point_law(activation, mean, std, typical.skewness, typical.shape)
-        first[index], second[index] = law.first, law.second
-    return first, second
+    both = zip(means.ravel().tolist(), spreads.ravel().tolist(), strict=True)
+    pairs = [(float(f"{mean:.4g}"), float(f"{std:.4g}")) for mean, std in both]
+    kind = typical.skewness, typical.shape
+    laws = {pair: point_law(activation, *pair, *kind) for pair in set(pairs)}
+    first = np.array([laws[pair].first for pair in pairs])
+    second = np.array([laws[pair].second for pair in pairs])
+    return first.reshape(means.shape), second.reshape(means.shape)
 
 
 def max_pooled(
