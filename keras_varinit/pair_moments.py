@@ -82,6 +82,11 @@ class PointLaw:
         middles = (_grid()[0][1:] + _grid()[0][:-1]) / 2
         return _middles() * (1 + self.skewness / 6 * (middles**3 - 3 * middles))
 
+    @property
+    def in_cells(self) -> tuple[Array, Array, Array]:
+        """The values and slopes in the cells between nodes, and the cells' weights."""
+        return (self.values[1:] + self.values[:-1]) / 2, self.slopes, self._cells
+
     @functools.cached_property
     def first(self) -> float:
         """E f."""

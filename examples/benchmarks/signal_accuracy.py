@@ -20,7 +20,7 @@ import os
 import platform
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,127 +28,9 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import keras
 import numpy as np
+from accuracy_networks import NETWORKS
 
 import keras_varinit as kv
-
-L = keras.layers
-
-
-def plain(
-    width: int, pool: Callable[[], keras.Layer] | None, padding: str = "same", size: int = 32
-) -> keras.Model:
-    """20 convolutions with ReLU, pooled (or strided) after 5, 10 and 15."""
-    x = inputs = keras.Input((size, size, 3))
-    for number in range(1, 21):
-        last = number in (5, 10, 15)
-        # 'valid' windows would eat the map up: every fifth keeps to it.
-        kind = padding if padding == "same" or number % 5 == 1 else "same"
-        strides = 2 if last and pool is None else 1
-        x = L.Conv2D(width, 3, strides=strides, padding=kind, activation="relu")(x)
-        if last and pool is not None:
-            x = pool()(x)
-    x = L.GlobalAveragePooling2D()(x)
-    return keras.Model(inputs, L.Dense(width)(x))
-
-
-def global_max(width: int) -> keras.Model:
-    """Ten convolutions, then the maximum over all positions."""
-    x = inputs = keras.Input((16, 16, 3))
-    for number in range(1, 11):
-        x = L.Conv2D(width, 3, padding="same", activation="relu")(x)
-        if number == 5:
-            x = L.MaxPooling2D(2)(x)
-    return keras.Model(inputs, L.Dense(width)(L.GlobalMaxPooling2D()(x)))
-
-
-def vgg16(width: int) -> keras.Model:
-    """The body of VGG16 at 64×64; `width` has no effect."""
-    del width
-    return keras.applications.VGG16(weights=None, include_top=False, input_shape=(64, 64, 3))
-
-
-def resnet20(width: int, normalized: bool) -> keras.Model:
-    """He et al.'s ResNet-20 for 32×32 images, `width` channels in its last stage."""
-
-    def normalize(x: Any) -> Any:
-        return L.BatchNormalization()(x) if normalized else x
-
-    inputs = keras.Input((32, 32, 3))
-    x = L.Conv2D(width // 4, 3, padding="same")(inputs)
-    x = L.ReLU()(normalize(x))
-    for stage in range(3):
-        channels = width // 4 * 2**stage
-        for block in range(3):
-            strides = 2 if stage and not block else 1
-            y = L.Conv2D(channels, 3, strides=strides, padding="same")(x)
-            y = L.ReLU()(normalize(y))
-            y = normalize(L.Conv2D(channels, 3, padding="same")(y))
-            if strides == 2:
-                x = normalize(L.Conv2D(channels, 1, strides=2)(x))
-            x = L.ReLU()(L.Add()([x, y]))
-    return keras.Model(inputs, L.Dense(width)(L.GlobalAveragePooling2D()(x)))
-
-
-def separable(width: int, between: str | None = None) -> keras.Model:
-    """Depthwise and pointwise convolutions in turn; MobileNet has an activation between them."""
-    inputs = keras.Input((32, 32, 3))
-    x = L.Conv2D(width, 3, strides=2, padding="same", activation="relu")(inputs)
-    for number in range(8):
-        strides = 2 if number in (2, 5) else 1
-        x = L.DepthwiseConv2D(3, strides=strides, padding="same", activation=between)(x)
-        x = L.Conv2D(width, 1, activation="relu")(x)
-    return keras.Model(inputs, L.Dense(width)(L.GlobalAveragePooling2D()(x)))
-
-
-def densenet(width: int) -> keras.Model:
-    """Three blocks of four concatenating layers, averaged between them."""
-    inputs = keras.Input((32, 32, 3))
-    x = L.Conv2D(width, 3, padding="same")(inputs)
-    for block in range(3):
-        for _ in range(4):
-            y = L.Conv2D(width // 2, 3, padding="same")(L.ReLU()(x))
-            x = L.Concatenate()([x, y])
-        if block < 2:
-            x = L.AveragePooling2D(2)(L.Conv2D(width, 1)(L.ReLU()(x)))
-    return keras.Model(inputs, L.Dense(width)(L.GlobalAveragePooling2D()(L.ReLU()(x))))
-
-
-def perceptron(width: int, activation: str) -> keras.Model:
-    """54 hidden layers."""
-    hidden = [L.Dense(width, activation=activation) for _ in range(54)]
-    return keras.Sequential([keras.Input((width,)), *hidden, L.Dense(width)])
-
-
-def transformer(width: int) -> keras.Model:
-    """Six pre-norm blocks of attention and a GELU network on 32 tokens."""
-    x = inputs = keras.Input((32, width))
-    for _ in range(6):
-        y = L.LayerNormalization()(x)
-        x = L.Add()([x, L.MultiHeadAttention(4, width // 4)(y, y)])
-        y = L.LayerNormalization()(x)
-        x = L.Add()([x, L.Dense(width)(L.Dense(4 * width, activation="gelu")(y))])
-    x = L.GlobalAveragePooling1D()(L.LayerNormalization()(x))
-    return keras.Model(inputs, L.Dense(width)(x))
-
-
-ACTIVATIONS = ("relu", "tanh", "gelu", "silu", "selu", "leaky_relu")
-NETWORKS: dict[str, Callable[[int], keras.Model]] = {
-    "plain20-max": lambda w: plain(w, lambda: L.MaxPooling2D(2)),
-    "plain20-average": lambda w: plain(w, lambda: L.AveragePooling2D(2)),
-    "plain20-max3/2": lambda w: plain(w, lambda: L.MaxPooling2D(3, 2, padding="same")),
-    "plain20-average3/2": lambda w: plain(w, lambda: L.AveragePooling2D(3, 2, padding="same")),
-    "plain20-strides": lambda w: plain(w, None),
-    "plain20-valid": lambda w: plain(w, lambda: L.MaxPooling2D(2), "valid", 48),
-    "global-max": global_max,
-    "vgg16": vgg16,
-    "resnet20": lambda w: resnet20(w, False),
-    "resnet20-batchnorm": lambda w: resnet20(w, True),
-    "separable": separable,
-    "mobilenet": lambda w: separable(w, "relu"),
-    "densenet": densenet,
-    **{f"dense54-{name}": lambda w, name=name: perceptron(w, name) for name in ACTIVATIONS},
-    "transformer": transformer,
-}
 
 
 def independent(context: kv.LayerContext) -> Any:

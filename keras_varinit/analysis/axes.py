@@ -118,6 +118,15 @@ class Window:
         return valid.astype(float)
 
 
+def in_place(window: "AnyWindow") -> bool:
+    """Whether each output reads the input at its own position alone."""
+    return (
+        isinstance(window, Window)
+        and (window.kind, window.taps, window.stride, window.low) == ("conv", 1, 1, 0)
+        and window.inputs == window.outputs
+    )
+
+
 @dataclasses.dataclass(frozen=True)
 class Linear:
     """A linear map along an axis with fixed coefficients, such as interpolation.

@@ -26,11 +26,11 @@ from keras_varinit.analysis.axes import (
     Axis,
     AxisMap,
     Integers,
-    Window,
     aligned,
     apply,
     axis_map,
     grouped,
+    in_place,
 )
 from keras_varinit.analysis.laws import Law, OfFunction
 from keras_varinit.entry_laws import Shape
@@ -55,7 +55,9 @@ class Moments:
     are Gaussian but for their `third` central moment, that of a typical one. Where `border` is
     given the signal has a number around another signal, whose law is that of its entries. `terms`
     are what the signal is a sum of, where it is one. `inverse` is E σ²·E 1/σ² over the channels of
-    a kernel's output. `common` is a factor that all channels of a position share.
+    a kernel's output, `unequal` what normalizing them adds to gradients that go on through the
+    kernel, and `scatter` the variance over kernels of their covariances E u_p u_{p+o}, in
+    `excess`'s layout. `common` is a factor that all channels of a position share.
     """
 
     axes: Axes
@@ -69,6 +71,8 @@ class Moments:
     border: "Border | None" = None
     terms: tuple[Term, ...] = ()
     inverse: float = 1.0
+    unequal: float = 0.0
+    scatter: Array | None = None
     law: Law | None = None
     common: "Any" = None
 
@@ -98,7 +102,8 @@ class Moments:
         row = self.with_average
         far = self.far - (rows(row - self.pair_moment) + columns(row))
         mean = self.mean - self.average(self.mean)
-        return Moments(self.axes, mean, far, self.excess, self.radius, law=self.own_law)
+        moved = Moments(self.axes, mean, far, self.excess, self.radius, scatter=self.scatter)
+        return dataclasses.replace(moved, law=self.own_law)
 
     @functools.cached_property
     def variance(self) -> Array:
@@ -200,16 +205,17 @@ class Moments:
         if np.ndim(factor) == 0:
             root = float(np.sqrt(factor))
             third, mean = self.third * root**3, self.mean * root
-            moved = Moments(
-                self.axes, mean, self.far * factor, self.excess * factor, self.radius, third=third
-            )
+            far, excess = self.far * factor, self.excess * factor
+            scatter = None if self.scatter is None else self.scatter * root**4
+            moved = Moments(self.axes, mean, far, excess, self.radius, third=third, scatter=scatter)
             return dataclasses.replace(moved, law=self.own_law, common=self.common)
         scale = np.sqrt(np.broadcast_to(factor, self.mean.shape))
         own, others, *_ = _neighbours(self.axes, self.radius)
-        excess = self.excess * scale.ravel()[own] * scale.ravel()[others]
+        both = scale.ravel()[own] * scale.ravel()[others]
         third = self.third * self.average(scale) ** 3
-        far = self.far * outer(scale)
-        moved = Moments(self.axes, self.mean * scale, far, excess, self.radius, third=third)
+        mean, far, excess = self.mean * scale, self.far * outer(scale), self.excess * both
+        scatter = None if self.scatter is None else self.scatter * both**2
+        moved = Moments(self.axes, mean, far, excess, self.radius, third=third, scatter=scatter)
         return dataclasses.replace(moved, law=self.own_law, common=self.common)
 
     def shifted(self, constant: tuple[float, float]) -> "Moments":
@@ -276,15 +282,6 @@ class Border:
     source: Moments
     pads: tuple[tuple[int, int], ...]
     value: float
-
-
-def in_place(window: AnyWindow) -> bool:
-    """Whether each output reads the input at its own position alone."""
-    return (
-        isinstance(window, Window)
-        and (window.kind, window.taps, window.stride, window.low) == ("conv", 1, 1, 0)
-        and window.inputs == window.outputs
-    )
 
 
 def uniform(axes: Axes, mean: float, second: float, pair: float) -> Moments:
@@ -383,7 +380,9 @@ def widen(moments: Moments, radius: tuple[int, ...]) -> Moments:
     pads: list[tuple[int, int]] = []
     for new, old in zip(radius, moments.radius, strict=True):
         pads += [(new - old, new - old), (0, 0)]
-    return dataclasses.replace(moments, excess=np.pad(moments.excess, pads), radius=radius)
+    scatter = None if moments.scatter is None else np.pad(moments.scatter, pads)
+    excess = np.pad(moments.excess, pads)
+    return dataclasses.replace(moments, excess=excess, radius=radius, scatter=scatter)
 
 
 def axis_maps(moments: Moments, windows: Sequence[AnyWindow]) -> list[AxisMap]:

@@ -17,6 +17,7 @@ from keras_varinit.analysis.moment_maps import (
     own_classes,
     uniform,
 )
+from keras_varinit.analysis.scatter import added_by
 from keras_varinit.entry_laws import Shape
 from keras_varinit.maxima import MaximumLaw, maximum_law, steep_where_it_wins
 from keras_varinit.moments import Activation
@@ -54,7 +55,7 @@ def activated(moments: Moments, activation: Activation) -> Moments:
     flat_mean, flat_std, flat_scale = mean.ravel(), std.ravel(), scale.ravel()
     covariance = far_near + moments.excess - flat_mean[own] * flat_mean[others]
     rho = _correlation(covariance, flat_std[own] * flat_std[others])
-    near = law.product(rho) * flat_scale[own] * flat_scale[others]
+    near = (law.product(rho) + added_by(moments, law, rho)) * flat_scale[own] * flat_scale[others]
     result = Moments(moments.axes, first, far, near, moments.radius)
     excess = np.where(inside, near - near_pairs(result)[0], 0.0)
     result = Moments(moments.axes, first, far, excess, moments.radius).with_second(second)

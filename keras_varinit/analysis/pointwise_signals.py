@@ -10,11 +10,13 @@ import numpy as np
 
 from keras_varinit.analysis.axes import Array
 from keras_varinit.analysis.common_factors import Common, after, around, bare_law
+from keras_varinit.analysis.curvature import Bend, bend_of, through_activation
 from keras_varinit.analysis.moment_maps import Moments, outer, uniform
 from keras_varinit.analysis.nonlinear import activated, composed, law_of, squared_slopes
 from keras_varinit.analysis.reader import call_argument
 from keras_varinit.analysis.rules import Elementwise, layer_classes
 from keras_varinit.analysis.signals import (
+    Gradient,
     Gradients,
     Outcome,
     Signal,
@@ -49,23 +51,35 @@ def after_activation(signal: Signal, activation: Activation) -> Outcome:
         gradient = gradients[0]
         if gradient is None:
             return (None,)
-        factors, far, adjacent, slope = [], 0.0, 0.0, 0.0
+        factors, far, adjacent, slope, common = [], 0.0, 0.0, 0.0, 0.0
+        bend: Bend | None = None
         for _, moments in signal.parts:
-            passed = _passed_back(moments, activation)
+            passed = _passed_back(moments, activation, gradient)
             factors.append(passed.squared_slope)
             far += passed.far / len(signal.parts)
             adjacent += passed.adjacent / len(signal.parts)
             slope += passed.slope / len(signal.parts)
+            bend = passed.bend or bend
+            common += passed.common / len(signal.parts)
         parts = tuple(g * f for g, f in zip(gradient.parts, factors, strict=True))
         back = gradient.less_coherent(far, adjacent).with_parts(parts)
         phases, in_step = gradient.times_phases(slope), gradient.in_step
         through = activation
         if gradient.through is not None:
             through = composed(activation, gradient.through)
-        back = dataclasses.replace(back, through=through, phases=phases, in_step=in_step)
         here, radial = around(signal.merged, activation)
         radial *= gradient.radial if is_homogeneous(activation) else 1.0
-        return (dataclasses.replace(back, radial=radial, here=here),)
+        back = dataclasses.replace(
+            back,
+            coherence=back.coherence + common * (1 - back.coherence),
+            through=through,
+            phases=phases,
+            in_step=in_step,
+            bend=bend,
+            radial=radial,
+            here=here,
+        )
+        return (back,)
 
     return Outcome((output,), pullback)
 
@@ -135,18 +149,23 @@ def _shifted_nodes() -> list[tuple[Array, Array]]:
 
 
 class _Passed(NamedTuple):
-    """E f'² and E f', and the share of coherence left between far and adjacent entries."""
+    """E f'² and E f', and the share of coherence left between far and adjacent entries.
+
+    `bend` and `common`, what all positions have from their own part: see `curvature`.
+    """
 
     squared_slope: float | Array
     slope: float
     far: float = 1.0
     adjacent: float = 1.0
+    bend: Bend | None = None
+    common: float = 0.0
 
 
-def _passed_back(moments: Moments, activation: Activation) -> _Passed:
+def _passed_back(moments: Moments, activation: Activation, gradient: Gradient) -> _Passed:
     if moments.border is not None:
         source = moments.border.source
-        passed = _passed_back(source, activation)
+        passed = _passed_back(source, activation, gradient)
         return passed._replace(squared_slope=source.average(np.asarray(passed.squared_slope)))
     if moments.pre is not None and moments.function is not None:
         # The slope of the outer function where the inner one has one.
@@ -161,11 +180,16 @@ def _passed_back(moments: Moments, activation: Activation) -> _Passed:
     law = law_of(moments, activation)
     if law.squared_slope <= 0:
         return _Passed(0.0, 0.0, 0.0, 0.0)
+    own = through_activation(gradient.own, law)
+    wider = law_of(moments.scaled(2.0), activation)
+    kept = 1 / own.factor
     return _Passed(
-        squared_slopes(moments, activation, law),
+        squared_slopes(moments, activation, law) * own.factor,
         law.slope,
-        law.slope_product(moments.correlation) / law.squared_slope,
-        law.slope_product(moments.adjacent_correlation) / law.squared_slope,
+        law.slope_product(moments.correlation) / law.squared_slope * kept,
+        law.slope_product(moments.adjacent_correlation) / law.squared_slope * kept,
+        bend_of(gradient.coherence, law, wider, moments.correlation),
+        own.coherent,
     )
 
 
@@ -212,7 +236,7 @@ def _batch_normalization(visit: Visit) -> Outcome:
 
     output = signal.each(normalized)
     back = _per_part(signal, factors, len(visit.inputs))
-    here = signal.parts[0][1].inverse
+    here, unequal = signal.parts[0][1].inverse, signal.parts[0][1].unequal
     if math.isnan(here):
         visit.note(
             f"{visit.operation.name}: so few inputs make each of its channels that the mean of "
@@ -222,7 +246,11 @@ def _batch_normalization(visit: Visit) -> Outcome:
     def pullback(gradients: Gradients) -> Gradients:
         # Channels of small variance get large gradients, which their small kernels take away again.
         first, *others = back(gradients)
-        return (first and dataclasses.replace(first, here=here), *others)
+        first = first and first.scaled(1 + unequal)
+        bend = gradients[0] and gradients[0].bend
+        bend = bend and dataclasses.replace(bend, normalized=True)
+        given = first and dataclasses.replace(first, here=here, bend=bend)
+        return (given, *others)
 
     return Outcome((output,), pullback)
 

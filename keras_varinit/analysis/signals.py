@@ -84,6 +84,8 @@ class Gradient:
     the kernel in front that does not go on through it: channels of small kernels were scaled up.
     `radial` is a factor for what goes to a factor common to all channels, of which a normalization
     leaves next to nothing.
+    `bend` and `own` are those of `curvature`: how the gradient depends on the pre-activations, and
+    what of it goes with the signal itself.
     """
 
     parts: tuple[Array, ...]
@@ -94,6 +96,8 @@ class Gradient:
     in_step: bool = False
     here: float = 1.0
     radial: float = 1.0
+    bend: Any = None
+    own: Any = None
 
     def with_parts(self, parts: tuple[Array, ...]) -> "Gradient":
         """Other second moments, as coherent."""

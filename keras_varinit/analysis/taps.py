@@ -7,8 +7,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from keras_varinit.analysis.axes import AnyWindow, Array, Window
-from keras_varinit.analysis.moment_maps import Axes, Moments, axis_maps, in_place
+from keras_varinit.analysis.axes import AnyWindow, Array, Window, in_place
+from keras_varinit.analysis.moment_maps import Axes, Moments, axis_maps
 from keras_varinit.analysis.rules import Call, per_dimension
 from keras_varinit.fans import padding_and_outputs
 

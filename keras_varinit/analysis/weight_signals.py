@@ -14,16 +14,19 @@ import numpy as np
 
 from keras_varinit.analysis import rules
 from keras_varinit.analysis.axes import Window
+from keras_varinit.analysis.curvature import with_own
 from keras_varinit.analysis.gradient_maps import through_taps
 from keras_varinit.analysis.layouts import back_to, with_channel_axes
 from keras_varinit.analysis.moment_maps import Axes, Moments, uniform
 from keras_varinit.analysis.moment_maps import in_place as is_in_place
+from keras_varinit.analysis.narrowness import beyond_independent
 from keras_varinit.analysis.pointwise_signals import (
     acts_on_rows,
     after_activation,
     moments_of_variable,
 )
 from keras_varinit.analysis.rules import Weights, layer_classes
+from keras_varinit.analysis.scatter import scattered
 from keras_varinit.analysis.signals import (
     Gradient,
     Gradients,
@@ -127,11 +130,13 @@ def shared_kernel(
     role = visit.role
     if not isinstance(role, Weights):
         raise TypeError("a rule of weight layers met another role")
-    unit = merged.weighted(taps, fan_in)
+    unit = scattered(merged.weighted(taps, fan_in), merged, taps, fan_in)
     weighing = Weighing(visit, role.kernels[0], [(channels, unit)])
     output = weighing.output(moments_of_variable(visit.operation, "bias"), signal.channel_axis)
     inverse = mean_inverse(merged, taps, fan_in)
-    output = output.each(lambda m: dataclasses.replace(m, inverse=inverse))
+    # E w'w/w'Cw of kernels w that read channels of covariance C, to second order.
+    unequal = 2 * beyond_independent(role, signal, max(visit.narrowness, default=0.0))
+    output = output.each(lambda m: dataclasses.replace(m, inverse=inverse, unequal=unequal))
 
     def pullback(gradients: Gradients) -> Gradients:
         gradient = gradients[0]
@@ -144,6 +149,7 @@ def shared_kernel(
         passed = through_taps(gradient, taps).with_parts((back,) * count)
         if all(map(is_in_place, taps)):
             passed = dataclasses.replace(passed, radial=gradient.radial)
+        passed = with_own(passed, gradient, taps, merged, fan_in)
         return only_first(
             back_to(passed, signal, visit.inputs[0], len(visit.call.input_shapes[0])),
             len(visit.inputs),
@@ -181,7 +187,8 @@ def _each_channel(visit: Visit, multiplier: int) -> tuple[Outcome, Signal]:
     target, _ = layout(visit.output_shape, channel_axis)
     signal = in_layout(visit, channel_axis)
     taps = windows(visit.call, signal.axes, target)
-    mapped = Signal(signal.parts, channel_axis).each(lambda m: m.weighted(taps, 1))
+    mapped = Signal(signal.parts, channel_axis)
+    mapped = mapped.each(lambda m: scattered(m.weighted(taps, 1), m, taps, 1))
     unit = [(n * multiplier, m) for n, m in mapped.parts]
     weighing = Weighing(visit, role.kernels[0], unit)
     single = len(role.kernels) == 1
@@ -201,6 +208,7 @@ def _each_channel(visit: Visit, multiplier: int) -> tuple[Outcome, Signal]:
             for (_, m), g in zip(signal.parts, gradient.parts, strict=True)
         )
         passed = through_taps(gradient, taps).with_parts(back)
+        passed = with_own(passed, gradient, taps, signal.merged, 1)
         return only_first(
             back_to(passed, signal, visit.inputs[0], len(visit.call.input_shapes[0])),
             len(visit.inputs),

@@ -128,6 +128,33 @@ def depthwise(x):
     return taps(ops.relu(conv(96)(x)))
 
 
+def depthwise_block(x):
+    """Depthwise kernels between normalized activations, as inverted residuals have them."""
+    taps = L.DepthwiseConv2D(
+        3, padding="same", depthwise_initializer="lecun_normal", use_bias=False
+    )
+    return L.BatchNormalization()(taps(ops.silu(L.BatchNormalization()(x))))
+
+
+def conv_of_entries(x):
+    return conv(96, 1)(x)
+
+
+def pooled(x):
+    return dense(32)(L.GlobalAveragePooling2D()(x))
+
+
+def residual_blocks(x):
+    """Four pairs of normalized kernels: 24 inputs make all their channels."""
+    for _ in range(4):
+        y = conv(96, 1)(ops.silu(L.BatchNormalization()(conv(192, 1)(x))))
+        x = x + L.BatchNormalization()(y)
+    return x
+
+
+BORDERS = Allowance(0.12, 0.08, "channels have other variances at the border, which count as one")
+FEW = Allowance(0.05, 0.10, "to second order in how unequal a kernel's inputs are")
+
 NARROW = (
     Case(
         L.BatchNormalization,
@@ -137,6 +164,25 @@ NARROW = (
         FINITE,
         "few inputs a channel",
         examples=16,
+    ),
+    Case(
+        L.BatchNormalization,
+        conv_of_entries,
+        lambda u: pooled(ops.silu(depthwise_block(u))),
+        MAPS,
+        BORDERS,
+        "depthwise, one gradient for all positions",
+        examples=64,
+    ),
+    Case(
+        L.BatchNormalization,
+        conv_of_entries,
+        lambda u: pooled(ops.silu(L.BatchNormalization()(residual_blocks(u)))),
+        (4, 4, 24),
+        FEW,
+        "channels made of few inputs",
+        examples=48,
+        precision=0.02,
     ),
 )
 

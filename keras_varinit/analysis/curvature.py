@@ -1,0 +1,143 @@
+"""Kernels of few taps, whose gradients depend on them through the activation behind.
+
+u_p = Σ_a w_a z_{p+a} and dL/dz_q = Σ_a w_a g_{q-a} f'(u_{q-a}), in which f' depends on w_a z_q.
+Where two outputs have a gradient in common these dependences add up: by Stein's lemma
+E w_a w_b f'(u) f'(u') = σ_w⁴ z_q² E f''(u) f''(u') to leading order, which for T taps on c channels
+is bend·(T - 1)/(Tc)·z_q²/E z² of what independent kernels pass back. It is much for depthwise
+kernels, and nothing for wide ones.
+"""
+
+import dataclasses
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+from keras_varinit.analysis.axes import AnyWindow, Array, Window
+from keras_varinit.analysis.moment_maps import Moments
+from keras_varinit.analysis.nonlinear import IDENTITY, law_of
+from keras_varinit.analysis.signals import Gradient
+from keras_varinit.pair_moments import PointLaw
+
+_STEP = 1 / 64
+_LARGEST = 0.9
+
+
+@dataclasses.dataclass(frozen=True)
+class Bend:
+    """How a gradient behind an activation depends on the pre-activations u of far positions.
+
+    `size`: Var u·E f''(u) f''(u') over E f'², times the gradient's coherence; it falls with the
+    power `fall` of Var u. `normalized`: u comes out of batch normalization.
+    """
+
+    size: float
+    fall: float
+    normalized: bool = False
+
+
+def bend_of(coherence: float, law: PointLaw, wider: PointLaw, correlation: float) -> Bend | None:
+    """The bend of an activation of that `law`, and of another for u of twice the variance.
+
+    Price's theorem: E f'' f'' is the slope of E f'(u) f'(u') over the correlation.
+    """
+    rho = min(max(correlation, -_LARGEST), _LARGEST)
+    rise = law.slope_product(rho + _STEP) - law.slope_product(rho - _STEP)
+    size = coherence * rise / (2 * _STEP) / law.squared_slope
+    if size <= 0:
+        return None
+    one, two = float(law.slope_series[1]) ** 2, float(wider.slope_series[1]) ** 2
+    fall = 1 + math.log2(one / two) if min(one, two) > 0 else 1.0
+    return Bend(size, min(max(fall, 0.0), 2.0))
+
+
+@dataclasses.dataclass(frozen=True)
+class Own:
+    """The share of a gradient at z that goes with z: size·y·V^-fall, y = a·z² + b·z + c.
+
+    V = (y + F - 1)/F is the variance of outputs that read z, one of `fan` F inputs, over its mean.
+    """
+
+    size: float
+    fall: float
+    fan: float
+    a: float
+    b: float
+    c: float
+
+    def of(self, z: Array) -> Array:
+        """For values of z."""
+        y = np.maximum((self.a * z + self.b) * z + self.c, 0.0)
+        variance = (y + max(self.fan - 1, 1e-9)) / self.fan
+        return np.asarray(self.size * y * variance**-self.fall)
+
+
+def with_own(
+    gradient: Gradient, came: Gradient, windows: Sequence[AnyWindow], moments: Moments, inputs: int
+) -> Gradient:
+    """The gradient at z of a kernel of `inputs` channels, and what of it goes with z itself.
+
+    Behind normalization z counts less its mean, and kernels have one length; without it the mean
+    that outputs have in common takes part, as for ReLU.
+    """
+    bend = came.bend
+    if bend is None or not moments.is_known():
+        return gradient
+    readers, fan = 1.0, float(inputs)
+    for window in windows:
+        one, other = _connections(window)
+        readers, fan = readers * one, fan * other
+    size = bend.size * max(readers - 1, 0.0) / fan
+    mean, second = moments.average(moments.mean), moments.second_moment
+    if size <= 0 or second <= 0:
+        return gradient
+    if bend.normalized:
+        variance = max(second - mean**2, 1e-300)
+        line = (1 / variance, -2 * mean / variance, mean**2 / variance)
+        own = Own(size * fan / (fan + 2), bend.fall, fan, *line)
+    else:
+        rho = min(max(moments.pair_moment / second, 0.0), 1.0)
+        own = Own(size, bend.fall, fan, 1 / second, -2 * rho * mean / second, rho)
+    root, function = moments.pre or moments, moments.function or IDENTITY
+    values, _, weights = law_of(root, function).in_cells
+    total = 1 + float(np.sum(weights * own.of(values)))
+    parts = tuple(g * total for g in gradient.parts)
+    own = dataclasses.replace(own, size=own.size / total)
+    return dataclasses.replace(gradient, parts=parts, own=own)
+
+
+def _connections(window: AnyWindow) -> tuple[float, float]:
+    """Outputs that read an input, as a mean over connections; inputs that an output reads."""
+    if not isinstance(window, Window) or window.kind != "conv":
+        return 1.0, 1.0
+    if window.inputs.size is None or window.outputs.size is None:
+        return window.taps / window.stride, float(window.taps)
+    reads = window.reads(np.arange(window.outputs.size))
+    inside = reads[(reads >= 0) & (reads < window.inputs.size)]
+    counts = np.bincount(inside, minlength=window.inputs.size).astype(float)
+    total = max(float(counts.sum()), 1.0)
+    return float(np.sum(counts**2)) / total, total / window.outputs.size
+
+
+@dataclasses.dataclass(frozen=True)
+class OwnPart:
+    """What an activation makes of a gradient that goes with its output z.
+
+    `factor` on E f'²; `coherent`: the share of the result that far positions have in common.
+    """
+
+    factor: float
+    coherent: float
+
+
+def through_activation(own: Own | None, law: PointLaw) -> OwnPart:
+    """What f, of that law, makes of the gradient at z = f(u)."""
+    values, slopes, weights = law.in_cells
+    squares = float(np.sum(weights * slopes**2))
+    if squares <= 0 or own is None:
+        return OwnPart(1.0, 0.0)
+    shares = own.of(values)
+    factor = 1 + float(np.sum(weights * shares * (slopes**2 / squares - 1)))
+    signs = np.sign(values + own.b / (2 * own.a))
+    common = float(np.sum(weights * signs * np.sqrt(shares) * slopes)) ** 2
+    return OwnPart(factor, min(common / (squares * factor), 1.0))

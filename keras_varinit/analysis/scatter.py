@@ -1,0 +1,82 @@
+"""Kernels of few taps, whose channels have positions that are correlated at random.
+
+E u_p u_q over one kernel is v·Σ w_a w_b over the taps a of p and b of q that read one entry. Over
+kernels these have mean 0 where p ≠ q, and so do not count for what is linear in u, but a square: an
+activation makes E f(u_p) f(u_q) of them that is a₂²·E ρ² more than without. It is a depthwise
+kernel's; n entries that p and q both read make E ρ² = n/(F(F + 2)) for F inputs in all.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Sequence
+
+import numpy as np
+
+from keras_varinit.analysis.axes import LARGEST_OFFSET, AnyWindow, Array, Window, in_place
+from keras_varinit.analysis.moment_maps import Moments, near_pairs, own_classes, widen
+from keras_varinit.pair_moments import PointLaw
+
+# Kernels that read more channels than this have covariances that are nearly their mean.
+_FEW = 16
+_STEP = 1 / 32
+
+
+def scattered(after: Moments, before: Moments, windows: Sequence[AnyWindow], fan: int) -> Moments:
+    """What kernels of variance 1 on `fan` channels put out, with its `scatter`."""
+    plain = all(isinstance(w, Window) and w.kind == "conv" for w in windows)
+    if fan > _FEW or not windows or not plain or all(map(in_place, windows)):
+        return after
+    if not after.is_known():
+        return after
+    tables = [_in_common(w) for w in windows if isinstance(w, Window)]
+    radius = tuple(max(r, (t.shape[0] - 1) // 2) for r, t in zip(after.radius, tables, strict=True))
+    after = widen(after, radius)
+    common = np.ones(())
+    for table, r in zip(tables, radius, strict=True):
+        pad = r - (table.shape[0] - 1) // 2
+        common = np.multiply.outer(common, np.pad(table, ((pad, pad), (0, 0))))
+    middle = after.offset_of((0,) * len(radius))
+    inputs = common[middle]
+    place = before.offset_of((0,) * len(before.axes))
+    own = before.average(before.excess[place])
+    lengths = 1 + 2 / (fan * np.maximum(inputs, 1.0))
+    scatter = np.array(common * fan * own**2) / lengths.ravel()[own_classes(after)]
+    scatter[middle] = 0.0
+    return dataclasses.replace(after, scatter=scatter)
+
+
+@functools.lru_cache(maxsize=512)
+def _in_common(window: Window) -> Array:
+    """Inputs along an axis that outputs p and p + o both read, by o and class of p."""
+    target = window.outputs
+    reach = min((window.taps - 1) * window.dilation // window.stride, LARGEST_OFFSET)
+    if target.size is not None:
+        reach = min(reach, target.size - 1)
+    own = target.positions
+    first = window.reads(own)
+    table = np.zeros((2 * reach + 1, target.count))
+    for offset in range(-reach, reach + 1):
+        others = own + offset
+        second = window.reads(others)
+        exists = np.ones_like(own, bool)
+        if target.size is not None:
+            exists = (others >= 0) & (others < target.size)
+        for number in range(len(own)):
+            shared = np.intersect1d(first[:, number], second[:, number])
+            if window.inputs.size is not None:
+                shared = shared[(shared >= 0) & (shared < window.inputs.size)]
+            table[offset + reach, number] = len(shared) * exists[number]
+    return table
+
+
+def added_by(moments: Moments, law: PointLaw, correlation: Array) -> Array | float:
+    """What the scatter of covariances adds to E f(u_p) f(u_q) at those correlations, by `law`."""
+    if moments.scatter is None:
+        return 0.0
+    own, (_, others, _) = own_classes(moments), near_pairs(moments)
+    variance = moments.variance.ravel()
+    scale = variance[own] * variance[others]
+    spread = np.divide(moments.scatter, scale, out=np.zeros_like(scale), where=scale > 0)
+    rho = np.clip(correlation, -0.9, 0.9)
+    second = law.product(rho + _STEP) - 2 * law.product(rho) + law.product(rho - _STEP)
+    return np.asarray(np.maximum(second, 0.0) / _STEP**2 / 2 * spread)
