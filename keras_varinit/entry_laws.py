@@ -21,10 +21,9 @@ LIMIT, STEP = 9.0, 1 / 64
 NODES = np.arange(-LIMIT, LIMIT + STEP / 2, STEP)
 _WEIGHTS = STEP * normal_density(NODES)
 # Grids over several roots: (limit, step) by their number; more roots are points of a lattice.
-_GRIDS = {1: (LIMIT, STEP), 2: (7.6, 0.2)}
+_GRIDS = {1: (LIMIT, STEP), 2: (8.0, 1 / 8)}
 _POINTS = 16384
 MOST_ROOTS = 6
-_FINE = 0.125
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -80,15 +79,10 @@ def _edges() -> Array:
 
 
 @functools.cache
-def sample(count: int, *, fine: bool = False) -> tuple[Array, Array]:
-    """Points (count, n) and weights with Σ w g ≈ E g(s₁, s₂, …) of independent s ~ N(0, 1).
-
-    Functions that are narrow, as squared slopes often are, want a `fine` grid.
-    """
+def sample(count: int) -> tuple[Array, Array]:
+    """Points (count, n) and weights with Σ w g ≈ E g(s₁, s₂, …) of independent s ~ N(0, 1)."""
     if count in _GRIDS:
         limit, step = _GRIDS[count]
-        if fine:
-            step = min(step, _FINE)
         # Kinks are mostly at 0, which is where a cell ends.
         nodes = np.arange(-limit + step / 2, limit, step)
         grid = np.meshgrid(*[nodes] * count, indexing="ij")

@@ -82,7 +82,7 @@ class _Grid:
         roots = list({id(root): root for root, _ in pairs}.values())
         if len(roots) > MOST_ROOTS or any(not m.is_known() for m in parts):
             return None
-        places, weights = sample(len(roots), fine=True)
+        places, weights = sample(len(roots))
         where = {id(root): s for root, s in zip(roots, places, strict=True)}
         values, squares, steps = [], [], []
         for root, function in pairs:

@@ -14,11 +14,11 @@ import numpy as np
 
 from keras_varinit.analysis import rules
 from keras_varinit.analysis.axes import Window
+from keras_varinit.analysis.axes import in_place as is_in_place
 from keras_varinit.analysis.curvature import with_own
 from keras_varinit.analysis.gradient_maps import through_taps
 from keras_varinit.analysis.layouts import back_to, with_channel_axes
 from keras_varinit.analysis.moment_maps import Axes, Moments, uniform
-from keras_varinit.analysis.moment_maps import in_place as is_in_place
 from keras_varinit.analysis.narrowness import beyond_independent
 from keras_varinit.analysis.pointwise_signals import (
     acts_on_rows,
