@@ -38,6 +38,8 @@ class Case:
     known: bool = True
     # Backends that cannot run the model, so that nothing is measured there.
     not_on: tuple[str, ...] = ()
+    # What the rule gets wrong today: the case must fail, so that whoever mends it takes this away.
+    wrong: str = ""
     # Draws go on until each mean is certain to `precision`; a draw is a batch of `examples`.
     precision: float = 0.01
     draws: int = 800
