@@ -85,9 +85,9 @@ def composed(first: Activation, second: Activation) -> Activation:
     )
 
 
-def law_of(moments: Moments, activation: Activation) -> PointLaw:
-    """The law of f(u) at a typical position."""
-    mean, std = moments.spread
+def law_of(moments: Moments, activation: Activation, times: float = 1.0) -> PointLaw:
+    """The law of f(u) at a typical position, or of f(times·u)."""
+    mean, std = (times * value for value in moments.spread)
     skewness = 0.0 if moments.shape else float(f"{moments.skewness:.6f}")
     return point_law(activation, _rounded(mean), _rounded(std), skewness, moments.shape)
 

@@ -181,7 +181,7 @@ def _passed_back(moments: Moments, activation: Activation, gradient: Gradient) -
     if law.squared_slope <= 0:
         return _Passed(0.0, 0.0, 0.0, 0.0)
     own = through_activation(gradient.own, law)
-    wider = law_of(moments.scaled(2.0), activation)
+    wider = law_of(moments, activation, 2**0.5)
     kept = 1 / own.factor
     return _Passed(
         squared_slopes(moments, activation, law) * own.factor,
