@@ -27,7 +27,7 @@ LARGEST_VARIANCE = 1e4
 
 
 def shares(variance: float, counts: Array) -> Array:
-    """E Σ A², E Σ A³ and E (Σ A²)² of a softmax over n independent logits N(0, variance).
+    """E Σ A², E Σ A³, E (Σ A²)² and E Σ A⁴ of a softmax over n independent logits N(0, variance).
 
     With 1/Zᵏ = ∫ tᵏ⁻¹ e^{-tZ} dt / (k-1)! and Z = Σ e^l, E Σ A^k is
     n·∫ tᵏ⁻¹ E[e^{kl} e^{-t e^l}] (E e^{-t e^l})^{n-1} dt / (k-1)!, and E A²A'² has
@@ -38,13 +38,14 @@ def shares(variance: float, counts: Array) -> Array:
         counts: n, in an array of any shape.
 
     Returns:
-        The three moments, along a new first axis; NaN for a variance above `LARGEST_VARIANCE`.
+        The four moments, along a new first axis; NaN for a variance above `LARGEST_VARIANCE`.
     """
     counts = np.asarray(counts, np.float64)
     if not math.isfinite(variance) or variance > LARGEST_VARIANCE:
-        return np.full((3, *counts.shape), math.nan)
+        return np.full((4, *counts.shape), math.nan)
+    least = np.stack([1 / counts, counts**-2, counts**-2, counts**-3])
     if variance <= 0:
-        return np.stack([1 / counts, counts**-2, counts**-2])
+        return least
     logs, one, powers = _transforms(float(f"{variance:.5g}"))
     n = counts[..., None]
     others = np.log(np.maximum(one, 1e-300))
@@ -54,8 +55,7 @@ def shares(variance: float, counts: Array) -> Array:
         for k, power in enumerate(powers)
     )
     both = counts * (counts - 1) * np.sum(powers[0] ** 2 * two_less, axis=-1) / 6
-    found = np.stack([squared, cubed, fourth + both]) * (logs[1] - logs[0])
-    least = np.stack([1 / counts, counts**-2, counts**-2])
+    found = np.stack([squared, cubed, fourth + both, fourth]) * (logs[1] - logs[0])
     return np.asarray(np.clip(found, least, 1.0))
 
 
@@ -86,7 +86,7 @@ def row_shares(variances: Array, counts: Array, size: float) -> Array:
     """`shares` of rows whose variances are those given times χ²_d/d, d = `size`."""
     variances, counts = np.broadcast_arrays(variances, counts)
     if not np.all(np.isfinite(variances)):
-        return np.full((3, *counts.shape), math.nan)
+        return np.full((4, *counts.shape), math.nan)
     low, high = float(variances.min()), float(variances.max())
     even = high <= 1.01 * low + 1e-9
     grid = np.array([high]) if even else np.geomspace(max(low, high / 50), high, 6)
@@ -154,6 +154,18 @@ class Tokens:
         """E z² over all positions."""
         return float(self.weights @ self.second)
 
+    def gram(self, places: Integers) -> Array:
+        """E z_p z_q of some positions, less what each row and column has on average."""
+        classes = self.classes[places]
+        found = self.pair[np.ix_(classes, classes)]
+        beside = np.arange(len(places) - 1)
+        near = self.near[classes] / 2
+        found[beside, beside + 1] += near[:-1]
+        found[beside + 1, beside] += near[1:]
+        np.fill_diagonal(found, self.second[classes])
+        found = found - found.mean(axis=0)
+        return np.asarray(found - found.mean(axis=1, keepdims=True))
+
     def within(self, pattern: Pattern) -> tuple[Array, Array]:
         """E z² and E z z' of two different positions, over the keys that each row sees."""
         seen = pattern.over_keys(self.indicator)
@@ -185,6 +197,32 @@ def products(query: Tokens, key: Tokens, pattern: Pattern, scale: float, size: f
     own = np.maximum(second - pair, 0.0)
     of_query = query.second[query.classes]
     return Logits(scale * size * of_query * own, scale * own, scale * of_query, size)
+
+
+_ROWS, _KEYS = 12, 96
+
+
+def unevenness(key: Tokens, value: Tokens, pattern: Pattern) -> Array:
+    """By row: how much more two keys of tokens resemble each other than any two, in square.
+
+    With C and D the second moments of keys and values at a row's positions, less what all have in
+    common, it is Σ C_pq D_pq/n² over tr C·tr D/n², less 1/(n - 1), which it is where what is each
+    position's own has nothing to do with that of others.
+    """
+    some = np.unique(np.round(np.linspace(0, pattern.rows - 1, _ROWS)).astype(int))
+    if pattern.is_full:
+        some = some[:1]
+    found = []
+    for row in some:
+        places = np.flatnonzero(pattern.seen(int(row)))
+        if len(places) > _KEYS:
+            places = places[np.linspace(0, len(places) - 1, _KEYS).astype(int)]
+        count = len(places)
+        keys, values = key.gram(places), value.gram(places)
+        total = np.trace(keys) * np.trace(values)
+        share = float(np.sum(keys * values)) / total if count > 2 and total > 0 else 0.0
+        found.append(max(share - 1 / (count - 1), 0.0) if share else 0.0)
+    return np.asarray(np.interp(np.arange(pattern.rows), some, found))
 
 
 class Attending:
@@ -225,14 +263,19 @@ class Attending:
         self.counts = pattern.counts
         self.value_second, self.value_pair = value.within(pattern)
         self.own_value = np.maximum(self.value_second - self.value_pair, 0.0)
-        self.squares, self.cubes, self.fourths = row_shares(
+        self.squares, self.cubes, self.fourths, alone = row_shares(
             logits.variance, self.counts, logits.size
         )
+        # E Σ ∂²(A A')/∂l∂l' over pairs of keys: what a correlation of their logits favours them by.
+        swayed = 1 - 5 * self.squares + 4 * self.cubes + 6 * (self.fourths - alone)
+        self.swayed = np.maximum(swayed, 0.0)
+        # Narrow tokens of a deep stack have both: the estimate for their width covers it.
+        self.uneven = np.maximum(unevenness(key, value, pattern), 1 / width)
 
     def second(self) -> Array:
         """E o², by class of query."""
         rows = self.squares * self.value_second / self.kept + (1 - self.squares) * self.value_pair
-        alike = (1 - self.squares) ** 2 * self.logits.variance * self.own_value / self.width
+        alike = self.swayed * self.logits.variance * self.own_value / self.width
         return self._by_query(np.minimum(rows + alike, self.value_second / self.kept))
 
     def pair(self) -> Array:
@@ -247,7 +290,7 @@ class Attending:
         met = rows * (value.second - np.diag(value.pair))[value.classes] @ rows.T
         own = np.maximum(value.second - value.mean_pair, 0.0)[value.classes]
         more = (rows * own @ rows.T) * (self._boosts() - 1)
-        alike = self._by_query(self.logits.variance * self.own_value) / self.width
+        alike = self._by_query(self.swayed * self.logits.variance * self.own_value) / self.width
         more = more + np.maximum(self._correlations, 0.0) * np.sqrt(np.outer(alike, alike))
         return np.asarray(seen @ value.pair @ seen.T + met + more)
 
@@ -304,7 +347,7 @@ class Attending:
         slopes = np.maximum(squares - 2 * self.cubes + self.fourths, 0.0)
         noise = (1 / self.kept - 1) * self.value_second
         spread = self.value_size * g * (self.own_value + noise)
-        to_query = (slopes + (1 - squares) ** 2 / self.width) * spread * self.logits.to_query
+        to_query = (slopes + (1 - squares) ** 2 * self.uneven) * spread * self.logits.to_query
         spread = slopes * spread
         spread_on_logits = spread
         kept_together = coherence * float(np.mean(boost / (n * squares)))

@@ -35,6 +35,12 @@ class Pattern:
         """Whether every row sees all keys."""
         return bool(np.all(self.counts == self.keys))
 
+    def seen(self, row: int) -> Booleans:
+        """Which keys a row sees."""
+        places = np.arange(self.keys)
+        band = (places >= self.lows[row]) & (places < self.highs[row])
+        return np.asarray(band if self.mask is None else band & self.mask[row], np.bool_)
+
     def over_keys(self, values: Array) -> Array:
         """Σ over the keys of each row, of values (keys, ...)."""
         if self.mask is not None:

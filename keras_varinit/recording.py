@@ -66,20 +66,39 @@ def recorded_call(layer: Any, args: Any, kwargs: Any) -> Recorded:
     """What a layer's own `call` does, seen by calling it on symbolic tensors.
 
     Nothing of it stays behind on the layer and on those inside it. Where only the batch size is
-    unknown and `call` needs one (random numbers do), it is called with two sizes, and what differs
-    between them stays unknown.
+    unknown, and `call` needs one (random numbers do) or without it loses other sizes (as reshaping
+    to (batch, -1, channels) does), it is called with two sizes, and what differs between them
+    stays unknown.
 
     Raises:
         Exception: whatever `call` raises on symbolic tensors.
     """
+    shapes = [shape_of(t) for t in keras.tree.flatten((args, kwargs)) if is_symbolic(t)]
+    is_batch_alone = any(shape[:1] == (None,) for shape in shapes) and not any(
+        None in shape[1:] for shape in shapes
+    )
+    found = None
     try:
-        return _recorded(layer, args, kwargs)
+        found = _recorded(layer, args, kwargs)
     except Exception:
-        shapes = [shape_of(t) for t in keras.tree.flatten((args, kwargs)) if is_symbolic(t)]
-        if all(shape[:1] != (None,) for shape in shapes) or any(None in s[1:] for s in shapes):
+        if not is_batch_alone:
             raise
-    first, second = (_recorded(layer, *with_sizes((args, kwargs), n, None)) for n in (2, 3))
-    return _without_sizes(first, second)
+    if found is not None and (not is_batch_alone or not loses_sizes(found)):
+        return found
+    try:
+        first, second = (_recorded(layer, *with_sizes((args, kwargs), n, None)) for n in (2, 3))
+        return _without_sizes(first, second)
+    except Exception:
+        if found is None:
+            raise
+        return found
+
+
+def loses_sizes(recorded: Recorded) -> bool:
+    """Whether a size beside the batch is unknown somewhere."""
+    return any(
+        None in shape_of(tensor)[1:] for node in recorded.nodes for tensor in node.output_tensors
+    )
 
 
 def with_sizes(structure: Any, batch: int | None, length: int | None) -> Any:

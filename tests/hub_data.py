@@ -33,6 +33,11 @@ _SHAPES: dict[str, dict[str, tuple[int, ...]]] = {
 }
 
 
+# Examples in a batch: BASNet's decoder is 50 million weights at any size; SAM3 broadcasts a mask of
+# (batch, tokens) over heads and rows of tokens, so that it takes as many examples as tokens.
+EXAMPLES = {"BASNetBackbone": 2, "SAM3PromptableConceptBackbone": 2}
+
+
 def shape_of(toy: str, tensor: Any) -> tuple[int, ...]:
     """The shape of an example for one of a toy's inputs."""
     fixed = _SHAPES.get(toy, {}).get(tensor.name)

@@ -51,7 +51,7 @@ def basnet() -> keras.Model:
         stackwise_num_strides=[1, 2, 2, 2],
         block_type="basic_block",
     )
-    return M.BASNetBackbone(encoder, 1, image_shape=(64, 64, 3))
+    return M.BASNetBackbone(encoder, 1, image_shape=(32, 32, 3))
 
 
 def blip2() -> keras.Model:

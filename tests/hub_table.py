@@ -58,7 +58,8 @@ def measured(name: str, draws: int) -> Comparison:
     if hub_data.has_unknown_length(model):
         model = hub_data.at_length(name, model)
     data = hub_data.data_for(name, model)
-    return compare(model, data, draws=draws, least=min(24, draws), examples=8)
+    examples = hub_data.EXAMPLES.get(name, 8)
+    return compare(model, data, draws=draws, least=min(24, draws), examples=examples)
 
 
 def line_of(name: str, draws: int, as_constructed: bool) -> Line:

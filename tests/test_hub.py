@@ -5,6 +5,7 @@ run with `-m hub`.
 """
 
 import math
+import re
 
 import keras
 import numpy as np
@@ -26,11 +27,34 @@ TOYS = [
     for name in hub_models.TOYS
 ]
 # Layers that cannot be opened: by toy, the class of each and what is in its way.
-UNOPENED: dict[str, dict[str, str]] = {}
+_TENSORFLOW = "A KerasTensor cannot be used as input to a TensorFlow function"
+UNOPENED: dict[str, dict[str, str]] = {
+    "DFineBackbone": {"DFineDecoder": _TENSORFLOW},
+    "DebertaV3Backbone": {"DisentangledSelfAttention": _TENSORFLOW},  # it calls tf.gather
+    "DepthAnythingBackbone": {
+        "DepthAnythingFeatureFusionLayer": _TENSORFLOW,
+        "DepthAnythingDepthEstimationHead": _TENSORFLOW,
+    },
+    "Gemma3nBackbone/multimodal": {
+        "Gemma3nMultimodalEmbeddingProcessor": "Unsupported key type for array slice"
+    },
+    "MoonshineBackbone": {"ComputeAttentionMask": _TENSORFLOW},
+    "RWKV7Backbone": {"RWKV7TimeMix": _TENSORFLOW},
+    "StableDiffusion3Backbone": {
+        "FlowMatchEulerDiscreteScheduler": "cannot be used as a boolean",
+        "ImageRescaling": _TENSORFLOW,
+        "LatentRescaling": _TENSORFLOW,
+        "MMDiTBlock": "invalid literal for int()",
+    },
+}
 # What is beyond 1.5 forward or 2 backward: by toy, how far at most, and the cause.
 EXCEPTIONS: dict[str, tuple[float, float, str]] = {
-    "WhisperBackbone": (1.5, 2.6, "queries' gradients in cross attention of 16 entries a head"),
-    "SigLIPVisionEncoder": (5.0, 15.0, "the head's one query averages what all tokens share"),
+    # The kernels right in front of them are off by as much: 1/E f'^2 of the sigmoid.
+    "BASNetBackbone": (1.5, 25.0, "it ends in sigmoids, behind which gradients are measured"),
+    # At the decoder's call it is 0.84; at the encoder's, which Keras runs first, 0.33.
+    "BartBackbone": (1.5, 3.3, "a table for two texts: the decoder's call is predicted"),
+    # Queries of its first layers; with the norms' scale at 0 it is within 1.1 and 1.8.
+    "EdRecBackbone": (1.5, 2.5, "norms times 1 + scale = 2 make logits of variance 16"),
 }
 FORWARD, BACKWARD = 1.5, 2.0
 
@@ -61,9 +85,9 @@ def test_none_is_refused(name):
     assert all(str(finding) for finding in kv.lint(model))
     closed = unopened(analysis.notes)
     expected = UNOPENED.get(name, {})
-    assert len(closed) == len(expected), closed
+    assert {re.search(r"\((\w+)\)", note)[1] for note in closed} == set(expected), closed
     for kind, reason in expected.items():
-        assert any(kind in note and reason in note for note in closed), (kind, closed)
+        assert any(f"({kind})" in note and reason in note for note in closed), (kind, closed)
     # What cannot be opened is initialized and listed all the same.
     listed = {row.path for row in report}
     kernels = [v for v in model.trainable_variables if len(v.shape) >= 2]

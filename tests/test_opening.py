@@ -70,6 +70,23 @@ def test_an_unknown_length_stays_unknown():
     assert (unknown.fan_in, unknown.fan_out) == (known.fan_in, known.fan_out) == (8, 3)
 
 
+class Joined(L.Layer):
+    """Positions in a row, by the batch's size, which is not known."""
+
+    def call(self, x):
+        return ops.reshape(x, (ops.shape(x)[0], -1, x.shape[-1]))
+
+
+def test_sizes_that_the_batch_hides_are_known():
+    x = L.Conv2D(16, 3, padding="same")(keras.Input((4, 5, 3)))
+    attention = L.MultiHeadAttention(2, 8, name="attention")
+    joined = Joined()(x)
+    model = keras.Model(x._keras_history.operation.input, attention(joined, joined))
+    analysis = kv.analyze(model)
+    assert analysis.predicted["attention/attention_output/kernel"].forward is not None
+    assert not analysis.notes
+
+
 def test_lengths_that_belong_together_are_the_same():
     """Two inputs of unknown length whose signals are added to a table made for one of them."""
     tokens, kinds = (keras.Input((None,), dtype="int32", name=n) for n in ("tokens", "kinds"))

@@ -19,7 +19,7 @@ Status = Literal["identity", "rule", "unknown"]
 OPERATIONS_BY_ROLE = (
     *ELEMENTWISE_OPERATIONS,
     *("Append", "Concatenate", "Conv", "Dot", "Hstack", "LogSoftmax"),
-    *("Stack", "Tensordot", "Vstack"),
+    *("OnesLike", "Stack", "Tensordot", "Vstack", "ZerosLike"),
 )
 LAYERS_BY_ROLE = layer_classes("Concatenate", "ELU", "LeakyReLU", "PReLU", "ReLU")
 
@@ -73,7 +73,7 @@ UNKNOWN_OPERATIONS: dict[str, tuple[str, ...]] = {
     ),
     "it makes numbers of a shape or of nothing": (
         *("Arange", "Array", "EmptyLike", "Full", "FullLike", "Geomspace", "Linspace"),
-        *("Logspace", "Meshgrid", "Ndim", "OnesLike", "Size", "ZerosLike"),
+        *("Logspace", "Meshgrid", "Ndim", "Size"),
     ),
     "it is not modelled": (
         *("BatchNorm", "ConvTranspose", "DepthwiseConv", "Dsplit"),

@@ -4,7 +4,6 @@ Averages are over random weights and over inputs of independent entries; widths 
 """
 
 import dataclasses
-import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -36,6 +35,7 @@ from keras_varinit.analysis import (
     softmax_signals,
     weight_signals,
 )
+from keras_varinit.analysis.attention_masks import FROM_DATA
 from keras_varinit.analysis.axes import Array
 from keras_varinit.analysis.constants import constant_signal
 from keras_varinit.analysis.layouts import fitting, flat_channels
@@ -63,7 +63,7 @@ from keras_varinit.analysis.signals import (
     takes_channel_axes,
     unknown,
 )
-from keras_varinit.graph import is_raw_operation
+from keras_varinit.graph import is_raw_operation, operation_name
 from keras_varinit.moments import Activation
 from keras_varinit.steepness import softened
 
@@ -96,58 +96,21 @@ _RULES = (
 # Tests set this: a rule that fails is a mistake of ours, from which a user's model is shielded.
 RAISES = False
 
+_FILLED = {"ZerosLike": 0.0, "OnesLike": 1.0}
+
 Variances = Callable[[Any, float], float]
 
 
-@dataclasses.dataclass(frozen=True)
-class Prediction:
-    """What the engine says of one kernel's output u, at the first call of its layer.
+class Engine:
+    """One walk over a graph.
 
-    `forward` is E u²; `backward` is E (dL/du)² where the gradient at the model's outputs, in front
-    of a last softmax or sigmoid, is white noise of unit variance; `gain` is E u² for a kernel of
-    variance 1. None is what is not known.
+    `alike` is the correlation that positions and examples are taken to have where a normalization
+    makes the scale known and nothing else; `has_renewed` says that it did.
     """
 
-    forward: float | None = None
-    backward: float | None = None
-    gain: float | None = None
-
-
-def propagate(
-    graph: Graph,
-    roles: Sequence[Role],
-    variance_of: Variances,
-    *,
-    input_mean: float = 0.0,
-    input_variance: float = 1.0,
-    backward: bool = True,
-) -> tuple[dict[int, Prediction], list[str]]:
-    """Predictions by the `id` of the kernel's variable, and notes on what is not known.
-
-    `variance_of(variable, gain)` is the variance of a kernel's entries, NaN where it is not known.
-    """
-    engine = _Engine(graph, roles, variance_of)
-    with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
-        engine.forward(input_mean, input_variance)
-        if backward:
-            engine.backward()
-    keys = list(engine.forwards)
-    return {
-        key: Prediction(
-            _known(engine.forwards[key]),
-            _known(engine.backwards.get(key, math.nan)),
-            _known(engine.gains.get(key, math.nan)),
-        )
-        for key in keys
-    }, list(dict.fromkeys(engine.notes))
-
-
-def _known(value: float) -> float | None:
-    return value if math.isfinite(value) else None
-
-
-class _Engine:
-    def __init__(self, graph: Graph, roles: Sequence[Role], variance_of: Variances) -> None:
+    def __init__(
+        self, graph: Graph, roles: Sequence[Role], variance_of: Variances, alike: float = 0.0
+    ) -> None:
         self.graph = graph
         self.roles = roles
         self.variance_of = variance_of
@@ -162,8 +125,11 @@ class _Engine:
         self.known_masks = Masks(graph)
         self.family = Family()
         self.narrowness: dict[int, float] = {}
+        self.sources: dict[int, narrowness.Source | None] = {}
+        self.alike, self.has_renewed = alike, False
 
     def forward(self, mean: float, variance: float) -> None:
+        """Signals of all tensors, for inputs of that mean and variance."""
         for tensor in self.graph.inputs:
             shape = self.graph.shapes[tensor]
             channels_first = keras.config.image_data_format() == "channels_first"
@@ -193,6 +159,12 @@ class _Engine:
             for tensor, signal in zip(node.outputs, outcome.outputs, strict=True):
                 found = narrowness.of_outputs(node, role, given, before, signal)
                 self.narrowness[tensor] = found
+                self.sources[tensor] = narrowness.source_of(
+                    node,
+                    role,
+                    before[0] if before else 0.0,
+                    [self.sources.get(t) for t in node.inputs],
+                )
 
     def _is_constant(self, tensor: int, values: Any) -> None:
         self.values[tensor] = np.asarray(values, np.float64)
@@ -203,15 +175,28 @@ class _Engine:
             like = alike(shape, -1, 0.0, 0.0, 0.0)
             self.signals[tensor] = constant_signal(self.values[tensor], shape, like)
         self.family.born(tensor, ("constant", tensor), self.signals[tensor], of_inputs=False)
+        self.narrowness[tensor] = narrowness.of_input(self.signals[tensor])
 
     def _folded(self, node: Node) -> list[Any] | None:
-        """What an operation makes of known numbers alone."""
-        known = node.inputs and all(t in self.values for t in node.inputs)
-        if not known or not is_raw_operation(node.operation):
+        """What an operation makes of known numbers alone, of a shape, or of masks."""
+        if not node.inputs or not is_raw_operation(node.operation):
             return None
-        return computed(node, [self.values[t] for t in node.inputs])
+        if all(t in self.values for t in node.inputs):
+            return computed(node, [self.values[t] for t in node.inputs])
+        filled = _FILLED.get(operation_name(node.operation))
+        shapes = [self.graph.shapes[t][1:] for t in node.outputs]
+        if filled is not None and not any(None in shape for shape in shapes):
+            return [np.full((1, *shape), filled) for shape in shapes]
+        masks = [self.known_masks.found(t) for t in node.outputs]
+        booleans = [m for m in masks if m is not None and m.values.dtype == np.bool_]
+        if len(booleans) < len(masks):
+            return None
+        if any(mask.from_data for mask in booleans):
+            self.notes.append(FROM_DATA)
+        return [mask.values for mask in booleans]
 
     def backward(self) -> None:
+        """Gradients of all tensors, for white noise at the outputs."""
         gradients: dict[int, Gradient] = {}
         for tensor in set(self.graph.outputs):
             signal = self.signals[tensor]
@@ -250,6 +235,8 @@ class _Engine:
             tuple(self.family.reach[t] for t in node.inputs),
             self.family.reach_of,
             tuple(self.narrowness.get(t, 0.0) for t in node.inputs),
+            self._renewed,
+            tuple(self.sources.get(t) for t in node.inputs),
             self.family.ties,
         )
         return self._outcome(visit)
@@ -304,6 +291,10 @@ class _Engine:
             return _flattened(visit, function)
         result = function(visit)
         return result if isinstance(result, Outcome) else _with_scaling(visit, result)
+
+    def _renewed(self) -> float:
+        self.has_renewed = True
+        return self.alike
 
     def _variance(self, variable: Any, gain: float) -> float:
         key = id(variable)

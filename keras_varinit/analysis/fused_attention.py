@@ -10,6 +10,7 @@ from keras_varinit.analysis.attention_tokens import Attention, of_products, size
 from keras_varinit.analysis.call_arguments import Input, named_arguments
 from keras_varinit.analysis.constants import values_of
 from keras_varinit.analysis.layouts import fitting, signal_at, with_channel_axes
+from keras_varinit.analysis.narrowness import shared_width
 from keras_varinit.analysis.signals import (
     Gradient,
     Gradients,
@@ -61,7 +62,9 @@ def _dot_product_attention(visit: Visit) -> Outcome:
         )
     except UnknownError as reason:
         return unknown(visit, str(reason))
-    width = value_size if reaches[1] & reaches[2] else math.inf
+    width = shared_width(visit.sources[numbers["key"]], visit.sources[numbers["value"]])
+    if reaches[1] & reaches[2]:
+        width = value_size
     products = of_products(variance, size)
     attention = Attention(query, key, value, pattern, products, value_size, width=width)
     channels = (shapes["query"][-2] or 1) * value_size

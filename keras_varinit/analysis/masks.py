@@ -53,12 +53,36 @@ class Masks:
             shapes = [_of_one_example(self._graph.shapes[t]) for t in node.outputs]
             results = [None if s is None else np.full(s, compared) for s in shapes]
         else:
-            results = _evaluated(node, [mask.values for mask in found])
+            results = self._evaluated(node, [mask.values for mask in found])
         from_data = any(mask.from_data for mask in found)
         for tensor, values in zip(node.outputs, results, strict=False):
             if values is not None:
                 is_tokens = values.dtype.kind in "iu" and any(mask.tokens for mask in found)
                 self._found[tensor] = Mask(values, from_data, is_tokens)
+
+    def _evaluated(
+        self, node: Node, values: list[npt.NDArray[Any]]
+    ) -> list[npt.NDArray[Any] | None]:
+        """What an operation makes of masks, of as many examples as it was recorded with."""
+        symbols = node.arguments.keras_tensors
+        shapes = [self._graph.shapes[t] for t in node.inputs]
+        batches = {
+            symbol.shape[0]
+            for symbol, shape in zip(symbols, shapes, strict=False)
+            if shape[:1] == (None,) and symbol.shape[0] is not None
+        }
+        batch = batches.pop() if len(batches) == 1 else 1
+        repeated = [
+            np.repeat(v, batch, axis=0) if s[:1] == (None,) and v.shape[0] == 1 else v
+            for v, s in zip(values, shapes, strict=True)
+        ]
+        results = _evaluated(node, repeated)
+        after = [self._graph.shapes[t] for t in node.outputs]
+        return [_first(r, s, batch) for r, s in zip(results, after, strict=False)]
+
+    def found(self, tensor: int) -> Mask | None:
+        """The mask that an operation made."""
+        return self._found.get(tensor)
 
     def of(self, node: Node, number: int) -> Mask | None:
         """The mask that an input of a node is, or None."""
@@ -85,6 +109,15 @@ def _of_one_example(shape: Shape) -> tuple[int, ...] | None:
     size = int(np.prod(sizes, dtype=np.int64))
     batch = 1 if not shape or shape[0] is None else shape[0]
     return None if size * batch > _LARGEST else (batch, *sizes) if shape else ()
+
+
+def _first(values: npt.NDArray[Any] | None, shape: Shape, batch: int) -> Any:
+    """One of several equal examples; None where they differ."""
+    if values is None or batch == 1 or shape[:1] != (None,):
+        return values
+    if values.shape[:1] != (batch,) or not np.all(values == values[:1]):
+        return None
+    return values[:1]
 
 
 def _evaluated(node: Node, values: list[npt.NDArray[Any]]) -> list[npt.NDArray[Any] | None]:

@@ -13,6 +13,7 @@ nothing in common: what kernels make of few independent inputs differs more from
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import keras
 
@@ -92,6 +93,25 @@ def _linear_share(moments: Moments) -> float:
 def _share(moments: Moments) -> float:
     """The share of a second moment that is not the mean's."""
     return _own(moments) / moments.second_moment if moments.second_moment > 0 else 0.0
+
+
+Source = tuple[int, float]
+
+
+def source_of(node: Node, role: Role, before: float, sources: Sequence[Source | None]) -> Any:
+    """The tensor that the last kernel on the way read, with its narrowness; None if several did.
+
+    Keys and values of one source resemble each other where its tokens do.
+    """
+    if isinstance(role, Weights):
+        return (node.inputs[0], before) if node.inputs else None
+    known = {source for source in sources if source is not None}
+    return known.pop() if len(known) == 1 else None
+
+
+def shared_width(one: Source | None, other: Source | None) -> float:
+    """1/r where both were made of one source of narrowness r; infinite where they were not."""
+    return 1 / max(one[1], 1e-12) if one is not None and one == other else math.inf
 
 
 def _own(moments: Moments) -> float:

@@ -1,5 +1,6 @@
 """Opening a model: from the model to its graph, with examples in place of unknown lengths."""
 
+import contextlib
 import functools
 from collections.abc import Callable
 from typing import Any
@@ -12,6 +13,7 @@ from keras_varinit.reading import reading, trusting_calls
 from keras_varinit.recording import (
     Recorded,
     common_shape,
+    loses_sizes,
     recorded_call,
     recorded_model,
     with_sizes,
@@ -106,6 +108,10 @@ def _read(
         recorded = _recorded_root(model, training, sizes)
     elif sizes is None:
         recorded = recorded_model(functional)
+        if loses_sizes(recorded):
+            # As in a layer's `call`, where what reshapes a batch of known size keeps the others.
+            with contextlib.suppress(Exception):
+                recorded = recorded_call(functional, [functional.input], {})
     else:
         recorded = recorded_call(functional, [with_sizes(functional.input, *sizes)], {})
     graph = reader.graph

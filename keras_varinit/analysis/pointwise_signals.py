@@ -229,7 +229,7 @@ def _batch_normalization(visit: Visit) -> Outcome:
     def normalized(moments: Moments) -> Moments:
         if not math.isfinite(moments.second_moment):
             factors[id(moments)] = math.nan
-            return _renewed(moments, gamma, beta)
+            return _renewed(visit, moments, gamma, beta)
         centred = moments.without_average()
         factors[id(moments)] = gamma / (max(centred.second_moment, 0.0) + layer.epsilon)
         return centred.scaled(factors[id(moments)]).shifted(beta)
@@ -255,9 +255,18 @@ def _batch_normalization(visit: Visit) -> Outcome:
     return Outcome((output,), pullback)
 
 
-def _renewed(moments: Moments, gamma: float, beta: tuple[float, float]) -> Moments:
-    """Unit variance where nothing was known."""
-    return uniform(moments.axes, 0.0, gamma, 0.0).shifted(beta)
+def _renewed(
+    visit: Visit,
+    moments: Moments,
+    gamma: float,
+    beta: tuple[float, float],
+    *,
+    keeps_mean: bool = False,
+) -> Moments:
+    """Unit variance where nothing was known; the rest is supposed (see `propagation`)."""
+    alike = visit.renewed()
+    mean = math.sqrt(gamma * alike) if keeps_mean else 0.0
+    return uniform(moments.axes, mean, gamma, gamma * alike).shifted(beta)
 
 
 def _per_part(signal: Signal, factors: dict[int, Any], count: int) -> Any:
@@ -331,13 +340,19 @@ def position_normalization(visit: Visit) -> Outcome:
     over_positions = "Group" in type(layer).__name__ or over == "example"
     total = signal.merged
     mean = np.zeros_like(total.mean) if keeps_mean else total.mean
+    share = 0.0
+    if over_positions:
+        mean = np.full_like(mean, total.average(mean))
+        groups = int(getattr(layer, "groups", 1) or 1)
+        if not keeps_mean:
+            # What a channel has at all positions is part of its group's mean.
+            share = 1.0 if groups == -1 else groups / signal.channels
     common = None if over_positions else total.common
     # Rows of one size: the mean's square is that of a row's mean.
     size = 1.0 if common is None else common.mean(common.values) ** -2
-    variance = np.asarray(total.second - size * mean**2)
+    variance = np.asarray(_centred(total, mean, share, size).second)
     if over_positions:
         variance = np.full_like(variance, total.average(variance))
-        mean = np.full_like(mean, total.average(mean))
     factor = gamma / (np.maximum(variance, 0.0) + epsilon)
     here, radial = 1.0, 1.0
     if not over_positions:
@@ -351,15 +366,17 @@ def position_normalization(visit: Visit) -> Outcome:
                 "of the gradients' squares, does not exist"
             )
 
+    back = 1.0 if over_positions else _inverse_of_few(signal.channels, keeps_mean=keeps_mean)
+    if math.isnan(back):
+        visit.note(
+            f"{visit.operation.name}: it normalizes so few channels that the mean of their inverse "
+            "variance, and so of the gradient's square, does not exist"
+        )
+
     def normalized(moments: Moments) -> Moments:
         if not math.isfinite(moments.second_moment):
-            return _renewed(moments, gamma, beta)
-        # Each entry loses the mean over the channels: cross terms with the entry's own mean stay.
-        left = moments.mean - mean
-        far = moments.far - size * outer(moments.mean) + outer(left)
-        law = moments.own_law if common is None else bare_law(moments)
-        centred = Moments(moments.axes, left, far, moments.excess, moments.radius, law=law)
-        return centred.scaled(factor).shifted(beta)
+            return _renewed(visit, moments, gamma, beta, keeps_mean=keeps_mean)
+        return _centred(moments, mean, share, size).scaled(factor).shifted(beta)
 
     output = signal.each(normalized)
 
@@ -367,8 +384,52 @@ def position_normalization(visit: Visit) -> Outcome:
         gradient = gradients[0]
         if gradient is None:
             return only_first(None, len(visit.inputs))
-        parts = tuple(g * factor for g in gradient.parts)
-        back = dataclasses.replace(gradient.with_parts(parts), here=here, radial=radial)
-        return only_first(back, len(visit.inputs))
+        # Of what gradients have in common at all positions the group's mean takes its share too.
+        kept = 1 - share * _in_common(gradient, signal) if share else 1.0
+        parts = tuple(g * factor * back * kept for g in gradient.parts)
+        left = (1 - share) / kept if kept > 0 else 0.0
+        passed = gradient.less_coherent(left, left).with_parts(parts)
+        passed = dataclasses.replace(passed, here=here, radial=radial)
+        return only_first(passed, len(visit.inputs))
 
     return Outcome((output,), pullback)
+
+
+def _in_common(gradient: Gradient, signal: Signal) -> float:
+    """The mean correlation of the gradients at two positions of a channel."""
+    near = 1.0
+    for axis in signal.axes:
+        places = np.arange(axis.size or 0)
+        apart = np.abs(places[:, None] - places)
+        near *= float(np.mean(np.maximum(1 - apart * (1 - gradient.local), 0))) if axis.size else 0
+    return gradient.coherence + (1 - gradient.coherence) * near
+
+
+def _centred(moments: Moments, mean: Array, share: float, size: float = 1.0) -> Moments:
+    """Each entry less a mean over channels, and less `share` of what its channel has beyond that.
+
+    Cross terms with the entry's own mean stay.
+    """
+    left = moments.mean - mean
+    deviation = moments.far - size * outer(moments.mean)
+    if share > 0:
+        nothing = np.zeros_like(left)
+        own = Moments(moments.axes, nothing, deviation, moments.excess, moments.radius)
+        deviation = deviation - share * (deviation - own.without_average().far)
+    far = deviation + outer(left)
+    law = moments.own_law if moments.common is None else bare_law(moments)
+    return Moments(moments.axes, left, far, moments.excess, moments.radius, law=law)
+
+
+def _inverse_of_few(channels: int, *, keeps_mean: bool) -> float:
+    """E of the squared gradient over that for many channels, n of which are Gaussian.
+
+    The gradient is ⟂ to the normalized row, and to its mean where that is taken away: k = n - 1 or
+    n - 2 directions are left. With n/χ² of as many degrees of freedom as the row has directions,
+    k + 1, for the inverse variance, E = k/n·n/(k - 1). It is 0 where no direction is left, and NaN
+    where there is no mean.
+    """
+    left = channels - (1 if keeps_mean else 2)
+    if left <= 0:
+        return 0.0
+    return left / (left - 1) if left > 1 else math.nan

@@ -23,6 +23,7 @@ from keras_varinit.analysis.layouts import (
     with_channel_axes,
 )
 from keras_varinit.analysis.moment_maps import Moments, uniform
+from keras_varinit.analysis.narrowness import shared_width
 from keras_varinit.analysis.row_signals import RowGradient, Rows, RowSignal, with_rows
 from keras_varinit.analysis.rules import Weights
 from keras_varinit.analysis.signals import (
@@ -199,18 +200,25 @@ class _Logits:
     def __init__(self, product: Product) -> None:
         self.product = product
         visit, summed, shared = product.visit, set(product.summed), product.shared
-        both = [product.channels_of(n) for n in (0, 1)]
+        # The operand whose positions come last in the output is that of the keys.
+        ends = [max((product.output.index(x) for x in each), default=0) for each in product.only]
+        self.numbers = (1, 0) if ends[0] > ends[1] else (0, 1)
+        both = [product.channels_of(n) for n in self.numbers]
+        only = [product.only[n] for n in self.numbers]
         if not all(summed <= each for each in both):
             raise UnmodelledError("it sums over positions")
         heads = [x for x in shared if x in both[0] | both[1]]
         self.blocks = [x for x in shared if x not in heads]
-        self.extra = tuple([x for x in product.only[n] if x in both[n]] for n in (0, 1))
-        self.tokens = tuple([x for x in product.only[n] if x not in both[n]] for n in (0, 1))
+        self.extra = tuple([x for x in only[n] if x in both[n]] for n in (0, 1))
+        self.tokens = tuple([x for x in only[n] if x not in both[n]] for n in (0, 1))
         channels = [summed | {*heads, *self.extra[n]} for n in (0, 1)]
         self.orders = tuple([*self.blocks, *self.tokens[n]] for n in (0, 1))
-        self.parts = tuple(product.arranged(n, channels[n], self.orders[n]) for n in (0, 1))
         if any(visit.inputs[n].merged.common is not None for n in (0, 1)):
             raise UnmodelledError("its operands have a factor in common that varies")
+        self.parts = tuple(
+            product.arranged(number, channels[n], self.orders[n])
+            for n, number in enumerate(self.numbers)
+        )
         self.size = product.count(product.summed)
         self.channels = [*heads, *self.extra[0], *self.extra[1]]
         self.are_twins = False
@@ -251,6 +259,7 @@ class _Logits:
                 product.places(self.blocks),
                 size=self.size,
                 spread=self.size,
+                source=product.visit.sources[self.numbers[1]] if product.visit.sources else None,
             )
             output = with_rows(output, rows)
         return Outcome((output,), lambda gradients: self._pullback(gradients, output))
@@ -259,7 +268,7 @@ class _Logits:
         gradient = gradients[0]
         if gradient is None:
             return [None, None]
-        found = []
+        found: list[Gradient | None] = [None, None]
         names = ("query", "key")
         for number, name in enumerate(names):
             own, other = self.parts[number], self.parts[1 - number]
@@ -273,7 +282,8 @@ class _Logits:
                 if isinstance(output, RowSignal) and other.pair_moment > 0.1 * other.second_moment:
                     second = np.full(own.mean.shape, math.nan)
             second = second * self.product.count(self.extra[1 - number])
-            found.append(self.product.back(number, second, coherence, self.orders[number]))
+            operand = self.numbers[number]
+            found[operand] = self.product.back(operand, second, coherence, self.orders[number])
         return found
 
 
@@ -315,13 +325,17 @@ class Mixing:
             product.count(own),
             list(attended) if self.blocks else None,
             rows.kept,
-            product.count(own) if self._depends_on_weights() else math.inf,
+            product.count(own) if self._depends_on_weights() else self._shared_width(),
         )
 
     def _depends_on_weights(self) -> bool:
         """Whether the values are the keys."""
         reaches = self.product.visit.reaches
         return bool(reaches and reaches[0] & reaches[1])
+
+    def _shared_width(self) -> float:
+        sources = self.product.visit.sources
+        return shared_width(self.rows.source, sources[1 - self.number]) if sources else math.inf
 
     def outcome(self) -> Outcome:
         """The mixed values; the gradient of the weights knows those of queries and keys."""

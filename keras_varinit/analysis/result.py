@@ -4,7 +4,8 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from keras_varinit.analysis.engine import Prediction, Variances, propagate
+from keras_varinit.analysis.engine import Variances
+from keras_varinit.analysis.propagation import Prediction, propagate
 from keras_varinit.analysis.reader import Graph
 from keras_varinit.analysis.rules import Role, Weights
 from keras_varinit.context import LayerContext

@@ -34,7 +34,8 @@ class Rows:
     of the keys, and of positions that queries and keys share. `query` and `key` hold the moments of
     what the logits are products of, `size` entries each, with the axes of blocks first; `scale` is
     what the product was multiplied by, squared, and `spread` an effective `size` by which rows
-    differ in size. `kept` is what dropout leaves of the weights.
+    differ in size. `kept` is what dropout leaves of the weights. `source` is what the keys' kernel
+    read (see `narrowness`).
     """
 
     query: Moments
@@ -48,9 +49,10 @@ class Rows:
     spread: float = math.inf
     kept: float = 1.0
     are_weights: bool = False
+    source: tuple[int, float] | None = None
 
     def shares(self) -> Array:
-        """E Σ A², E Σ A³ and E (Σ A²)² of typical rows."""
+        """E Σ A², E Σ A³, E (Σ A²)² and E Σ A⁴ of typical rows."""
         own = max(self.key.second_moment - self.key.pair_moment, 0.0)
         variance = self.scale * self.size * self.query.second_moment * own
         counts = self.pattern.counts

@@ -185,8 +185,9 @@ class Visit:
     moment gain·variance; `forward` and `backward` record what a kernel's output carries. `values`
     holds the numbers that some inputs are, `at_output` whether all outputs are the model's.
     `masks` knows the tensors that no weight has touched. Inputs whose `reaches` share a bit depend
-    on each other; `reach_of` says it of other signals; what shares a bit of `ties` alone
-    is made of parts of one softmax. `narrowness`: see the module of that name.
+    on each other; `reach_of` says it of other signals; what shares a bit of `ties` alone is made of
+    parts of one softmax. `narrowness` and `sources`: see the module `narrowness`. `renewed` gives
+    the correlation that is supposed where only the scale is known.
     """
 
     call: Call
@@ -203,6 +204,8 @@ class Visit:
     reaches: tuple[int, ...] = ()
     reach_of: Callable[[Moments], int | None] = lambda _: None
     narrowness: tuple[float, ...] = ()
+    renewed: Callable[[], float] = lambda: 0.0
+    sources: tuple[tuple[int, float] | None, ...] = ()
     ties: int = 0
 
     @property
@@ -308,7 +311,7 @@ def layout(shape: Shape, channel_axis: int) -> tuple[Axes, int]:
         return (), 1
     inner = list(shape[1:])
     place = channel_axis - 1 if channel_axis > 0 else channel_axis
-    channels = inner.pop(place)
+    channels = inner.pop(place if -len(inner) <= place < len(inner) else -1)
     return axes_of(tuple(inner)), channels or 1
 
 

@@ -176,7 +176,7 @@ def _within(key: Moments) -> float:
 def _weights(visit: Visit, rows: Rows) -> Outcome:
     """The weights of rows of logits, which the first input holds."""
     signal = visit.inputs[0]
-    squares, cubes, fourths = rows.shares().tolist()
+    squares, cubes, fourths, _ = rows.shares().tolist()
     keys = rows.pattern.keys
     moments = uniform(signal.axes, 1 / keys, squares / keys, keys**-2)
     parts = tuple((n, moments) for n, _ in signal.parts)

@@ -90,6 +90,11 @@ MASKS = (
         note="a constant mask",
     ),
     of_one("Where", lambda u: ops.where(u > 0, u, 0.1 * u), note="one signal"),
+    of_one(
+        "Where",
+        lambda u: ops.where(np.arange(128) % 4 == 0, ops.zeros_like(u), u),
+        note="zeros of its shape",
+    ),
     of_one("Where", lambda u: ops.where(u > 0.5, u, 0.2), note="a number"),
 )
 

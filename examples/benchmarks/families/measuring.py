@@ -203,7 +203,7 @@ class Meter:
         self._step = _STEPS[keras.backend.backend()](self, compiled)
 
     def measure(self, x: Any, rng: np.random.Generator) -> Any:
-        """One draw: an array (2, kernels), forward and backward."""
+        """One draw: an array (2, kernels), forward and backward, at the first call of each."""
         x = keras.tree.map_structure(keras.ops.convert_to_tensor, x)
         self.examples = int(keras.tree.flatten(x)[0].shape[0])
         if not self.shapes:
@@ -212,10 +212,10 @@ class Meter:
         noise = [rng.standard_normal(shape, np.float32) for shape in self.shapes]
         calls, forward, backward = self._step(x, noise)
         self.paths = list(dict.fromkeys(path for path, _ in calls))
-        sums: dict[str, list[Any]] = {}
+        first: dict[str, tuple[float, float]] = {}
         for (path, examples), ahead, back in zip(calls, forward, backward, strict=True):
-            sums.setdefault(path, []).append((ahead, back / examples))
-        return np.array([np.mean(sums[path], axis=0) for path in self.paths]).T
+            first.setdefault(path, (ahead, back / examples))
+        return np.array([first[path] for path in self.paths]).T
 
     @contextlib.contextmanager
     def tapped(self, tap: Callable[[Call, Any], Any]) -> Iterator[None]:
