@@ -10,13 +10,9 @@ import pytest
 from scipy import integrate, special, stats
 
 from keras_varinit.analysis.activation_rules import activation_of
+from keras_varinit.maxima import maximum_law, maximum_over_positions
 from keras_varinit.moments import Activation, Pool, named_activation, stage_gains
-from keras_varinit.pair_moments import (
-    is_homogeneous,
-    maximum_law,
-    maximum_over_positions,
-    point_law,
-)
+from keras_varinit.pair_moments import is_homogeneous, point_law
 
 # Where some activation has a kink: panels of the oracle's quadrature end there.
 KINKS = (-6.0, -3.0, -1.0, -0.5, 0.0, 0.5, 1.0, 3.0, 6.0)

@@ -13,16 +13,16 @@ import numpy as np
 import pytest
 
 from keras_varinit.analysis.axes import Window, axes_of
-from keras_varinit.analysis.moment_algebra import added, multiplied
+from keras_varinit.analysis.moment_algebra import added, combined, multiplied
 from keras_varinit.analysis.moment_maps import (
     Moments,
-    combined,
     far_matrix,
     near_pairs,
     own_classes,
     uniform,
 )
 from keras_varinit.analysis.nonlinear import activated, max_pooled
+from keras_varinit.analysis.pooling_signals import common_parts
 from keras_varinit.moments import named_activation
 
 RELU = named_activation("relu")
@@ -373,5 +373,5 @@ def test_the_common_parts_of_a_cube_do_not_depend_on_rounding():
         moments = activated(moments.weighted(window, 1.0), RELU)
     noise = 1 + 1e-14 * np.random.default_rng(0).standard_normal(moments.far.shape)
     rounded = dataclasses.replace(moments, far=moments.far * noise)
-    for one, other in zip(moments.loadings, rounded.loadings, strict=True):
+    for one, other in zip(common_parts(moments), common_parts(rounded), strict=True):
         np.testing.assert_allclose(np.abs(one), np.abs(other), atol=1e-4)

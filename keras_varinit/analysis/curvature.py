@@ -8,6 +8,7 @@ kernels, and nothing for wide ones.
 """
 
 import dataclasses
+import functools
 import math
 from collections.abc import Sequence
 
@@ -21,6 +22,7 @@ from keras_varinit.pair_moments import PointLaw
 
 _STEP = 1 / 64
 _LARGEST = 0.9
+_MANY = 64  # channels, whose kernels depend on the activation behind by 1 % at most
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,7 +83,7 @@ def with_own(
     that outputs have in common takes part, as for ReLU.
     """
     bend = came.bend
-    if bend is None or not moments.is_known():
+    if bend is None or inputs > _MANY or not moments.is_known():
         return gradient
     readers, fan = 1.0, float(inputs)
     for window in windows:
@@ -106,6 +108,7 @@ def with_own(
     return dataclasses.replace(gradient, parts=parts, own=own)
 
 
+@functools.lru_cache(maxsize=512)
 def _connections(window: AnyWindow) -> tuple[float, float]:
     """Outputs that read an input, as a mean over connections; inputs that an output reads."""
     if not isinstance(window, Window) or window.kind != "conv":

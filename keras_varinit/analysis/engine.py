@@ -65,6 +65,7 @@ from keras_varinit.analysis.signals import (
 )
 from keras_varinit.graph import is_raw_operation, operation_name
 from keras_varinit.moments import Activation
+from keras_varinit.steepness import softened
 
 # Importing these registers the rules of Keras's own layers.
 _RULES = (
@@ -236,6 +237,7 @@ class Engine:
             tuple(self.narrowness.get(t, 0.0) for t in node.inputs),
             self._renewed,
             tuple(self.sources.get(t) for t in node.inputs),
+            self.family.ties,
         )
         return self._outcome(visit)
 
@@ -380,4 +382,10 @@ def _total(first: Gradient | None, second: Gradient) -> Gradient:
     phases = dict(first.phases)
     for number, amplitude in second.phases:
         phases[number] = phases.get(number, 0.0) + amplitude
-    return Gradient(parts, coherence, local, phases=tuple(phases.items()))
+    through = first.through
+    if through != second.through:
+        shares = (one / weight, two / weight) if weight else (0.0, 0.0)
+        through = softened(first.through, shares[0]) if second.through is None else None
+        if first.through is None:
+            through = softened(second.through, shares[1])
+    return Gradient(parts, coherence, local, through, tuple(phases.items()))

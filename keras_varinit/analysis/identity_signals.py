@@ -12,9 +12,10 @@ from keras_varinit.analysis.layouts import (
     position_axes,
     signal_at,
     sizes_of,
+    with_examples,
     without_axes,
 )
-from keras_varinit.analysis.moment_maps import Moments, uniform
+from keras_varinit.analysis.moment_maps import Moments
 from keras_varinit.analysis.rules import layer_classes
 from keras_varinit.analysis.signals import (
     Gradients,
@@ -71,8 +72,7 @@ def _time_distributed(visit: Visit) -> Outcome:
         axes = axes_of(sizes_of(after, [a for a in range(1, len(after)) if a not in target]))
 
         def left(moments: Moments) -> Moments:
-            mean = moments.average(moments.mean)
-            return uniform(axes, mean, moments.second_moment, moments.pair_moment)
+            return with_examples(on_axes(moments, axes[1:]), axes[0])
 
         parts = source.each(left).parts
     output = signal_at(parts, target, len(after))

@@ -9,9 +9,10 @@ import keras
 import numpy as np
 
 from keras_varinit.analysis.axes import Array
+from keras_varinit.analysis.common_factors import Common, after, around, bare_law
 from keras_varinit.analysis.curvature import Bend, bend_of, through_activation
 from keras_varinit.analysis.moment_maps import Moments, outer, uniform
-from keras_varinit.analysis.nonlinear import activated, composed, law_of
+from keras_varinit.analysis.nonlinear import activated, composed, law_of, squared_slopes
 from keras_varinit.analysis.reader import call_argument
 from keras_varinit.analysis.rules import Elementwise, layer_classes
 from keras_varinit.analysis.signals import (
@@ -26,6 +27,7 @@ from keras_varinit.analysis.signals import (
     unknown,
 )
 from keras_varinit.analysis.softmax_signals import softmax, softmax_axes
+from keras_varinit.entry_laws import NODES, Shape, at
 from keras_varinit.graph import own_variable
 from keras_varinit.moments import Activation
 from keras_varinit.pair_moments import is_homogeneous
@@ -34,7 +36,16 @@ from keras_varinit.values import view
 
 def after_activation(signal: Signal, activation: Activation) -> Outcome:
     """F of every entry; a gradient comes back times E f'²."""
-    output = signal.each(lambda m: activated(m, activation))
+
+    def passed_on(moments: Moments) -> Moments:
+        result = activated(moments, activation)
+        if moments.common is None or result is moments:
+            return result
+        inner = moments.function and composed(moments.function, activation)
+        common = after(moments.pre or moments, inner or activation)
+        return dataclasses.replace(result, common=common)
+
+    output = signal.each(passed_on)
 
     def pullback(gradients: Gradients) -> Gradients:
         gradient = gradients[0]
@@ -53,13 +64,20 @@ def after_activation(signal: Signal, activation: Activation) -> Outcome:
         parts = tuple(g * f for g, f in zip(gradient.parts, factors, strict=True))
         back = gradient.less_coherent(far, adjacent).with_parts(parts)
         phases, in_step = gradient.times_phases(slope), gradient.in_step
+        through = activation
+        if gradient.through is not None:
+            through = composed(activation, gradient.through)
+        here, radial = around(signal.merged, activation)
+        radial *= gradient.radial if is_homogeneous(activation) else 1.0
         back = dataclasses.replace(
             back,
             coherence=back.coherence + common * (1 - back.coherence),
-            through=activation,
+            through=through,
             phases=phases,
             in_step=in_step,
             bend=bend,
+            radial=radial,
+            here=here,
         )
         return (back,)
 
@@ -106,16 +124,18 @@ def is_integrable(signal: Signal, activation: Activation) -> bool:
     for _, moments in signal.parts:
         root, function = moments.pre or moments, moments.function
         whole = activation if function is None else composed(function, activation)
-        if not is_homogeneous(whole) and not _has_second_moment(whole, *root.spread):
+        if not is_homogeneous(whole) and not _has_second_moment(whole, *root.spread, root.shape):
             return False
     return True
 
 
 @functools.lru_cache(maxsize=1024)
-def _has_second_moment(activation: Activation, mean: float, std: float) -> bool:
+def _has_second_moment(
+    activation: Activation, mean: float, std: float, shape: Shape | None
+) -> bool:
     found = []
     for nodes, weights in _shifted_nodes():
-        values = np.asarray(activation.function(mean + std * nodes), np.float64)
+        values = np.asarray(activation.function(mean + std * at(shape, nodes)), np.float64)
         found.append(float(np.sum(weights * values**2) / np.sum(weights)))
     if not all(math.isfinite(f) for f in found):
         return False
@@ -134,7 +154,7 @@ class _Passed(NamedTuple):
     `bend` and `common`, what all positions have from their own part: see `curvature`.
     """
 
-    squared_slope: float
+    squared_slope: float | Array
     slope: float
     far: float = 1.0
     adjacent: float = 1.0
@@ -144,12 +164,16 @@ class _Passed(NamedTuple):
 
 def _passed_back(moments: Moments, activation: Activation, gradient: Gradient) -> _Passed:
     if moments.border is not None:
-        return _passed_back(moments.border.source, activation, gradient)
+        source = moments.border.source
+        passed = _passed_back(source, activation, gradient)
+        return passed._replace(squared_slope=source.average(np.asarray(passed.squared_slope)))
     if moments.pre is not None and moments.function is not None:
         # The slope of the outer function where the inner one has one.
-        whole = law_of(moments.pre, composed(moments.function, activation))
-        inner = law_of(moments.pre, moments.function)
-        share = whole.squared_slope / inner.squared_slope if inner.squared_slope > 0 else 0.0
+        function = composed(moments.function, activation)
+        whole, inner = law_of(moments.pre, function), law_of(moments.pre, moments.function)
+        before = squared_slopes(moments.pre, moments.function, inner)
+        after = squared_slopes(moments.pre, function, whole)
+        share = np.divide(after, before, out=np.zeros_like(after), where=before > 0)
         return _Passed(share, whole.slope / inner.slope if abs(inner.slope) > 1e-9 else 0.0)
     if not math.isfinite(moments.second_moment):
         return _Passed(math.nan, math.nan)
@@ -157,10 +181,10 @@ def _passed_back(moments: Moments, activation: Activation, gradient: Gradient) -
     if law.squared_slope <= 0:
         return _Passed(0.0, 0.0, 0.0, 0.0)
     own = through_activation(gradient.own, law)
-    wider = law_of(moments.scaled(2.0), activation)
+    wider = law_of(moments, activation, 2**0.5)
     kept = 1 / own.factor
     return _Passed(
-        law.squared_slope * own.factor,
+        squared_slopes(moments, activation, law) * own.factor,
         law.slope,
         law.slope_product(moments.correlation) / law.squared_slope * kept,
         law.slope_product(moments.adjacent_correlation) / law.squared_slope * kept,
@@ -323,10 +347,25 @@ def position_normalization(visit: Visit) -> Outcome:
         if not keeps_mean:
             # What a channel has at all positions is part of its group's mean.
             share = 1.0 if groups == -1 else groups / signal.channels
-    variance = np.asarray(_centred(total, mean, share).second)
+    common = None if over_positions else total.common
+    # Rows of one size: the mean's square is that of a row's mean.
+    size = 1.0 if common is None else common.mean(common.values) ** -2
+    variance = np.asarray(_centred(total, mean, share, size).second)
     if over_positions:
         variance = np.full_like(variance, total.average(variance))
     factor = gamma / (np.maximum(variance, 0.0) + epsilon)
+    here, radial = 1.0, 1.0
+    if not over_positions:
+        typical = total.average(np.maximum(variance, 0.0))
+        given = Common(np.ones_like(NODES)) if common is None else common
+        ratio, here, radial = given.normalized(typical, epsilon)
+        factor = factor * ratio
+        if math.isnan(here):
+            visit.note(
+                f"{layer.name}: the mean of the inverse squares of a factor in front of it, and so "
+                "of the gradients' squares, does not exist"
+            )
+
     back = 1.0 if over_positions else _inverse_of_few(signal.channels, keeps_mean=keeps_mean)
     if math.isnan(back):
         visit.note(
@@ -337,7 +376,7 @@ def position_normalization(visit: Visit) -> Outcome:
     def normalized(moments: Moments) -> Moments:
         if not math.isfinite(moments.second_moment):
             return _renewed(visit, moments, gamma, beta, keeps_mean=keeps_mean)
-        return _centred(moments, mean, share).scaled(factor).shifted(beta)
+        return _centred(moments, mean, share, size).scaled(factor).shifted(beta)
 
     output = signal.each(normalized)
 
@@ -349,7 +388,9 @@ def position_normalization(visit: Visit) -> Outcome:
         kept = 1 - share * _in_common(gradient, signal) if share else 1.0
         parts = tuple(g * factor * back * kept for g in gradient.parts)
         left = (1 - share) / kept if kept > 0 else 0.0
-        return only_first(gradient.less_coherent(left, left).with_parts(parts), len(visit.inputs))
+        passed = gradient.less_coherent(left, left).with_parts(parts)
+        passed = dataclasses.replace(passed, here=here, radial=radial)
+        return only_first(passed, len(visit.inputs))
 
     return Outcome((output,), pullback)
 
@@ -364,19 +405,20 @@ def _in_common(gradient: Gradient, signal: Signal) -> float:
     return gradient.coherence + (1 - gradient.coherence) * near
 
 
-def _centred(moments: Moments, mean: Array, share: float) -> Moments:
+def _centred(moments: Moments, mean: Array, share: float, size: float = 1.0) -> Moments:
     """Each entry less a mean over channels, and less `share` of what its channel has beyond that.
 
     Cross terms with the entry's own mean stay.
     """
     left = moments.mean - mean
-    deviation = moments.far - outer(moments.mean)
+    deviation = moments.far - size * outer(moments.mean)
     if share > 0:
         nothing = np.zeros_like(left)
         own = Moments(moments.axes, nothing, deviation, moments.excess, moments.radius)
         deviation = deviation - share * (deviation - own.without_average().far)
     far = deviation + outer(left)
-    return Moments(moments.axes, left, far, moments.excess, moments.radius)
+    law = moments.own_law if moments.common is None else bare_law(moments)
+    return Moments(moments.axes, left, far, moments.excess, moments.radius, law=law)
 
 
 def _inverse_of_few(channels: int, *, keeps_mean: bool) -> float:

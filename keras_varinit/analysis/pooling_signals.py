@@ -1,8 +1,6 @@
 """The engine's rules of pooling."""
 
 import dataclasses
-import functools
-import itertools
 import math
 from collections.abc import Sequence
 
@@ -12,25 +10,40 @@ import numpy as np
 from keras_varinit.analysis.axes import (
     AnyWindow,
     Array,
-    Axis,
     Linear,
     Window,
     apply,
     axis_map,
-    entries_read,
-    members_of,
 )
 from keras_varinit.analysis.borders import padding_windows
+from keras_varinit.analysis.laws import Kind, kinds_of
+from keras_varinit.analysis.mean_laws import ratio_of, with_mean_law
+from keras_varinit.analysis.moment_algebra import combined
 from keras_varinit.analysis.moment_maps import (
-    Axes,
     Border,
     Moments,
+    far_matrix,
     position_weights,
     uniform,
 )
-from keras_varinit.analysis.nonlinear import IDENTITY, floored, law_of, max_pooled
+from keras_varinit.analysis.nonlinear import (
+    IDENTITY,
+    floored,
+    law_of,
+    max_pooled,
+    moments_of_kind,
+    winning,
+)
+from keras_varinit.analysis.pooling_windows import (
+    adaptive_windows,
+    contested,
+    overlaps,
+    pool_windows,
+    wins_both,
+    without_border,
+)
 from keras_varinit.analysis.resampling_signals import along_axes, not_modelled
-from keras_varinit.analysis.rules import layer_classes, per_dimension
+from keras_varinit.analysis.rules import layer_classes
 from keras_varinit.analysis.shape_signals import number_of_positions
 from keras_varinit.analysis.signals import (
     Gradient,
@@ -45,8 +58,7 @@ from keras_varinit.analysis.signals import (
 )
 from keras_varinit.analysis.taps import summed_back
 from keras_varinit.analysis.weight_signals import channel_axis_of, in_layout
-from keras_varinit.fans import padding_and_outputs
-from keras_varinit.pair_moments import maximum_over_positions
+from keras_varinit.maxima import maximum_over_positions
 
 
 def _pooled_signal(visit: Visit) -> Signal:
@@ -55,115 +67,11 @@ def _pooled_signal(visit: Visit) -> Signal:
     return in_layout(visit, channel_axis_of(visit.operation, 1 if first else -1))
 
 
-def _pool_windows(visit: Visit, source: Axes, target: Axes) -> list[Window]:
-    operation, rank = visit.operation, len(source)
-    sizes = per_dimension(operation.pool_size, rank)
-    strides = per_dimension(operation.strides or operation.pool_size, rank)
-    found = []
-    for axis in range(rank):
-        size = source[axis].size or 10**6
-        low, _ = padding_and_outputs(size, sizes[axis], strides[axis], 1, operation.padding)
-        found.append(Window("pool", sizes[axis], strides[axis], 1, low, source[axis], target[axis]))
-    return found
-
-
-def _without_border(windows: Sequence[Window], border: Border) -> list[Window]:
-    """The same windows on the map inside the border."""
-    return [
-        dataclasses.replace(window, low=window.low + low, inputs=axis)
-        for window, (low, _), axis in zip(windows, border.pads, border.source.axes, strict=True)
-    ]
-
-
-def _adaptive_windows(source: Axes, target: Axes) -> list[Linear] | None:
-    """None where a size is unknown, and where Keras records another rank than it computes."""
-    if len(source) != len(target) or any(a.size is None for a in (*source, *target)):
-        return None
-    return [_adaptive_window(a, b) for a, b in zip(source, target, strict=True)]
-
-
-@functools.lru_cache(maxsize=256)
-def _adaptive_window(source: Axis, target: Axis) -> Linear:
-    """Output i is the mean of the entries from ⌊i·n/m⌋ to ⌈(i+1)·n/m⌉."""
-    n, m = source.size or 1, target.size or 1
-    matrix = np.zeros((m, n))
-    for i in range(m):
-        first, last = i * n // m, -(-(i + 1) * n // m)
-        matrix[i, first:last] = 1 / (last - first)
-    return Linear.of(matrix, source, target)
-
-
-@functools.lru_cache(maxsize=256)
-def _overlaps(window: AnyWindow) -> tuple[tuple[int, float, float], ...]:
-    """By the offset of two windows: entries that they share, and how many pairs share an entry."""
-    if window.kind != "linear":
-        reach = (window.taps - 1) // window.stride
-        return tuple(
-            (o, window.taps - abs(o) * window.stride, _shared_entries(window, o))
-            for o in range(-reach, reach + 1)
-        )
-    outputs = members_of(window)
-    reads, valid = entries_read(window, outputs)
-    used = valid & (window.shares(valid, outputs) != 0)
-    found = []
-    for offset in range(1 - len(outputs), len(outputs)):
-        first = outputs[(outputs + offset >= 0) & (outputs + offset < len(outputs))]
-        equal = reads[:, None, first] == reads[None, :, first + offset]
-        shared = (equal & used[:, None, first] & used[None, :, first + offset]).sum(axis=(0, 1))
-        if np.any(shared):
-            inputs = window.inputs.size or 1
-            found.append((offset, float(np.mean(shared)), float(np.sum(shared)) / inputs))
-    return tuple(found)
-
-
-@functools.lru_cache(maxsize=256)
-def _wins_both(windows: tuple[AnyWindow, ...], size: float) -> float:
-    """Σ over pairs of windows of P(an entry is the maximum of both), per entry.
-
-    Of the entries that two windows share each is the maximum of their union equally often.
-    """
-    total = 0.0
-    for chosen in itertools.product(*(_overlaps(w) for w in windows)):
-        if not any(offset for offset, _, _ in chosen):
-            continue
-        shared = math.prod(entries for _, entries, _ in chosen)
-        total += math.prod(pairs for _, _, pairs in chosen) / max(2 * size - shared, shared)
-    return total
-
-
-@functools.lru_cache(maxsize=256)
-def _contested(window: AnyWindow) -> float:
-    """Share of the pairs of windows of two adjacent entries in which each holds both entries."""
-    outputs = members_of(window)
-    reads, valid = entries_read(window, outputs)
-    used = valid & (window.shares(valid, outputs) != 0)
-    first = int(reads[used].min())
-    holds = np.zeros((int(reads[used].max()) - first + 1, len(outputs)))
-    taps, places = np.nonzero(used)
-    holds[reads[taps, places] - first, places] = 1
-    both = (holds[1:] * holds[:-1]).sum(axis=1)
-    pairs = holds[1:].sum(axis=1) * holds[:-1].sum(axis=1)
-    return float(np.sum(both**2) / np.sum(pairs)) if np.any(pairs) else 0.0
-
-
-def _shared_entries(window: Window, offset: int) -> float:
-    """Entries that windows share with those `offset` further, over the number of entries."""
-    if window.inputs.size is None or window.outputs.size is None:
-        return (window.taps - abs(offset) * window.stride) / window.stride
-    outputs = np.arange(window.outputs.size)
-    outputs = outputs[(outputs + offset >= 0) & (outputs + offset < window.outputs.size)]
-    reads = window.reads(outputs)
-    first = max(offset * window.stride, 0)
-    last = min(offset * window.stride, 0) + window.taps
-    met = reads[first:last]
-    return float(np.sum((met >= 0) & (met < window.inputs.size)) / window.inputs.size)
-
-
 @signal_rule(*layer_classes("MaxPooling1D", "MaxPooling2D", "MaxPooling3D"), "MaxPool")
 def _max_pooling(visit: Visit) -> Outcome:
     signal = _pooled_signal(visit)
     target, _ = layout(visit.output_shape, signal.channel_axis)
-    return _maxima(visit, signal, _pool_windows(visit, signal.axes, target))
+    return _maxima(visit, signal, pool_windows(visit, signal.axes, target))
 
 
 @signal_rule(
@@ -173,7 +81,7 @@ def _max_pooling(visit: Visit) -> Outcome:
 def _adaptive_max_pooling(visit: Visit) -> Outcome:
     signal = _pooled_signal(visit)
     target, _ = layout(visit.output_shape, signal.channel_axis)
-    windows = _adaptive_windows(signal.axes, target)
+    windows = adaptive_windows(signal.axes, target)
     if windows is None:
         return not_modelled(visit, "adaptive pooling of a map of unknown size")
     if any(m.border is not None for _, m in signal.parts):
@@ -187,10 +95,11 @@ def _maxima(visit: Visit, signal: Signal, windows: Sequence[AnyWindow]) -> Outco
         return unknown(visit)
     if any(m.border and m.border.source.border for _, m in signal.parts):
         return not_modelled(visit, "a maximum over padding with different numbers")
-    backs: dict[int, _Winners] = {}
+    backs: dict[int, _Winners | _OfKinds] = {}
 
     def pooled(moments: Moments) -> Moments:
-        back = _Winners(moments, windows)
+        kinds = kinds_of(moments)
+        back = _OfKinds(moments, kinds, windows) if kinds else _Winners(moments, windows)
         backs[id(moments)] = back
         return back.maximum
 
@@ -205,7 +114,11 @@ def _maxima(visit: Visit, signal: Signal, windows: Sequence[AnyWindow]) -> Outco
             for (_, m), g in zip(signal.parts, gradient.parts, strict=True)
         ]
         kept = backs[id(signal.parts[0][1])].kept(gradient.adjacent)
-        return (gradient.less_coherent(*kept).with_parts(tuple(parts)),)
+        back = gradient.less_coherent(*kept).with_parts(tuple(parts))
+        moments = signal.merged
+        size = math.prod(w.taps for w in windows)
+        through = winning(moments, max(moments.adjacent_correlation, 0.0), size)
+        return (dataclasses.replace(back, through=through),)
 
     return Outcome((output,), pullback)
 
@@ -219,7 +132,7 @@ class _Winners:
         if self.border is not None:
             self.source = self.border.source
             kept = [w for w in windows if isinstance(w, Window)]
-            self.windows = tuple(_without_border(kept, self.border))
+            self.windows = tuple(without_border(kept, self.border))
         self.maximum, passed, self.size = max_pooled(self.source, self.windows, self.border)
         before = law_of(self.source.pre or self.source, self.source.function or IDENTITY)
         slope = before.squared_slope
@@ -231,19 +144,41 @@ class _Winners:
         Two entries that win N and N' windows have E N N' = (E N)² in common of E N². Of adjacent
         ones, which windows share, only one wins where each of two windows holds both.
         """
-        won = math.prod(n for w in self.windows for o, _, n in _overlaps(w) if not o) / self.size
-        square = won + adjacent * _wins_both(self.windows, self.size)
+        won = math.prod(n for w in self.windows for o, _, n in overlaps(w) if not o) / self.size
+        square = won + adjacent * wins_both(self.windows, self.size)
         far = min(won**2 / square, 1.0) if square > 0 else 0.0
-        return far, far * (1 - float(np.mean([_contested(w) for w in self.windows])))
+        return far, far * (1 - float(np.mean([contested(w) for w in self.windows])))
 
     def back(self, gradient: Array, adjacent: float) -> Array:
         """E g² at the entries."""
         given = gradient * self.shares
         # Two windows give an entry their gradients together if it wins in both.
-        both = adjacent * _wins_both(self.windows, self.size)
+        both = adjacent * wins_both(self.windows, self.size)
         weights = position_weights(self.maximum.axes)
         inner = summed_back(self.windows, self.source, given)
         return _in_border(inner + both * float((weights * given).sum()), self.border)
+
+
+class _OfKinds:
+    """The same where channels are of several kinds, each of which has maxima of its own."""
+
+    def __init__(
+        self, moments: Moments, kinds: Sequence[Kind], windows: Sequence[AnyWindow]
+    ) -> None:
+        self.kinds, self.source = kinds, moments
+        self.winners = [_Winners(moments_of_kind(kind), windows) for kind in kinds]
+        parts, shares = [w.maximum for w in self.winners], [k.share for k in kinds]
+        self.maximum = combined(parts, shares)
+
+    def kept(self, adjacent: float) -> tuple[float, float]:
+        """As for one kind."""
+        return self.winners[0].kept(adjacent)
+
+    def back(self, gradient: Array, adjacent: float) -> Array:
+        """E g² at the entries, weighed by what they go on to count."""
+        weights = np.array([kind.share * kind.factor for kind in self.kinds])
+        found = [w.back(gradient, adjacent) for w in self.winners]
+        return np.asarray(np.tensordot(weights / weights.sum(), np.stack(found), axes=1))
 
 
 def _in_border(inner: Array, border: Border | None) -> Array:
@@ -259,7 +194,7 @@ def _in_border(inner: Array, border: Border | None) -> Array:
 def _average_pooling(visit: Visit) -> Outcome:
     signal = _pooled_signal(visit)
     target, _ = layout(visit.output_shape, signal.channel_axis)
-    windows = _pool_windows(visit, signal.axes, target)
+    windows = pool_windows(visit, signal.axes, target)
     return along_axes(visit, signal, _as_the_backend_pads(windows))
 
 
@@ -294,7 +229,7 @@ def _repeating_the_border(window: Window) -> Linear:
 def _adaptive_average_pooling(visit: Visit) -> Outcome:
     signal = _pooled_signal(visit)
     target, _ = layout(visit.output_shape, signal.channel_axis)
-    windows = _adaptive_windows(signal.axes, target)
+    windows = adaptive_windows(signal.axes, target)
     if windows is None:
         return not_modelled(visit, "adaptive pooling of a map of unknown size")
     return along_axes(visit, signal, windows)
@@ -334,7 +269,8 @@ def global_average(visit: Visit) -> Outcome:
     def averaged(moments: Moments) -> Moments:
         beyond = moments.excess.sum(axis=tuple(range(0, 2 * rank, 2)))
         second = moments.pair_moment + moments.average(beyond) / count
-        return uniform(target, moments.average(moments.mean), second, moments.pair_moment)
+        mean = uniform(target, moments.average(moments.mean), second, moments.pair_moment)
+        return with_mean_law(mean, moments, count)
 
     output = whole.each(averaged)
 
@@ -343,12 +279,27 @@ def global_average(visit: Visit) -> Outcome:
         if gradient is None:
             return only_first(None, len(visit.inputs))
         parts = tuple(
-            np.full_like(m.mean, float(np.mean(g)) / count**2)
-            for (_, m), g in zip(whole.parts, gradient.parts, strict=True)
+            np.full_like(m.mean, float(np.mean(g)) * ratio_of(o, gradient.through) / count**2)
+            for (_, m), (_, o), g in zip(whole.parts, output.parts, gradient.parts, strict=True)
         )
         return only_first(Gradient(parts, 1.0), len(visit.inputs))
 
     return Outcome((output,), pullback)
+
+
+def common_parts(moments: Moments) -> Array:
+    """What the strongest common parts, of variance 1, add to each class: (parts, classes)."""
+    weights = np.sqrt(position_weights(moments.axes)).ravel()
+    mean = moments.mean.ravel()
+    covariance = (far_matrix(moments.far) - np.outer(mean, mean)) * np.outer(weights, weights)
+    # Equal ones, as those of a cube's axes, are told apart in the same way on every machine.
+    ramp = np.linspace(0.0, 1.0, len(mean)) ** 2
+    values, vectors = np.linalg.eigh(covariance + 1e-8 * np.trace(covariance) * np.diag(ramp))
+    parts = np.flatnonzero(values > 0.01 * values[-1])[-3:]
+    found = (vectors[:, parts] * np.sqrt(np.maximum(values[parts], 0.0))).T / weights
+    variance = moments.variance.ravel()
+    total = np.maximum(np.sum(found**2, axis=0), 1e-300)
+    return np.asarray(found[::-1] * np.sqrt(np.minimum(variance / total, 1.0)))
 
 
 @signal_rule(*layer_classes("GlobalMaxPooling1D", "GlobalMaxPooling2D", "GlobalMaxPooling3D"))
@@ -364,6 +315,14 @@ def global_max(visit: Visit) -> Outcome:
     shares: dict[int, Array] = {}
 
     def pooled(moments: Moments) -> Moments:
+        kinds = kinds_of(moments)
+        if kinds:
+            members = [moments_of_kind(kind) for kind in kinds]
+            found = combined([pooled(m) for m in members], [kind.share for kind in kinds])
+            weights = np.array([kind.share * kind.factor for kind in kinds])
+            own = np.stack([shares[id(m)] for m in members])
+            shares[id(moments)] = np.tensordot(weights / weights.sum(), own, axes=1)
+            return found
         border = moments.border
         source = moments if border is None else border.source
         root, function = source.pre or source, source.function or IDENTITY
@@ -373,8 +332,9 @@ def global_max(visit: Visit) -> Outcome:
             function if border is None else floored(function, border.value),
             root.mean.ravel(),
             np.sqrt(root.variance).ravel(),
-            root.loadings,
+            common_parts(root),
             (count * position_weights(root.axes)).ravel(),
+            root.shape,
         )
         share = passed / slope / count if slope > 0 else 0.0
         shares[id(moments)] = _in_border(np.full_like(source.mean, share), border)
@@ -391,6 +351,9 @@ def global_max(visit: Visit) -> Outcome:
             float(np.mean(g)) * shares[id(m)]
             for (_, m), g in zip(whole.parts, gradient.parts, strict=True)
         )
-        return only_first(Gradient(parts, 0.0), len(visit.inputs))
+        moments = whole.merged
+        count = number_of_positions(moments.axes)
+        through = winning(moments, max(moments.correlation, 0.0), count)
+        return only_first(Gradient(parts, 0.0, through=through), len(visit.inputs))
 
     return Outcome((output,), pullback)

@@ -13,7 +13,8 @@ import numpy as np
 
 from keras_varinit.analysis.axes import Array, axes_of
 from keras_varinit.analysis.masks import Masks
-from keras_varinit.analysis.moment_maps import Axes, Moments, combined, position_weights, uniform
+from keras_varinit.analysis.moment_algebra import combined
+from keras_varinit.analysis.moment_maps import Axes, Moments, position_weights, uniform
 from keras_varinit.analysis.rules import Call, Role, operation_classes
 from keras_varinit.graph import Shape, is_raw_operation, operation_name
 from keras_varinit.moments import Activation
@@ -81,6 +82,8 @@ class Gradient:
     where paths part, as amplitudes along orthonormal ones: (number, amplitude). `in_step`: all
     channels have one gradient, for their sum was taken. `here` is a factor on the second moment at
     the kernel in front that does not go on through it: channels of small kernels were scaled up.
+    `radial` is a factor for what goes to a factor common to all channels, of which a normalization
+    leaves next to nothing.
     `bend` and `own` are those of `curvature`: how the gradient depends on the pre-activations, and
     what of it goes with the signal itself.
     """
@@ -92,6 +95,7 @@ class Gradient:
     phases: tuple[tuple[int, float], ...] = ()
     in_step: bool = False
     here: float = 1.0
+    radial: float = 1.0
     bend: Any = None
     own: Any = None
 
@@ -181,9 +185,9 @@ class Visit:
     moment gain·variance; `forward` and `backward` record what a kernel's output carries. `values`
     holds the numbers that some inputs are, `at_output` whether all outputs are the model's.
     `masks` knows the tensors that no weight has touched. Inputs whose `reaches` share a bit depend
-    on each other; `reach_of` says it of other signals. `narrowness` and
-    `sources`: see the module `narrowness`. `renewed` gives the correlation that is supposed where
-    only the scale is known.
+    on each other; `reach_of` says it of other signals; what shares a bit of `ties` alone is made of
+    parts of one softmax. `narrowness` and `sources`: see the module `narrowness`. `renewed` gives
+    the correlation that is supposed where only the scale is known.
     """
 
     call: Call
@@ -202,6 +206,7 @@ class Visit:
     narrowness: tuple[float, ...] = ()
     renewed: Callable[[], float] = lambda: 0.0
     sources: tuple[tuple[int, float] | None, ...] = ()
+    ties: int = 0
 
     @property
     def operation(self) -> Any:

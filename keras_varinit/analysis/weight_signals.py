@@ -14,6 +14,7 @@ import numpy as np
 
 from keras_varinit.analysis import rules
 from keras_varinit.analysis.axes import Window
+from keras_varinit.analysis.axes import in_place as is_in_place
 from keras_varinit.analysis.curvature import with_own
 from keras_varinit.analysis.gradient_maps import through_taps
 from keras_varinit.analysis.layouts import back_to, with_channel_axes
@@ -146,6 +147,8 @@ def shared_kernel(
         back = back * (weighing.variance * channels / groups)
         count = len(signal.parts)
         passed = through_taps(gradient, taps).with_parts((back,) * count)
+        if all(map(is_in_place, taps)):
+            passed = dataclasses.replace(passed, radial=gradient.radial)
         passed = with_own(passed, gradient, taps, merged, fan_in)
         return only_first(
             back_to(passed, signal, visit.inputs[0], len(visit.call.input_shapes[0])),
