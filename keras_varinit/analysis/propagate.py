@@ -17,6 +17,7 @@ from keras_varinit.families.attention.rows import outcome_of_rows
 from keras_varinit.families.by_role import reason_against, rule_of_role
 from keras_varinit.keras_private import is_raw_operation, operation_name
 from keras_varinit.maths.quadrature import Activation
+from keras_varinit.maths.steepness import softened
 from keras_varinit.maths.windows import Array
 from keras_varinit.signals.constants import constant_signal
 from keras_varinit.signals.layouts import fitting, flat_channels
@@ -178,6 +179,7 @@ class Engine:
             tuple(self.narrowness.get(t, 0.0) for t in node.inputs),
             self._renewed,
             tuple(self.sources.get(t) for t in node.inputs),
+            self.family.ties,
         )
         return self._outcome(visit)
 
@@ -322,4 +324,10 @@ def _total(first: Gradient | None, second: Gradient) -> Gradient:
     phases = dict(first.phases)
     for number, amplitude in second.phases:
         phases[number] = phases.get(number, 0.0) + amplitude
-    return Gradient(parts, coherence, local, phases=tuple(phases.items()))
+    through = first.through
+    if through != second.through:
+        shares = (one / weight, two / weight) if weight else (0.0, 0.0)
+        through = softened(first.through, shares[0]) if second.through is None else None
+        if first.through is None:
+            through = softened(second.through, shares[1])
+    return Gradient(parts, coherence, local, through, tuple(phases.items()))
