@@ -45,9 +45,10 @@ def main(arguments: list[str]) -> int:
             print(f'{backend} is not installed: python -m pip install -e ".[dev]"')
             failed.append(backend)
             continue
-        command = [sys.executable, "-m", "pytest", "-n", "auto", "--dist", "loadfile", *options]
+        command = [sys.executable, "-m", "pytest", "-n", "auto", "--dist", "loadfile"]
         if backend != backends[0]:
             command += ["--hypothesis-profile=brief", "--other-backend"]
+        command += options
         environment = {**THREADS, **os.environ, "KERAS_BACKEND": backend}
         root = Path(__file__).resolve().parent.parent
         if subprocess.run(command, cwd=root, env=environment, check=False).returncode != 0:

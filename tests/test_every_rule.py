@@ -3,7 +3,12 @@
 The cases stand in `tests/rule_cases`, and how they are drawn in its `measuring`. Each mean over
 draws must be within four standard errors of the prediction, or within the case's allowance, and
 certain to 3 %.
+
+On the backends after the first `python -m tests` leaves out what is marked `once`: of each kind one
+case is left, whose means are as uncertain as they may be.
 """
+
+import dataclasses
 
 import keras
 import pytest
@@ -11,12 +16,11 @@ import pytest
 from keras_varinit.families.identity import unchanged
 from keras_varinit.keras_private import is_raw_operation, operation_name
 from keras_varinit.signals import registry
-from tests.rule_cases import all_cases
+from tests.rule_cases import all_cases, one_of_each
 from tests.rule_cases.measuring import Network
 
-pytestmark = pytest.mark.once
-
 CASES = all_cases()
+EVERYWHERE = {case.name for case in one_of_each(CASES)}
 
 
 def registered():
@@ -58,7 +62,9 @@ def test_every_case_is_of_a_rule():
 
 
 def parameter(case):
-    marks = [pytest.mark.xfail(reason=case.wrong, raises=AssertionError)] if case.wrong else []
+    marks = [] if case.name in EVERYWHERE else [pytest.mark.once]
+    if case.wrong:
+        marks.append(pytest.mark.xfail(reason=case.wrong, raises=AssertionError))
     return pytest.param(case, id=case.name, marks=marks)
 
 
@@ -67,6 +73,8 @@ def parameter(case):
 def test_what_is_predicted_is_what_is_measured(case):
     if keras.backend.backend() in case.not_on:
         pytest.skip("the backend cannot run this model")
+    if case.name in EVERYWHERE and keras.backend.backend() != "tensorflow":
+        case = dataclasses.replace(case, precision=0.03)
     network = Network(case)
     kinds = {kind_of(node.operation) for node in network.nodes}
     assert shown(set(case.all_kinds) - kinds) == [], "operations that the case does not hold"

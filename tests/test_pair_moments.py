@@ -10,12 +10,8 @@ import pytest
 from scipy import integrate, special, stats
 
 from keras_varinit.families.activations import activation_of
-from keras_varinit.maths.hermite import (
-    is_homogeneous,
-    maximum_law,
-    maximum_over_positions,
-    point_law,
-)
+from keras_varinit.maths.hermite import is_homogeneous, point_law
+from keras_varinit.maths.maxima import maximum_law, maximum_over_positions
 from keras_varinit.maths.quadrature import Activation, Pool, named_activation, stage_gains
 
 pytestmark = pytest.mark.once

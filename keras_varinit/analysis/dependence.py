@@ -21,6 +21,8 @@ from keras_varinit.tracing.reader import Node
 
 _WHITE = 1e-3
 
+_FEW = 16
+
 
 class Ancestry:
     """The lineages of a graph's tensors; `reach` is a set of numbers as the bits of an integer."""
@@ -29,6 +31,9 @@ class Ancestry:
         self.lineages: dict[int, Lineage] = {}
         self.reach: dict[int, int] = {}
         self.origins: dict[int, int] = {}
+        # Channels whose sum is 1, a few of which depend on each other; the bits of their parts.
+        self.tied: set[int] = set()
+        self.ties = 0
         self._keys: dict[Any, int] = {}
         self._bits: dict[Any, int] = {}
 
@@ -57,6 +62,12 @@ class Ancestry:
             elif not _takes_apart(node, signals, shapes, tensor):
                 for given in node.inputs:
                     reach |= self.reach[given]
+            elif node.inputs[0] in self.tied:
+                tie = self._bit(("tie", node.inputs[0]))
+                self.ties |= tie
+                reach |= tie
+            if _is_softmax(node, role) and signals[tensor].channels < _FEW:
+                self.tied.add(tensor)
             self.reach[tensor] = reach
             self._remember(signals[tensor], reach)
 
@@ -105,6 +116,13 @@ def _plain(value: Any) -> Any:
     if isinstance(value, Iterable) and isinstance(value, list | tuple):
         return tuple(_plain(v) for v in value)
     return id(value)
+
+
+def _is_softmax(node: Node, role: Role) -> bool:
+    activation = getattr(role, "activation", None)
+    return type(node.operation).__name__ == "Softmax" or (
+        activation is not None and activation.name == "softmax"
+    )
 
 
 def _takes_apart(

@@ -177,6 +177,7 @@ class Engine:
             tuple(self.narrowness.get(t, 0.0) for t in node.inputs),
             self._renewed,
             tuple(self.sources.get(t) for t in node.inputs),
+            self.family.ties,
         )
         return self._outcome(visit)
 

@@ -11,8 +11,10 @@ import numpy.typing as npt
 
 from keras_varinit.families.attention.softmax import softmax, softmax_axes
 from keras_varinit.keras_private import own_variable
-from keras_varinit.maths.activated import activated, composed, law_of
+from keras_varinit.maths.activated import activated, composed, law_of, squared_slopes
+from keras_varinit.maths.common_factors import after, around
 from keras_varinit.maths.covariance import Moments
+from keras_varinit.maths.entry_laws import Shape, at
 from keras_varinit.maths.hermite import is_homogeneous
 from keras_varinit.maths.quadrature import FUNCTIONS, Activation, named_activation
 from keras_varinit.maths.windows import Array
@@ -180,7 +182,16 @@ def _has_default_arguments(call: Call) -> bool:
 
 def after_activation(signal: Signal, activation: Activation) -> Outcome:
     """F of every entry; a gradient comes back times E f'²."""
-    output = signal.each(lambda m: activated(m, activation))
+
+    def passed_on(moments: Moments) -> Moments:
+        result = activated(moments, activation)
+        if moments.common is None or result is moments:
+            return result
+        inner = moments.function and composed(moments.function, activation)
+        common = after(moments.pre or moments, inner or activation)
+        return dataclasses.replace(result, common=common)
+
+    output = signal.each(passed_on)
 
     def pullback(gradients: Gradients) -> Gradients:
         gradient = gradients[0]
@@ -199,13 +210,20 @@ def after_activation(signal: Signal, activation: Activation) -> Outcome:
         parts = tuple(g * f for g, f in zip(gradient.parts, factors, strict=True))
         back = gradient.less_coherent(far, adjacent).with_parts(parts)
         phases, in_step = gradient.times_phases(slope), gradient.in_step
+        through = activation
+        if gradient.through is not None:
+            through = composed(activation, gradient.through)
+        here, radial = around(signal.merged, activation)
+        radial *= gradient.radial if is_homogeneous(activation) else 1.0
         back = dataclasses.replace(
             back,
             coherence=back.coherence + common * (1 - back.coherence),
-            through=activation,
+            through=through,
             phases=phases,
             in_step=in_step,
             bend=bend,
+            radial=radial,
+            here=here,
         )
         return (back,)
 
@@ -254,16 +272,18 @@ def is_integrable(signal: Signal, activation: Activation) -> bool:
     for _, moments in signal.parts:
         root, function = moments.pre or moments, moments.function
         whole = activation if function is None else composed(function, activation)
-        if not is_homogeneous(whole) and not _has_second_moment(whole, *root.spread):
+        if not is_homogeneous(whole) and not _has_second_moment(whole, *root.spread, root.shape):
             return False
     return True
 
 
 @functools.lru_cache(maxsize=1024)
-def _has_second_moment(activation: Activation, mean: float, std: float) -> bool:
+def _has_second_moment(
+    activation: Activation, mean: float, std: float, shape: Shape | None
+) -> bool:
     found = []
     for nodes, weights in _shifted_nodes():
-        values = np.asarray(activation.function(mean + std * nodes), np.float64)
+        values = np.asarray(activation.function(mean + std * at(shape, nodes)), np.float64)
         found.append(float(np.sum(weights * values**2) / np.sum(weights)))
     if not all(math.isfinite(f) for f in found):
         return False
@@ -282,7 +302,7 @@ class _Passed(NamedTuple):
     `bend` and `common`, what all positions have from their own part: see `curvature`.
     """
 
-    squared_slope: float
+    squared_slope: float | Array
     slope: float
     far: float = 1.0
     adjacent: float = 1.0
@@ -292,12 +312,16 @@ class _Passed(NamedTuple):
 
 def _passed_back(moments: Moments, activation: Activation, gradient: Gradient) -> _Passed:
     if moments.border is not None:
-        return _passed_back(moments.border.source, activation, gradient)
+        source = moments.border.source
+        passed = _passed_back(source, activation, gradient)
+        return passed._replace(squared_slope=source.average(np.asarray(passed.squared_slope)))
     if moments.pre is not None and moments.function is not None:
         # The slope of the outer function where the inner one has one.
-        whole = law_of(moments.pre, composed(moments.function, activation))
-        inner = law_of(moments.pre, moments.function)
-        share = whole.squared_slope / inner.squared_slope if inner.squared_slope > 0 else 0.0
+        function = composed(moments.function, activation)
+        whole, inner = law_of(moments.pre, function), law_of(moments.pre, moments.function)
+        before = squared_slopes(moments.pre, moments.function, inner)
+        after = squared_slopes(moments.pre, function, whole)
+        share = np.divide(after, before, out=np.zeros_like(after), where=before > 0)
         return _Passed(share, whole.slope / inner.slope if abs(inner.slope) > 1e-9 else 0.0)
     if not math.isfinite(moments.second_moment):
         return _Passed(math.nan, math.nan)
@@ -308,7 +332,7 @@ def _passed_back(moments: Moments, activation: Activation, gradient: Gradient) -
     wider = law_of(moments, activation, 2**0.5)
     kept = 1 / own.factor
     return _Passed(
-        law.squared_slope * own.factor,
+        squared_slopes(moments, activation, law) * own.factor,
         law.slope,
         law.slope_product(moments.correlation) / law.squared_slope * kept,
         law.slope_product(moments.adjacent_correlation) / law.squared_slope * kept,

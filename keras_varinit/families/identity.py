@@ -4,7 +4,7 @@ import dataclasses
 
 import keras
 
-from keras_varinit.maths.covariance import Moments, uniform
+from keras_varinit.maths.covariance import Moments
 from keras_varinit.maths.windows import axes_of
 from keras_varinit.signals.layouts import (
     channel_axes,
@@ -13,6 +13,7 @@ from keras_varinit.signals.layouts import (
     position_axes,
     signal_at,
     sizes_of,
+    with_examples,
     without_axes,
 )
 from keras_varinit.signals.outcome import Gradients, Outcome, Visit, only_first, unknown
@@ -70,8 +71,7 @@ def _time_distributed(visit: Visit) -> Outcome:
         axes = axes_of(sizes_of(after, [a for a in range(1, len(after)) if a not in target]))
 
         def left(moments: Moments) -> Moments:
-            mean = moments.average(moments.mean)
-            return uniform(axes, mean, moments.second_moment, moments.pair_moment)
+            return with_examples(on_axes(moments, axes[1:]), axes[0])
 
         parts = source.each(left).parts
     output = signal_at(parts, target, len(after))

@@ -16,7 +16,7 @@ from keras_varinit.families.attention.softmax import as_activation
 from keras_varinit.keras_private import layers_of, own_variable
 from keras_varinit.maths.covariance import Moments, uniform
 from keras_varinit.maths.scatter import scattered
-from keras_varinit.maths.windows import Window
+from keras_varinit.maths.windows import Window, reads_in_place
 from keras_varinit.signals import roles
 from keras_varinit.signals.constants import moments_of_variable
 from keras_varinit.signals.curvature import with_own
@@ -153,6 +153,8 @@ def shared_kernel(
         back = back * (weighing.variance * channels / groups)
         count = len(signal.parts)
         passed = through_taps(gradient, taps).with_parts((back,) * count)
+        if all(map(reads_in_place, taps)):
+            passed = dataclasses.replace(passed, radial=gradient.radial)
         passed = with_own(passed, gradient, taps, merged, fan_in)
         return only_first(
             back_to(passed, signal, visit.inputs[0], len(visit.call.input_shapes[0])),

@@ -19,21 +19,22 @@ from keras_varinit.keras_private import is_symbolic
 from keras_varinit.maths.activated import law_of
 from keras_varinit.maths.algebra import added, multiplied
 from keras_varinit.maths.combining import FUNCTIONS, Joined, of_one_root, of_two, root_of
+from keras_varinit.maths.common_factors import Common, common_of
 from keras_varinit.maths.covariance import Moments, Term, columns, rows
 from keras_varinit.maths.expansions import (
     expansion,
-    independent,
     moments_of,
     product_of,
     spread_share,
     sum_of,
     where_chosen,
 )
-from keras_varinit.maths.hermite import joint_squared_slope
-from keras_varinit.maths.quadrature import Activation
+from keras_varinit.maths.laws import Kind, Law, Mixed, of_terms
+from keras_varinit.maths.together import factors_of
 from keras_varinit.maths.windows import Array
 from keras_varinit.signals.broadcasting import Aligned, align, regrouped
 from keras_varinit.signals.constants import constant_signal, values_of
+from keras_varinit.signals.dependence import Dependence
 from keras_varinit.signals.outcome import Gradient, Gradients, Outcome, Signal, Visit, unknown
 from keras_varinit.signals.registry import (
     follows_channel_axes,
@@ -120,8 +121,10 @@ def joined(visit: Visit, name: str, arguments: Sequence[Any]) -> Outcome:
             signal = constant_signal(argument, shape, target)
             aligned.append(Aligned(signal, signal, 0))
     groups = regrouped([a.signal for a in aligned])
-    dependence = _Dependence(visit, arguments, aligned)
+    dependence = Dependence(visit, arguments, aligned)
     results = [(n, _group(name, parts, dependence)) for n, parts in groups]
+    if name == "Multiply":
+        results = _with_common(results, aligned)
     if any(joint is None for _, joint in results):
         return unknown(visit, dependence.reason or _REASONS.get(name, "E h² does not exist"))
     found: list[tuple[int, Joined]] = [(n, j) for n, j in results if j is not None]
@@ -139,18 +142,44 @@ def joined(visit: Visit, name: str, arguments: Sequence[Any]) -> Outcome:
             # Weights that both towers share put the gradients of their channels in phase.
             visit.note(f"{visit.operation.name}: gradients of a sum over twins are not known")
             gradient = gradient.scaled(math.nan)
+        ratios = dependence.kept_together(name, groups, output, gradient.through)
         gradient = gradient.parting(visit.call.node.index)
         for place, argument in enumerate(arguments):
             if not isinstance(argument, int) or (name == "Where" and place == 0):
                 continue
-            back = _passed(gradient, [(n, j) for n, j in found], place)
-            if name == "Add" and gradient.through is not None:
-                members = [parts[place] for _, parts in groups]
-                back = _kept_together(back, gradient.through, members, output)
+            back = _passed(gradient, found, place)
+            if ratios:
+                parts = zip(back.parts, ratios, strict=True)
+                moved = back.with_parts(tuple(g * r[place][0] for g, r in parts))
+                through = ratios[0][place][1] if len(ratios) == 1 else None
+                back = dataclasses.replace(moved, phases=back.phases, through=through)
+            if name == "Multiply" and _is_gate(aligned[place]):
+                back = back.scaled(gradient.radial)
             results[argument] = aligned[place].back(back, output)
         return results
 
     return Outcome((output,), pullback)
+
+
+def _with_common(
+    results: Sequence[tuple[int, Joined | None]], aligned: Sequence[Aligned]
+) -> list[tuple[int, Joined | None]]:
+    """A factor of one channel is common to all channels of a product."""
+    common: Common | None = None
+    for one in aligned:
+        moments = one.source.merged
+        own = common_of(moments) if _is_gate(one) else moments.common
+        common = own if common is None else common
+    if common is None:
+        return list(results)
+    return [
+        (n, j and dataclasses.replace(j, moments=dataclasses.replace(j.moments, common=common)))
+        for n, j in results
+    ]
+
+
+def _is_gate(one: Aligned) -> bool:
+    return one.source.channels == 1 and one.copies > 1
 
 
 _REASONS = {
@@ -169,52 +198,11 @@ def _passed(gradient: Gradient, found: Sequence[tuple[int, Joined]], place: int)
     slope = sum(n * joint.slopes[place] for n, joint in found) / total
     back = gradient.less_coherent(kept, kept).with_parts(parts)
     phases, in_step = gradient.times_phases(slope), gradient.in_step
-    return dataclasses.replace(back, phases=phases, in_step=in_step)
+    through = found[0][1].function
+    return dataclasses.replace(back, phases=phases, in_step=in_step, through=through)
 
 
-class _Dependence:
-    """What the arguments of an operation have in common, beyond their weights' independence."""
-
-    def __init__(self, visit: Visit, arguments: Sequence[Any], aligned: Sequence[Aligned]) -> None:
-        self.visit = visit
-        self.reason = ""
-        self.numbers = {
-            id(moments)
-            for argument, one in zip(arguments, aligned, strict=True)
-            if not isinstance(argument, int)
-            for _, moments in one.signal.parts
-        }
-        self.reaches = [visit.reaches[a] if isinstance(a, int) else 0 for a in arguments]
-        self.lineages = [visit.lineages[a] if isinstance(a, int) else None for a in arguments]
-
-    def pairs(self) -> list[tuple[int, int]]:
-        """Arguments that share a tensor or weights."""
-        places = range(len(self.reaches))
-        return [
-            (i, j)
-            for i, j in itertools.combinations(places, 2)
-            if self.reaches[i] & self.reaches[j]
-        ]
-
-    def are_twins(self, first: int, second: int) -> bool:
-        """Whether one chain of operations and weights made both, of different inputs."""
-        one, two = self.lineages[first], self.lineages[second]
-        return one is not None and two is not None and one.is_twin_of(two)
-
-    def joins_twins(self) -> bool:
-        """Whether some arguments are twins."""
-        return any(self.are_twins(*pair) for pair in self.pairs())
-
-    def made_independent(self, terms: Sequence[Term]) -> tuple[Term, ...]:
-        """Terms over signals that are independent of each other; none where there are no such."""
-        return independent(terms, self._reach_of)
-
-    def _reach_of(self, moments: Moments) -> int | None:
-        """Known numbers depend on nothing."""
-        return 0 if id(moments) in self.numbers else self.visit.reach_of(moments)
-
-
-def _group(name: str, parts: Sequence[Moments], dependence: _Dependence) -> Joined | None:
+def _group(name: str, parts: Sequence[Moments], dependence: Dependence) -> Joined | None:
     """H of one group of channels; None where it is not known."""
     roots = [root_of(m)[0] for m in parts]
     if all(root is roots[0] for root in roots[1:]):
@@ -255,7 +243,7 @@ def _linear(name: str, parts: Sequence[Moments]) -> Joined:
         result = added(result, each, -1.0 if name == "Subtract" else 1.0)
     result = result.scaled(signs[0] ** 2) if name == "Average" else result.plain()
     terms = sum_of([(sign, expansion(m)) for sign, m in zip(signs, parts, strict=True)])
-    result = dataclasses.replace(result, terms=terms)
+    result = dataclasses.replace(result, terms=terms, law=of_terms(terms))
     return Joined(result, tuple(s**2 for s in signs), (1.0,) * len(parts), tuple(signs))
 
 
@@ -264,7 +252,8 @@ def _product(parts: Sequence[Moments]) -> Joined:
     for each in parts[1:]:
         result = multiplied(result, each)
         terms = product_of(terms, expansion(each))
-    return Joined(dataclasses.replace(result.plain(), terms=terms), *_of_products(parts))
+    result = dataclasses.replace(result.plain(), terms=terms, law=of_terms(terms))
+    return Joined(result, *_of_products(parts))
 
 
 _Passed = tuple[tuple[float | Array, ...], tuple[float, ...], tuple[float, ...]]
@@ -315,7 +304,7 @@ def _twins(name: str, parts: Sequence[Moments], pairs: Sequence[tuple[int, int]]
     return dataclasses.replace(joint, moments=dataclasses.replace(joint.moments, far=far, terms=()))
 
 
-def _by_terms(name: str, parts: Sequence[Moments], dependence: _Dependence) -> Joined | None:
+def _by_terms(name: str, parts: Sequence[Moments], dependence: Dependence) -> Joined | None:
     """Of signals with common parts: the sum of products that the whole is."""
     expanded = [expansion(m) for m in parts]
     if name in _LINEAR:
@@ -327,6 +316,14 @@ def _by_terms(name: str, parts: Sequence[Moments], dependence: _Dependence) -> J
         for each in expanded[1:]:
             terms = product_of(terms, each)
         passed = _of_products(parts)
+        # A factor that is made of several roots passes its gradient on to each as if to all alike.
+        given = None if _opened(terms, dependence) else factors_of(name, parts)
+        passed = (tuple(given or [math.nan] * len(parts)), *passed[1:])
+        if given is None:
+            dependence.visit.note(
+                f"{dependence.visit.operation.name}: gradients of a product of signals that depend "
+                "on each other are not known"
+            )
     elif name == "Where":
         mask, first, second = expanded
         left = sum_of([(1.0, [Term(1.0, ())]), (-1.0, mask)])
@@ -335,11 +332,32 @@ def _by_terms(name: str, parts: Sequence[Moments], dependence: _Dependence) -> J
         passed = _of_choices(parts[0], parts[1:])
     else:
         return None
-    moments = moments_of(dependence.made_independent(terms))
+    apart = dependence.made_independent(terms)
+    moments = moments_of(apart)
     if moments is None:
         dependence.reason = "its inputs depend on each other"
         return None
-    return Joined(dataclasses.replace(moments, terms=tuple(terms)), *passed)
+    law: Law | None = of_terms(apart)
+    if name == "Where" and dependence.is_placed(parts):
+        law = _law_by_place(parts)
+    moments = dataclasses.replace(moments, terms=tuple(terms), law=law)
+    return Joined(moments, *passed)
+
+
+def _law_by_place(parts: Sequence[Moments]) -> Law | None:
+    """Where a mask says which of two signals stands: each up to mean and standard deviation."""
+    mask, kinds = parts[0], []
+    shares = mask.average(mask.mean), 1 - mask.average(mask.mean)
+    for share, choice in zip(shares, parts[1:], strict=True):
+        mean, std = choice.spread
+        if share > 0 and std > 0:
+            kinds.append(Kind(share, choice, 1 / std, -mean / std))
+    return Mixed(tuple(kinds)) if kinds else None
+
+
+def _opened(terms: Sequence[Term], dependence: Dependence) -> bool:
+    """Whether signals have to be written as what they are made of."""
+    return tuple(dependence.made_independent(terms)) != tuple(terms)
 
 
 def _of_choices(mask: Moments, choices: Sequence[Moments]) -> _Passed:
@@ -349,8 +367,9 @@ def _of_choices(mask: Moments, choices: Sequence[Moments]) -> _Passed:
     slopes = [0.0]
     for choice in choices:
         root, function = root_of(choice)
-        share = min(max(mask.average(mask.mean), 0.0), 1.0)
-        factor = slope = share if sign > 0 else 1 - share
+        shares = np.clip(mask.mean, 0.0, 1.0)
+        factor: float | Array = shares if sign > 0 else 1 - shares
+        slope = mask.average(np.asarray(factor))
         own = law_of(root, function)
         if root is chosen[0] and own.squared_slope > 0:
             both = law_of(root, where_chosen(chosen[1], function, sign))
@@ -360,22 +379,3 @@ def _of_choices(mask: Moments, choices: Sequence[Moments]) -> _Passed:
         slopes.append(slope)
         sign = -sign
     return tuple(factors), (1.0,) * 3, tuple(slopes)
-
-
-def _kept_together(
-    gradient: Gradient, through: Activation, members: Sequence[Moments], output: Signal
-) -> Gradient:
-    """For a shortcut: where its own activation passes, the one behind the sum passes more often."""
-    parts = []
-    for g, moments, (_, total) in zip(gradient.parts, members, output.parts, strict=True):
-        ratio = 1.0
-        if moments.pre is not None and moments.function is not None:
-            (mean, std), (rest_mean, rest_std) = moments.spread, total.spread
-            rest = (rest_mean - mean, math.sqrt(max(rest_std**2 - std**2, 0.0)))
-            first, second = law_of(moments.pre, moments.function), law_of(total, through)
-            apart = first.squared_slope * second.squared_slope
-            if apart > 0 and rest[1] > 0 and total.pre is None:
-                root = moments.pre.spread
-                ratio = joint_squared_slope(moments.function, root, through, rest) / apart
-        parts.append(g * ratio)
-    return dataclasses.replace(gradient, parts=tuple(parts))

@@ -1,9 +1,13 @@
 """Dropout and noise, as they act in training."""
 
+import dataclasses
 import math
 from collections.abc import Callable
 
-from keras_varinit.maths.covariance import Moments
+import numpy as np
+
+from keras_varinit.maths.covariance import Moments, uniform
+from keras_varinit.maths.laws import Kind, Mixed, OfRoots
 from keras_varinit.signals.layouts import position_axes
 from keras_varinit.signals.outcome import Gradients, Outcome, Visit, only_first, unknown
 from keras_varinit.signals.registry import (
@@ -39,16 +43,27 @@ def _dropout(visit: Visit) -> Outcome:
     rank = len(visit.output_shape)
     positions = position_axes(visit.inputs[0], rank)
     if shape is None or all(shape[a] != 1 for a in range(1, rank)):
-        return _noisy(visit, lambda m: m.with_second(m.second / kept), 1 / kept)
+        return _noisy(visit, lambda m: _dropped(m, kept), 1 / kept)
     if any(shape[a] != 1 for a in positions):
         return unknown(visit, f"dropout of the noise shape {tuple(shape)} is not modelled")
     return _noisy(visit, lambda m: _dropped_whole(m, kept), 1 / kept)
 
 
+def _dropped(moments: Moments, kept: float) -> Moments:
+    after = moments.with_second(moments.second / kept)
+    return dataclasses.replace(after, law=_law(moments, kept))
+
+
+def _law(moments: Moments, kept: float) -> Mixed:
+    """Entries that are kept, and those that are 0 instead."""
+    return Mixed((Kind(kept, moments, 1 / kept), Kind(1 - kept, moments, 0.0, 0.0, 0.0)))
+
+
 def _dropped_whole(moments: Moments, kept: float) -> Moments:
     """All positions of a channel are dropped together: pairs of them grow as squares do."""
     scaled = moments.scaled(1 / kept)
-    return Moments(moments.axes, moments.mean, scaled.far, scaled.excess, moments.radius)
+    law = _law(moments, kept)
+    return Moments(moments.axes, moments.mean, scaled.far, scaled.excess, moments.radius, law=law)
 
 
 @follows_channel_axes
@@ -77,7 +92,10 @@ def _alpha_dropout(visit: Visit) -> Outcome:
         mean = kept * moments.mean + rate * _DROPPED
         second = kept * moments.second + rate * _DROPPED**2
         after = scale**2 * second + 2 * scale * shift * mean + shift**2
-        return moments.plain().scaled((scale * kept) ** 2).with_second(after)
+        result = moments.plain().scaled((scale * kept) ** 2).with_second(after)
+        gone = Kind(rate, moments, 0.0, scale * _DROPPED + shift, 0.0)
+        law = Mixed((Kind(kept, moments, scale, shift), gone))
+        return dataclasses.replace(result, mean=scale * mean + shift, law=law)
 
     return _noisy(visit, dropped, scale**2 * kept)
 
@@ -88,14 +106,28 @@ def _gaussian_dropout(visit: Visit) -> Outcome:
     """A factor of mean 1 and variance p/(1 - p) on each entry."""
     rate = float(visit.operation.rate)
     factor = 1 + rate / (1 - rate)
-    return _noisy(visit, lambda m: m.with_second(m.second * factor), factor)
+
+    def changed(moments: Moments) -> Moments:
+        after = moments.with_second(moments.second * factor)
+        noise = uniform((), 1.0, factor, 1.0)
+        law = OfRoots((moments, noise), "product", np.multiply)
+        return dataclasses.replace(after, law=law)
+
+    return _noisy(visit, changed, factor)
 
 
 @follows_channel_axes
 @signal_rule(*layer_classes("GaussianNoise"))
 def _gaussian_noise(visit: Visit) -> Outcome:
     variance = float(visit.operation.stddev) ** 2
-    return _noisy(visit, lambda m: m.with_second(m.second + variance), 1.0)
+
+    def changed(moments: Moments) -> Moments:
+        after = moments.with_second(moments.second + variance)
+        noise = uniform((), 0.0, variance, 0.0)
+        law = OfRoots((moments, noise), "sum", np.add) if moments.own_law else None
+        return dataclasses.replace(after, law=law)
+
+    return _noisy(visit, changed, 1.0)
 
 
 constant_role(

@@ -8,7 +8,9 @@ import keras
 import numpy as np
 
 from keras_varinit.keras_private import own_variable
+from keras_varinit.maths.common_factors import Common, bare_law
 from keras_varinit.maths.covariance import Moments, outer, uniform
+from keras_varinit.maths.entry_laws import NODES
 from keras_varinit.maths.windows import Array
 from keras_varinit.signals.constants import moments_of_variable
 from keras_varinit.signals.outcome import (
@@ -170,10 +172,25 @@ def position_normalization(visit: Visit) -> Outcome:
         if not keeps_mean:
             # What a channel has at all positions is part of its group's mean.
             share = 1.0 if groups == -1 else groups / signal.channels
-    variance = np.asarray(_centred(total, mean, share).second)
+    common = None if over_positions else total.common
+    # Rows of one size: the mean's square is that of a row's mean.
+    size = 1.0 if common is None else common.mean(common.values) ** -2
+    variance = np.asarray(_centred(total, mean, share, size).second)
     if over_positions:
         variance = np.full_like(variance, total.average(variance))
     factor = gamma / (np.maximum(variance, 0.0) + epsilon)
+    here, radial = 1.0, 1.0
+    if not over_positions:
+        typical = total.average(np.maximum(variance, 0.0))
+        given = Common(np.ones_like(NODES)) if common is None else common
+        ratio, here, radial = given.normalized(typical, epsilon)
+        factor = factor * ratio
+        if math.isnan(here):
+            visit.note(
+                f"{layer.name}: the mean of the inverse squares of a factor in front of it, and so "
+                "of the gradients' squares, does not exist"
+            )
+
     back = 1.0 if over_positions else _inverse_of_few(signal.channels, keeps_mean=keeps_mean)
     if math.isnan(back):
         visit.note(
@@ -184,7 +201,7 @@ def position_normalization(visit: Visit) -> Outcome:
     def normalized(moments: Moments) -> Moments:
         if not math.isfinite(moments.second_moment):
             return _renewed(visit, moments, gamma, beta, keeps_mean=keeps_mean)
-        return _centred(moments, mean, share).scaled(factor).shifted(beta)
+        return _centred(moments, mean, share, size).scaled(factor).shifted(beta)
 
     output = signal.each(normalized)
 
@@ -196,7 +213,9 @@ def position_normalization(visit: Visit) -> Outcome:
         kept = 1 - share * _in_common(gradient, signal) if share else 1.0
         parts = tuple(g * factor * back * kept for g in gradient.parts)
         left = (1 - share) / kept if kept > 0 else 0.0
-        return only_first(gradient.less_coherent(left, left).with_parts(parts), len(visit.inputs))
+        passed = gradient.less_coherent(left, left).with_parts(parts)
+        passed = dataclasses.replace(passed, here=here, radial=radial)
+        return only_first(passed, len(visit.inputs))
 
     return Outcome((output,), pullback)
 
@@ -211,19 +230,20 @@ def _in_common(gradient: Gradient, signal: Signal) -> float:
     return gradient.coherence + (1 - gradient.coherence) * near
 
 
-def _centred(moments: Moments, mean: Array, share: float) -> Moments:
+def _centred(moments: Moments, mean: Array, share: float, size: float = 1.0) -> Moments:
     """Each entry less a mean over channels, and less `share` of what its channel has beyond that.
 
     Cross terms with the entry's own mean stay.
     """
     left = moments.mean - mean
-    deviation = moments.far - outer(moments.mean)
+    deviation = moments.far - size * outer(moments.mean)
     if share > 0:
         nothing = np.zeros_like(left)
         own = Moments(moments.axes, nothing, deviation, moments.excess, moments.radius)
         deviation = deviation - share * (deviation - own.without_average().far)
     far = deviation + outer(left)
-    return Moments(moments.axes, left, far, moments.excess, moments.radius)
+    law = moments.own_law if moments.common is None else bare_law(moments)
+    return Moments(moments.axes, left, far, moments.excess, moments.radius, law=law)
 
 
 def _inverse_of_few(channels: int, *, keeps_mean: bool) -> float:

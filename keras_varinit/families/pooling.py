@@ -1,28 +1,37 @@
 """Pooling: maxima and averages over windows, adaptive windows, and whole maps."""
 
 import dataclasses
-import functools
 import math
 from collections.abc import Sequence
 
 import keras
 import numpy as np
 
-from keras_varinit.maths.activated import IDENTITY, floored, law_of, max_pooled
-from keras_varinit.maths.borders import padding_windows
-from keras_varinit.maths.covariance import Border, Moments, position_weights, uniform
-from keras_varinit.maths.fans import padding_and_outputs
-from keras_varinit.maths.hermite import maximum_over_positions
+from keras_varinit.families.pooling_windows import (
+    adaptive_windows,
+    as_the_backend_pads,
+    in_border,
+    pool_windows,
+    without_border,
+)
+from keras_varinit.maths.activated import (
+    IDENTITY,
+    floored,
+    law_of,
+    max_pooled,
+    moments_of_kind,
+    winning,
+)
+from keras_varinit.maths.algebra import combined
+from keras_varinit.maths.covariance import Moments, far_matrix, position_weights, uniform
+from keras_varinit.maths.laws import Kind, kinds_of
+from keras_varinit.maths.maxima import maximum_over_positions
+from keras_varinit.maths.mean_laws import ratio_of, with_mean_law
 from keras_varinit.maths.overlaps import contested, overlaps, wins_both
 from keras_varinit.maths.windows import (
     AnyWindow,
     Array,
-    Axes,
-    Axis,
-    Linear,
     Window,
-    apply,
-    axis_map,
     number_of_positions,
 )
 from keras_varinit.signals.axis_maps import along_axes
@@ -122,49 +131,11 @@ def _pooled_signal(visit: Visit) -> Signal:
     return in_layout(visit, channel_axis_of(visit.operation, 1 if first else -1))
 
 
-def _pool_windows(visit: Visit, source: Axes, target: Axes) -> list[Window]:
-    operation, rank = visit.operation, len(source)
-    sizes = per_dimension(operation.pool_size, rank)
-    strides = per_dimension(operation.strides or operation.pool_size, rank)
-    found = []
-    for axis in range(rank):
-        size = source[axis].size or 10**6
-        low, _ = padding_and_outputs(size, sizes[axis], strides[axis], 1, operation.padding)
-        found.append(Window("pool", sizes[axis], strides[axis], 1, low, source[axis], target[axis]))
-    return found
-
-
-def _without_border(windows: Sequence[Window], border: Border) -> list[Window]:
-    """The same windows on the map inside the border."""
-    return [
-        dataclasses.replace(window, low=window.low + low, inputs=axis)
-        for window, (low, _), axis in zip(windows, border.pads, border.source.axes, strict=True)
-    ]
-
-
-def _adaptive_windows(source: Axes, target: Axes) -> list[Linear] | None:
-    """None where a size is unknown, and where Keras records another rank than it computes."""
-    if len(source) != len(target) or any(a.size is None for a in (*source, *target)):
-        return None
-    return [_adaptive_window(a, b) for a, b in zip(source, target, strict=True)]
-
-
-@functools.lru_cache(maxsize=256)
-def _adaptive_window(source: Axis, target: Axis) -> Linear:
-    """Output i is the mean of the entries from ⌊i·n/m⌋ to ⌈(i+1)·n/m⌉."""
-    n, m = source.size or 1, target.size or 1
-    matrix = np.zeros((m, n))
-    for i in range(m):
-        first, last = i * n // m, -(-(i + 1) * n // m)
-        matrix[i, first:last] = 1 / (last - first)
-    return Linear.of(matrix, source, target)
-
-
 @signal_rule(*layer_classes("MaxPooling1D", "MaxPooling2D", "MaxPooling3D"), "MaxPool")
 def _max_pooling(visit: Visit) -> Outcome:
     signal = _pooled_signal(visit)
     target, _ = layout(visit.output_shape, signal.channel_axis)
-    return _maxima(visit, signal, _pool_windows(visit, signal.axes, target))
+    return _maxima(visit, signal, pool_windows(visit, signal.axes, target))
 
 
 @signal_rule(
@@ -174,7 +145,7 @@ def _max_pooling(visit: Visit) -> Outcome:
 def _adaptive_max_pooling(visit: Visit) -> Outcome:
     signal = _pooled_signal(visit)
     target, _ = layout(visit.output_shape, signal.channel_axis)
-    windows = _adaptive_windows(signal.axes, target)
+    windows = adaptive_windows(signal.axes, target)
     if windows is None:
         return not_modelled(visit, "adaptive pooling of a map of unknown size")
     if any(m.border is not None for _, m in signal.parts):
@@ -188,10 +159,11 @@ def _maxima(visit: Visit, signal: Signal, windows: Sequence[AnyWindow]) -> Outco
         return unknown(visit)
     if any(m.border and m.border.source.border for _, m in signal.parts):
         return not_modelled(visit, "a maximum over padding with different numbers")
-    backs: dict[int, _Winners] = {}
+    backs: dict[int, _Winners | _OfKinds] = {}
 
     def pooled(moments: Moments) -> Moments:
-        back = _Winners(moments, windows)
+        kinds = kinds_of(moments)
+        back = _OfKinds(moments, kinds, windows) if kinds else _Winners(moments, windows)
         backs[id(moments)] = back
         return back.maximum
 
@@ -206,7 +178,11 @@ def _maxima(visit: Visit, signal: Signal, windows: Sequence[AnyWindow]) -> Outco
             for (_, m), g in zip(signal.parts, gradient.parts, strict=True)
         ]
         kept = backs[id(signal.parts[0][1])].kept(gradient.adjacent)
-        return (gradient.less_coherent(*kept).with_parts(tuple(parts)),)
+        back = gradient.less_coherent(*kept).with_parts(tuple(parts))
+        moments = signal.merged
+        size = math.prod(w.taps for w in windows)
+        through = winning(moments, max(moments.adjacent_correlation, 0.0), size)
+        return (dataclasses.replace(back, through=through),)
 
     return Outcome((output,), pullback)
 
@@ -220,7 +196,7 @@ class _Winners:
         if self.border is not None:
             self.source = self.border.source
             kept = [w for w in windows if isinstance(w, Window)]
-            self.windows = tuple(_without_border(kept, self.border))
+            self.windows = tuple(without_border(kept, self.border))
         self.maximum, passed, self.size = max_pooled(self.source, self.windows, self.border)
         before = law_of(self.source.pre or self.source, self.source.function or IDENTITY)
         slope = before.squared_slope
@@ -244,15 +220,29 @@ class _Winners:
         both = adjacent * wins_both(self.windows, self.size)
         weights = position_weights(self.maximum.axes)
         inner = summed_back(self.windows, self.source, given)
-        return _in_border(inner + both * float((weights * given).sum()), self.border)
+        return in_border(inner + both * float((weights * given).sum()), self.border)
 
 
-def _in_border(inner: Array, border: Border | None) -> Array:
-    """A gradient inside a border, on the positions of the map with it."""
-    if border is None:
-        return inner
-    windows = padding_windows(border.source.axes, border.pads)
-    return apply([axis_map(w, 0).means for w in windows], inner)
+class _OfKinds:
+    """The same where channels are of several kinds, each of which has maxima of its own."""
+
+    def __init__(
+        self, moments: Moments, kinds: Sequence[Kind], windows: Sequence[AnyWindow]
+    ) -> None:
+        self.kinds, self.source = kinds, moments
+        self.winners = [_Winners(moments_of_kind(kind), windows) for kind in kinds]
+        parts, shares = [w.maximum for w in self.winners], [k.share for k in kinds]
+        self.maximum = combined(parts, shares)
+
+    def kept(self, adjacent: float) -> tuple[float, float]:
+        """As for one kind."""
+        return self.winners[0].kept(adjacent)
+
+    def back(self, gradient: Array, adjacent: float) -> Array:
+        """E g² at the entries, weighed by what they go on to count."""
+        weights = np.array([kind.share * kind.factor for kind in self.kinds])
+        found = [w.back(gradient, adjacent) for w in self.winners]
+        return np.asarray(np.tensordot(weights / weights.sum(), np.stack(found), axes=1))
 
 
 @signal_rule(*layer_classes("AveragePooling1D", "AveragePooling2D", "AveragePooling3D"))
@@ -260,30 +250,8 @@ def _in_border(inner: Array, border: Border | None) -> Array:
 def _average_pooling(visit: Visit) -> Outcome:
     signal = _pooled_signal(visit)
     target, _ = layout(visit.output_shape, signal.channel_axis)
-    windows = _pool_windows(visit, signal.axes, target)
-    return along_axes(visit, signal, _as_the_backend_pads(windows))
-
-
-def _as_the_backend_pads(windows: Sequence[Window]) -> Sequence[AnyWindow]:
-    """PyTorch repeats the border where zeros on both sides would differ in number."""
-    known = [w for w in windows if w.inputs.size is not None and w.outputs.size is not None]
-    uneven = any(_zeros_behind(window) > window.low for window in known)
-    if keras.backend.backend() != "torch" or not uneven or len(known) < len(windows):
-        return windows
-    return [_repeating_the_border(window) for window in windows]
-
-
-def _zeros_behind(window: Window) -> int:
-    outputs, inputs = window.outputs.size or 1, window.inputs.size or 1
-    return max((outputs - 1) * window.stride + window.taps - inputs - window.low, 0)
-
-
-def _repeating_the_border(window: Window) -> Linear:
-    outputs, inputs = np.arange(window.outputs.size or 1), window.inputs.size or 1
-    matrix = np.zeros((len(outputs), inputs))
-    for places in np.clip(window.reads(outputs), 0, inputs - 1):
-        matrix[outputs, places] += 1 / window.taps
-    return Linear.of(matrix, window.inputs, window.outputs)
+    windows = pool_windows(visit, signal.axes, target)
+    return along_axes(visit, signal, as_the_backend_pads(windows))
 
 
 @signal_rule(
@@ -295,7 +263,7 @@ def _repeating_the_border(window: Window) -> Linear:
 def _adaptive_average_pooling(visit: Visit) -> Outcome:
     signal = _pooled_signal(visit)
     target, _ = layout(visit.output_shape, signal.channel_axis)
-    windows = _adaptive_windows(signal.axes, target)
+    windows = adaptive_windows(signal.axes, target)
     if windows is None:
         return not_modelled(visit, "adaptive pooling of a map of unknown size")
     return along_axes(visit, signal, windows)
@@ -335,7 +303,8 @@ def global_average(visit: Visit) -> Outcome:
     def averaged(moments: Moments) -> Moments:
         beyond = moments.excess.sum(axis=tuple(range(0, 2 * rank, 2)))
         second = moments.pair_moment + moments.average(beyond) / count
-        return uniform(target, moments.average(moments.mean), second, moments.pair_moment)
+        mean = uniform(target, moments.average(moments.mean), second, moments.pair_moment)
+        return with_mean_law(mean, moments, count)
 
     output = whole.each(averaged)
 
@@ -344,12 +313,27 @@ def global_average(visit: Visit) -> Outcome:
         if gradient is None:
             return only_first(None, len(visit.inputs))
         parts = tuple(
-            np.full_like(m.mean, float(np.mean(g)) / count**2)
-            for (_, m), g in zip(whole.parts, gradient.parts, strict=True)
+            np.full_like(m.mean, float(np.mean(g)) * ratio_of(o, gradient.through) / count**2)
+            for (_, m), (_, o), g in zip(whole.parts, output.parts, gradient.parts, strict=True)
         )
         return only_first(Gradient(parts, 1.0), len(visit.inputs))
 
     return Outcome((output,), pullback)
+
+
+def common_parts(moments: Moments) -> Array:
+    """What the strongest common parts, of variance 1, add to each class: (parts, classes)."""
+    weights = np.sqrt(position_weights(moments.axes)).ravel()
+    mean = moments.mean.ravel()
+    covariance = (far_matrix(moments.far) - np.outer(mean, mean)) * np.outer(weights, weights)
+    # Equal ones, as those of a cube's axes, are told apart in the same way on every machine.
+    ramp = np.linspace(0.0, 1.0, len(mean)) ** 2
+    values, vectors = np.linalg.eigh(covariance + 1e-8 * np.trace(covariance) * np.diag(ramp))
+    parts = np.flatnonzero(values > 0.01 * values[-1])[-3:]
+    found = (vectors[:, parts] * np.sqrt(np.maximum(values[parts], 0.0))).T / weights
+    variance = moments.variance.ravel()
+    total = np.maximum(np.sum(found**2, axis=0), 1e-300)
+    return np.asarray(found[::-1] * np.sqrt(np.minimum(variance / total, 1.0)))
 
 
 @signal_rule(*layer_classes("GlobalMaxPooling1D", "GlobalMaxPooling2D", "GlobalMaxPooling3D"))
@@ -365,6 +349,14 @@ def global_max(visit: Visit) -> Outcome:
     shares: dict[int, Array] = {}
 
     def pooled(moments: Moments) -> Moments:
+        kinds = kinds_of(moments)
+        if kinds:
+            members = [moments_of_kind(kind) for kind in kinds]
+            found = combined([pooled(m) for m in members], [kind.share for kind in kinds])
+            weights = np.array([kind.share * kind.factor for kind in kinds])
+            own = np.stack([shares[id(m)] for m in members])
+            shares[id(moments)] = np.tensordot(weights / weights.sum(), own, axes=1)
+            return found
         border = moments.border
         source = moments if border is None else border.source
         root, function = source.pre or source, source.function or IDENTITY
@@ -374,11 +366,12 @@ def global_max(visit: Visit) -> Outcome:
             function if border is None else floored(function, border.value),
             root.mean.ravel(),
             np.sqrt(root.variance).ravel(),
-            root.loadings,
+            common_parts(root),
             (count * position_weights(root.axes)).ravel(),
+            root.shape,
         )
         share = passed / slope / count if slope > 0 else 0.0
-        shares[id(moments)] = _in_border(np.full_like(source.mean, share), border)
+        shares[id(moments)] = in_border(np.full_like(source.mean, share), border)
         # The common part is the same in every example.
         return uniform(target, first, second, min(pair, second))
 
@@ -392,6 +385,9 @@ def global_max(visit: Visit) -> Outcome:
             float(np.mean(g)) * shares[id(m)]
             for (_, m), g in zip(whole.parts, gradient.parts, strict=True)
         )
-        return only_first(Gradient(parts, 0.0), len(visit.inputs))
+        moments = whole.merged
+        count = number_of_positions(moments.axes)
+        through = winning(moments, max(moments.correlation, 0.0), count)
+        return only_first(Gradient(parts, 0.0, through=through), len(visit.inputs))
 
     return Outcome((output,), pullback)

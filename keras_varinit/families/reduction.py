@@ -14,9 +14,11 @@ import numpy as np
 from keras_varinit.families.activations import after_activation
 from keras_varinit.families.pooling import global_max
 from keras_varinit.keras_private import Shape
-from keras_varinit.maths.activated import IDENTITY, activated, law_of
+from keras_varinit.maths.activated import IDENTITY, activated, law_of, winning
 from keras_varinit.maths.covariance import Moments, near_pairs, outer
-from keras_varinit.maths.hermite import maximum_law
+from keras_varinit.maths.entry_laws import at
+from keras_varinit.maths.maxima import maximum_law
+from keras_varinit.maths.mean_laws import ratio_of, with_mean_law
 from keras_varinit.maths.quadrature import Activation
 from keras_varinit.maths.windows import axes_of
 from keras_varinit.signals.layouts import (
@@ -83,11 +85,15 @@ def linear_reduction(visit: Visit, axes: Sequence[int], *, mean: bool) -> Outcom
     sizes = [shape[a] for a in axes]
     if None in sizes and not mean:
         return unknown(visit, "it sums over an unknown number of entries")
+    if set(axes) & set(channels) and source.merged.common is not None:
+        return unknown(visit, "a factor that all its channels share does not average out")
     if len(axes) == rank - 1 and not visit.operation.keepdims:
         return unknown(visit, "it leaves no channels")
     count = math.prod(math.inf if n is None else n for n in sizes)
     if not set(axes) & set(channels):
-        averaged = source.each(lambda m: _over_positions(m, source, rank, axes))
+        averaged = source.each(
+            lambda m: with_mean_law(_over_positions(m, source, rank, axes), m, count)
+        )
     else:
         merged = _over_positions(source.merged, source, rank, axes)
         over = math.prod(shape[a] or 1 for a in axes if a in channels)
@@ -102,7 +108,8 @@ def linear_reduction(visit: Visit, axes: Sequence[int], *, mean: bool) -> Outcom
         gradient = gradients[0]
         if gradient is None:
             return only_first(None, len(visit.inputs))
-        back = fitting(gradient, output, source).scaled(factor)
+        ratio = ratio_of(output.parts[0][1], gradient.through)
+        back = fitting(gradient, output, source).scaled(factor * ratio)
         over_positions = any(a not in channels and shape[a] != 1 for a in axes)
         # All positions that were summed have one gradient.
         coherence = 1.0 if over_positions and len(axes) >= len(source.axes) else back.coherence
@@ -149,7 +156,8 @@ def is_nonnegative(moments: Moments) -> bool:
     if moments.pre is None or moments.function is None:
         return False
     mean, std = moments.pre.spread
-    values = moments.function.function(mean + std * np.linspace(-8.0, 8.0, 161))
+    places = at(moments.pre.shape, np.linspace(-8.0, 8.0, 161))
+    values = moments.function.function(mean + std * places)
     return bool(np.all(values >= 0))
 
 
@@ -254,7 +262,7 @@ def _extreme_of_channels(visit: Visit, axes: Sequence[int], sign: float) -> Outc
         return unknown(visit, "channels of several kinds are not modelled")
     root, function = moments.pre or moments, moments.function or IDENTITY
     mean, std = root.spread
-    law = maximum_law(function, ((mean, std, float(count)),), 0.0)
+    law = maximum_law(function, ((mean, std, float(count)),), 0.0, root.shape)
     own = law_of(root, function)
     scale = np.sqrt(moments.second / own.second) if own.second > 0 else np.zeros_like(moments.mean)
     # Two positions share their maximum as far as their channels are correlated.
@@ -280,6 +288,7 @@ def _extreme_of_channels(visit: Visit, axes: Sequence[int], sign: float) -> Outc
         gradient = gradients[0]
         if gradient is None:
             return (None,)
-        return (fitting(gradient, output, signal).scaled(share / count),)
+        back = fitting(gradient, output, signal).scaled(share / count)
+        return (dataclasses.replace(back, through=winning(moments, 0.0, count)),)
 
     return chained(first, Outcome((output,), pullback), _mirrored(output, sign))

@@ -14,7 +14,13 @@ from keras_varinit.maths.algebra import added, multiplied
 from keras_varinit.maths.covariance import Moments
 from keras_varinit.maths.quadrature import Activation
 from keras_varinit.maths.windows import Array
-from keras_varinit.signals.constants import constant_signal, operands, single_value, values_of
+from keras_varinit.signals.constants import (
+    constant_signal,
+    law_with_numbers,
+    operands,
+    single_value,
+    values_of,
+)
 from keras_varinit.signals.layouts import fitting, on_axes
 from keras_varinit.signals.outcome import Gradients, Outcome, Signal, Visit, unknown
 from keras_varinit.signals.registry import (
@@ -85,7 +91,7 @@ def with_numbers(
     if "Divide" in name:
         if not signal_first:
             return unknown(visit, "it divides numbers that differ by a signal")
-        name, values = "Multiply", 1 / values
+        name, values = "Multiply", 1 / np.asarray(values)
     return _affine(visit, index, name, values, signal_first)
 
 
@@ -120,11 +126,16 @@ def _affine(visit: Visit, index: int, name: str, values: Array, signal_first: bo
 
     def combined(moments: Moments) -> Moments:
         moments = on_axes(moments, numbers.axes)
+        kind, given = name, values
         if name == "Multiply":
-            return multiplied(moments, numbers)
-        if name == "Subtract":
-            return added(moments, numbers, -1.0) if signal_first else added(numbers, moments, -1.0)
-        return added(moments, numbers)
+            result = multiplied(moments, numbers)
+        elif name == "Subtract" and not signal_first:
+            result, kind = added(numbers, moments, -1.0), "Reversed"
+        else:
+            result = added(moments, numbers, -1.0 if name == "Subtract" else 1.0)
+            kind, given = "Add", -values if name == "Subtract" else values
+        law = law_with_numbers(moments, result, given, len(shape), signal, kind)
+        return dataclasses.replace(result, law=law)
 
     output = signal.each(combined)
     factor = numbers.second if name == "Multiply" else np.ones_like(numbers.mean)

@@ -15,7 +15,10 @@ from keras_varinit.maths.covariance import (
     own_classes,
     uniform,
 )
-from keras_varinit.maths.hermite import MaximumLaw, PointLaw, is_homogeneous, maximum_law, point_law
+from keras_varinit.maths.entry_laws import Shape
+from keras_varinit.maths.hermite import PointLaw, is_homogeneous, point_law
+from keras_varinit.maths.laws import Kind
+from keras_varinit.maths.maxima import MaximumLaw, maximum_law, steep_where_it_wins
 from keras_varinit.maths.quadrature import Activation
 from keras_varinit.maths.scatter import added_by
 from keras_varinit.maths.windows import AnyWindow, Array, apply
@@ -58,6 +61,15 @@ def activated(moments: Moments, activation: Activation) -> Moments:
     )
 
 
+def moments_of_kind(kind: Kind) -> Moments:
+    """The entries of one kind."""
+    if (kind.scale, kind.shift) == (1.0, 0.0):
+        return kind.source
+    scale, shift = kind.scale, kind.shift
+    line = Activation("affine", lambda s: scale * s + shift, ("affine", scale, shift))
+    return activated(kind.source, line)
+
+
 def composed(first: Activation, second: Activation) -> Activation:
     """second(first(u)) as one function."""
     if first.name == "linear":
@@ -72,7 +84,8 @@ def composed(first: Activation, second: Activation) -> Activation:
 def law_of(moments: Moments, activation: Activation, times: float = 1.0) -> PointLaw:
     """The law of f(u) at a typical position, or of f(times·u)."""
     mean, std = (times * value for value in moments.spread)
-    return point_law(activation, _rounded(mean), _rounded(std), float(f"{moments.skewness:.6f}"))
+    skewness = 0.0 if moments.shape else float(f"{moments.skewness:.6f}")
+    return point_law(activation, _rounded(mean), _rounded(std), skewness, moments.shape)
 
 
 def _by_position(moments: Moments, activation: Activation, law: PointLaw) -> tuple[Array, Array]:
@@ -85,24 +98,44 @@ def _by_position(moments: Moments, activation: Activation, law: PointLaw) -> tup
     if std == 0 or not math.isfinite(std):
         return np.full_like(spreads, law.first), np.full_like(spreads, law.second)
     if np.max(np.abs(moments.mean - mean * spreads / std)) > 0.02 * std:
-        return _by_pairs(moments.mean, spreads, activation, law.skewness)
+        return _by_pairs(moments.mean, spreads, activation, law)
     if np.ptp(spreads) <= 1e-9 * std:
         return np.full_like(spreads, law.first), np.full_like(spreads, law.second)
     if is_homogeneous(activation):
         return law.first * spreads / std, law.second * (spreads / std) ** 2
     grid = np.linspace(spreads.min(), spreads.max(), 7)
-    skewness = law.skewness
-    laws = [point_law(activation, _rounded(mean * s / std), _rounded(s), skewness) for s in grid]
+    kind = law.skewness, law.shape
+    laws = [point_law(activation, _rounded(mean * s / std), _rounded(s), *kind) for s in grid]
     first = np.interp(spreads, grid, [each.first for each in laws])
     return first, np.interp(spreads, grid, [each.second for each in laws])
 
 
+def squared_slopes(moments: Moments, activation: Activation, law: PointLaw) -> Array:
+    """E f'(u_p)² by class of position, as `_by_position` does for the values."""
+    mean, std = moments.spread
+    spreads = np.sqrt(moments.variance)
+    if std == 0 or not math.isfinite(std) or is_homogeneous(activation):
+        return np.full_like(spreads, law.squared_slope)
+    kind = law.skewness, law.shape
+    if np.max(np.abs(moments.mean - mean * spreads / std)) > 0.02 * std:
+        both = zip(moments.mean.ravel().tolist(), spreads.ravel().tolist(), strict=True)
+        pairs = [(float(f"{m:.4g}"), float(f"{s:.4g}")) for m, s in both]
+        squares = {p: point_law(activation, *p, *kind).squared_slope for p in set(pairs)}
+        return np.array([squares[p] for p in pairs]).reshape(spreads.shape)
+    if np.ptp(spreads) <= 1e-9 * std:
+        return np.full_like(spreads, law.squared_slope)
+    grid = np.linspace(spreads.min(), spreads.max(), 7)
+    laws = [point_law(activation, _rounded(mean * s / std), _rounded(s), *kind) for s in grid]
+    return np.interp(spreads, grid, [each.squared_slope for each in laws])
+
+
 def _by_pairs(
-    means: Array, spreads: Array, activation: Activation, skewness: float
+    means: Array, spreads: Array, activation: Activation, typical: PointLaw
 ) -> tuple[Array, Array]:
     both = zip(means.ravel().tolist(), spreads.ravel().tolist(), strict=True)
     pairs = [(float(f"{mean:.4g}"), float(f"{std:.4g}")) for mean, std in both]
-    laws = {pair: point_law(activation, *pair, skewness) for pair in set(pairs)}
+    kind = typical.skewness, typical.shape
+    laws = {pair: point_law(activation, *pair, *kind) for pair in set(pairs)}
     first = np.array([laws[pair].first for pair in pairs])
     second = np.array([laws[pair].second for pair in pairs])
     return first.reshape(means.shape), second.reshape(means.shape)
@@ -130,7 +163,8 @@ def max_pooled(
     rho = _within(means, sizes, variance, kinds.mean_std)
     size, typical_rho = means.average(sizes), means.average(rho)
     mean, std = means.average(means.mean), math.sqrt(means.average(variance))
-    typical = _maximum(function, mean, std, typical_rho, size)
+    shape = root.shape
+    typical = _maximum(function, mean, std, typical_rho, size, shape)
 
     first, second, passed = (np.empty_like(sizes) for _ in range(3))
     at_border = np.zeros_like(sizes) if border is None else share_at_border(windows, border.pads)
@@ -148,7 +182,7 @@ def max_pooled(
             factor = 1.0
             if is_homogeneous(f) and std > 0:
                 factor = math.sqrt(variance[index]) / std or 1.0
-            law = maximum_law(f, kinds.of(index, factor), float(f"{rho[index]:.6f}"))
+            law = maximum_law(f, kinds.of(index, factor), float(f"{rho[index]:.6f}"), shape)
             total += share * np.array(
                 [law.first * factor, law.second * factor**2, law.squared_slope]
             )
@@ -176,6 +210,15 @@ def max_pooled(
     return result, passed, size
 
 
+def winning(moments: Moments, correlation: float, size: float) -> Activation | None:
+    """What a maximum over `size` entries is to what is in front of them; see `maxima`."""
+    if moments.pre is not None or moments.border is not None or not moments.is_known():
+        return None
+    mean, std = moments.spread
+    law = _maximum(IDENTITY, mean, std, correlation, size, moments.shape)
+    return steep_where_it_wins(law)
+
+
 def floored(function: Activation, value: float) -> Activation:
     """max(value, f)."""
     return Activation(
@@ -185,9 +228,11 @@ def floored(function: Activation, value: float) -> Activation:
     )
 
 
-def _maximum(function: Activation, mean: float, std: float, rho: float, size: float) -> MaximumLaw:
+def _maximum(
+    function: Activation, mean: float, std: float, rho: float, size: float, shape: Shape | None
+) -> MaximumLaw:
     entries = ((_rounded(mean), _rounded(std), _rounded(size)),)
-    return maximum_law(function, entries, float(f"{rho:.6f}"))
+    return maximum_law(function, entries, float(f"{rho:.6f}"), shape)
 
 
 class _Kinds:

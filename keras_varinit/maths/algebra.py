@@ -1,8 +1,12 @@
-"""Sums and products of signals made by different weights."""
+"""Sums, products and averages of the moments of several signals."""
+
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
 from keras_varinit.maths.covariance import Moments, columns, near_pairs, rows, widen
+from keras_varinit.maths.laws import Kind, Mixed
+from keras_varinit.maths.windows import Array
 
 
 def added(first: Moments, second: Moments, sign: float = 1.0) -> Moments:
@@ -31,3 +35,21 @@ def multiplied(first: Moments, second: Moments) -> Moments:
         near - near_first * near_second,
         radius,
     )
+
+
+def combined(parts: Sequence[Moments], weights: Sequence[float]) -> Moments:
+    """Averages over groups of channels."""
+    if len(parts) == 1:
+        return parts[0]
+    total = sum(weights)
+    radius = tuple(max(r) for r in zip(*(p.radius for p in parts), strict=True))
+    widened = [widen(p, radius) for p in parts]
+
+    def mix(field: Callable[[Moments], Array]) -> Array:
+        return np.asarray(sum(w / total * field(p) for w, p in zip(weights, widened, strict=True)))
+
+    kinds = tuple(Kind(w / total, p) for w, p in zip(weights, parts, strict=True))
+    law = Mixed(kinds, by_channel=True)
+    common = parts[0].common if all(p.common is parts[0].common for p in parts) else None
+    mean, far, excess = mix(lambda p: p.mean), mix(lambda p: p.far), mix(lambda p: p.excess)
+    return Moments(parts[0].axes, mean, far, excess, radius, law=law, common=common)

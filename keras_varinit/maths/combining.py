@@ -9,7 +9,9 @@ import numpy as np
 
 from keras_varinit.maths.activated import IDENTITY, activated, law_of
 from keras_varinit.maths.covariance import Moments, near_pairs, outer, own_classes, widen
+from keras_varinit.maths.hermite import correlations_behind
 from keras_varinit.maths.joint_moments import Combination, JointLaw, Root, joint_law, joint_point
+from keras_varinit.maths.laws import OfRoots
 from keras_varinit.maths.quadrature import Activation, normal_density
 from keras_varinit.maths.windows import Array
 
@@ -81,13 +83,14 @@ class Joined:
 
     `factors`: E (∂h)² with respect to each, once or by class of position; `kept`: the share of a
     gradient's coherence that it leaves; `slopes`: E ∂h, 0 where gradients of the signals are not to
-    be told apart.
+    be told apart. `function`: h, where all are one signal.
     """
 
     moments: Moments
     factors: tuple[float | Array, ...]
     kept: tuple[float, ...]
     slopes: tuple[float, ...]
+    function: Activation | None = None
 
 
 def root_of(moments: Moments) -> tuple[Moments, Activation]:
@@ -117,7 +120,8 @@ def of_one_root(name: str, parts: Sequence[Moments]) -> Joined:
     for share, function in zip(shares, functions, strict=True):
         own = law_of(root, function).squared_slope
         factors.append(share * total / own if own > 0 else 0.0)
-    return Joined(moments, tuple(factors), (1.0,) * len(parts), (0.0,) * len(parts))
+    same = joint if all(f.name == "linear" for f in functions) else None
+    return Joined(moments, tuple(factors), (1.0,) * len(parts), (0.0,) * len(parts), same)
 
 
 def _shares(name: str, functions: Sequence[Activation], mean: float, std: float) -> list[float]:
@@ -143,17 +147,25 @@ def of_two(name: str, first: Moments, second: Moments, *, twins: bool = False) -
     combination = Combination(name, FUNCTIONS[name])
     pairs = [root_of(first), root_of(second)]
     common = min(max(pairs[0][0].correlation, 0.0), 0.999) if twins else 0.0
+    if common and pairs[0][0].shape is not None:
+        return None
     roots = [_as_root(m, function) for m, function in pairs]
     law = joint_law(combination, roots[0], roots[1], float(f"{common:.6f}"))
     if not math.isfinite(law.second):
         return None
     moments = _spread_out(combination, law, [m for m, _ in pairs], roots, common)
+    if not twins:
+        moments = dataclasses.replace(moments, law=_law_of_two(name, pairs))
     factors, kept = [], []
     for number, (root, function) in enumerate(pairs):
         own = law_of(root, function)
         slope = law.slopes[number]
         factors.append(slope / own.squared_slope if own.squared_slope > 0 else 0.0)
-        alike = [max(m.correlation - common, 0.0) / (1 - common) for m, _ in pairs]
+        alike = [
+            float(correlations_behind(m.shape, np.array(max(m.correlation - common, 0.0))))
+            / (1 - common)
+            for m, _ in pairs
+        ]
         before = own.slope_product(root.correlation)
         after = law.slope_product(number, alike[0], alike[1])
         share = after * own.squared_slope / (slope * before) if slope * before > 0 else 0.0
@@ -161,10 +173,21 @@ def of_two(name: str, first: Moments, second: Moments, *, twins: bool = False) -
     return Joined(moments, tuple(factors), tuple(kept), (0.0, 0.0))
 
 
+def _law_of_two(name: str, pairs: Sequence[tuple[Moments, Activation]]) -> OfRoots:
+    functions = [function for _, function in pairs]
+
+    def function(*values: Array) -> Array:
+        arguments = [f.function(v) for f, v in zip(functions, values, strict=True)]
+        return np.asarray(FUNCTIONS[name](*arguments), np.float64)
+
+    return OfRoots(tuple(root for root, _ in pairs), (name, *functions), function)
+
+
 def _as_root(moments: Moments, function: Activation) -> Root:
     mean, std = moments.spread
-    skewness = float(f"{moments.skewness:.4f}")
-    return Root(function, float(f"{mean:.6g}"), float(f"{std:.6g}"), skewness)
+    shape = moments.shape
+    skewness = 0.0 if shape else float(f"{moments.skewness:.4f}")
+    return Root(function, float(f"{mean:.6g}"), float(f"{std:.6g}"), skewness, shape)
 
 
 def _spread_out(
@@ -191,14 +214,16 @@ def _spread_out(
 
 def _far_correlation(moments: Moments, common: float) -> Array:
     covariance = moments.far - outer(moments.mean)
-    return _beyond(covariance, outer(np.sqrt(moments.variance)), common)
+    found = _beyond(covariance, outer(np.sqrt(moments.variance)), common)
+    return correlations_behind(moments.shape, found)
 
 
 def _near_correlation(moments: Moments, common: float) -> Array:
     own, (far, others, _) = own_classes(moments), near_pairs(moments)
     mean, std = moments.mean.ravel(), np.sqrt(moments.variance).ravel()
     covariance = far + moments.excess - mean[own] * mean[others]
-    return _beyond(covariance, std[own] * std[others], common)
+    found = _beyond(covariance, std[own] * std[others], common)
+    return correlations_behind(moments.shape, found)
 
 
 def _beyond(covariance: Array, scale: Array, common: float) -> Array:
@@ -225,7 +250,10 @@ def _by_position(
     rows = []
     for row in map(tuple, rounded.tolist()):
         if row not in found:
-            here = [Root(root.function, row[2 * n], row[2 * n + 1]) for n, root in enumerate(roots)]
+            here = [
+                dataclasses.replace(root, mean=row[2 * n], std=row[2 * n + 1], skewness=0.0)
+                for n, root in enumerate(roots)
+            ]
             found[row] = joint_point(combination, *here)
         rows.append(found[row])
     values = np.array(rows)

@@ -14,12 +14,14 @@ Moments are uncentred. Classes of positions are those of `axes.Axis`.
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from keras_varinit.maths.entry_laws import Shape
+from keras_varinit.maths.laws import Law, OfFunction
 from keras_varinit.maths.quadrature import Activation
 from keras_varinit.maths.windows import (
     AnyWindow,
@@ -47,12 +49,13 @@ class Term:
 class Moments:
     """The moments of one group of channels.
 
-    Where `pre` is given the signal is `function` of it entry by entry, and `pre` is Gaussian but
-    for its `third` central moment, that of a typical entry. Where `border` is given the signal has
-    a number around another signal, whose law is that of its entries. `terms` are what the signal is
-    a sum of, where it is one. `inverse` is E σ²·E 1/σ² over the channels of a kernel's output,
-    `unequal` what normalizing them adds to gradients that go on through the kernel, and
-    `scatter` the variance over kernels of their covariances E u_p u_{p+o}, in `excess`'s layout.
+    Where `pre` is given the signal is `function` of it entry by entry. Entries have the `law`, or
+    are Gaussian but for their `third` central moment, that of a typical one. Where `border` is
+    given the signal has a number around another signal, whose law is that of its entries. `terms`
+    are what the signal is a sum of, where it is one. `inverse` is E σ²·E 1/σ² over the channels of
+    a kernel's output, `unequal` what normalizing them adds to gradients that go on through the
+    kernel, and `scatter` the variance over kernels of their covariances E u_p u_{p+o}, in
+    `excess`'s layout. `common` is a factor that all channels of a position share.
     """
 
     axes: Axes
@@ -68,6 +71,8 @@ class Moments:
     inverse: float = 1.0
     unequal: float = 0.0
     scatter: Array | None = None
+    law: Law | None = None
+    common: "Any" = None
 
     @functools.cached_property
     def second(self) -> Array:
@@ -95,7 +100,8 @@ class Moments:
         row = self.with_average
         far = self.far - (rows(row - self.pair_moment) + columns(row))
         mean = self.mean - self.average(self.mean)
-        return Moments(self.axes, mean, far, self.excess, self.radius, scatter=self.scatter)
+        moved = Moments(self.axes, mean, far, self.excess, self.radius, scatter=self.scatter)
+        return dataclasses.replace(moved, law=self.own_law)
 
     @functools.cached_property
     def variance(self) -> Array:
@@ -113,20 +119,18 @@ class Moments:
         mean, std = self.spread
         return (self.pair_moment - mean**2) / std**2 if std > 0 else 0.0
 
+    @property
+    def own_law(self) -> Law | None:
+        """The law of its entries; None where they count as Gaussian."""
+        if self.pre is not None and self.function is not None:
+            return OfFunction(self.pre, self.function)
+        return self.law
+
     @functools.cached_property
-    def loadings(self) -> Array:
-        """What the strongest common parts, of variance 1, add to each class: (parts, classes)."""
-        weights = np.sqrt(position_weights(self.axes)).ravel()
-        mean = self.mean.ravel()
-        covariance = (far_matrix(self.far) - np.outer(mean, mean)) * np.outer(weights, weights)
-        # Equal ones, as those of a cube's axes, are told apart in the same way on every machine.
-        ramp = np.linspace(0.0, 1.0, len(mean)) ** 2
-        values, vectors = np.linalg.eigh(covariance + 1e-8 * np.trace(covariance) * np.diag(ramp))
-        parts = np.flatnonzero(values > 0.01 * values[-1])[-3:]
-        found = (vectors[:, parts] * np.sqrt(np.maximum(values[parts], 0.0))).T / weights
-        variance = self.variance.ravel()
-        total = np.maximum(np.sum(found**2, axis=0), 1e-300)
-        return np.asarray(found[::-1] * np.sqrt(np.minimum(variance / total, 1.0)))
+    def shape(self) -> Shape | None:
+        """The law of an entry, of mean 0 and variance 1; None where it counts as Gaussian."""
+        law = self.own_law
+        return None if law is None else law.shape
 
     @functools.cached_property
     def skewness(self) -> float:
@@ -192,7 +196,7 @@ class Moments:
         """The same moments without the law behind them."""
         if self.pre is None and self.border is None:
             return self
-        return dataclasses.replace(self, pre=None, function=None, border=None)
+        return dataclasses.replace(self, pre=None, function=None, border=None, law=self.own_law)
 
     def scaled(self, factor: float | Array) -> "Moments":
         """Second moments times `factor`, given once or by class of position."""
@@ -201,14 +205,16 @@ class Moments:
             third, mean = self.third * root**3, self.mean * root
             far, excess = self.far * factor, self.excess * factor
             scatter = None if self.scatter is None else self.scatter * root**4
-            return Moments(self.axes, mean, far, excess, self.radius, third=third, scatter=scatter)
+            moved = Moments(self.axes, mean, far, excess, self.radius, third=third, scatter=scatter)
+            return dataclasses.replace(moved, law=self.own_law, common=self.common)
         scale = np.sqrt(np.broadcast_to(factor, self.mean.shape))
         own, others, *_ = _neighbours(self.axes, self.radius)
         both = scale.ravel()[own] * scale.ravel()[others]
         third = self.third * self.average(scale) ** 3
         mean, far, excess = self.mean * scale, self.far * outer(scale), self.excess * both
         scatter = None if self.scatter is None else self.scatter * both**2
-        return Moments(self.axes, mean, far, excess, self.radius, third=third, scatter=scatter)
+        moved = Moments(self.axes, mean, far, excess, self.radius, third=third, scatter=scatter)
+        return dataclasses.replace(moved, law=self.own_law, common=self.common)
 
     def shifted(self, constant: tuple[float, float]) -> "Moments":
         """Plus a random number of that mean and mean square, the same at every position."""
@@ -222,12 +228,13 @@ class Moments:
         """With another E z_p²; pairs keep theirs."""
         excess = np.array(self.excess)  # a product of arrays without axes is a number
         excess[self._offset_zero] = second - diagonal(self.far)
-        return dataclasses.replace(self.plain(), excess=excess, terms=())
+        return dataclasses.replace(self.plain(), excess=excess, terms=(), law=None)
 
     def mapped(self, windows: Sequence[AnyWindow]) -> "Moments":
         """After a linear operation with a window along each axis."""
         if all(reads_in_place(window) for window in windows):
-            return Moments(self.axes, self.mean, self.far, self.excess, self.radius)
+            law = self.own_law
+            return Moments(self.axes, self.mean, self.far, self.excess, self.radius, law=law)
         maps = [axis_map(w, r) for w, r in zip(windows, self.radius, strict=True)]
         axes = tuple(w.outputs for w in windows)
         counts = [a.count for a in axes]
@@ -255,11 +262,15 @@ class Moments:
         """After `fan_in` channels through windows of independent weights of variance 1."""
         after = self.mapped(windows)
         far, excess = after.far * fan_in, after.excess * fan_in
-        return Moments(after.axes, np.zeros_like(after.mean), far, excess, after.radius)
+        common = self.common if all(map(reads_in_place, windows)) else None
+        law = None if common is None else common.law
+        mean = np.zeros_like(after.mean)
+        return Moments(after.axes, mean, far, excess, after.radius, law=law, common=common)
 
     def spread_over(self, axes: Axes) -> "Moments":
         """Its averages, alike at all positions of other axes: what reshaping leaves of it."""
-        return uniform(axes, self.average(self.mean), self.second_moment, self.pair_moment)
+        even = uniform(axes, self.average(self.mean), self.second_moment, self.pair_moment)
+        return dataclasses.replace(even, law=self.own_law, third=self.third)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -358,22 +369,6 @@ def _neighbours(
         places = (places * axis.count + here) * axis.count + there
         inside = inside & (found >= 0).reshape(shape)
     return own, others, inside, places
-
-
-def combined(parts: Sequence[Moments], weights: Sequence[float]) -> Moments:
-    """Averages over groups of channels."""
-    if len(parts) == 1:
-        return parts[0]
-    total = sum(weights)
-    radius = tuple(max(r) for r in zip(*(p.radius for p in parts), strict=True))
-    widened = [widen(p, radius) for p in parts]
-
-    def mix(field: Callable[[Moments], Array]) -> Array:
-        return np.asarray(sum(w / total * field(p) for w, p in zip(weights, widened, strict=True)))
-
-    return Moments(
-        parts[0].axes, mix(lambda p: p.mean), mix(lambda p: p.far), mix(lambda p: p.excess), radius
-    )
 
 
 def widen(moments: Moments, radius: tuple[int, ...]) -> Moments:

@@ -8,6 +8,7 @@ y = Σ c_i Π_r f_ir(r) over independent roots r,
 in which every factor is known: E f f' by the law of f, and E f g' from f + g, f and g.
 """
 
+import dataclasses
 import functools
 import itertools
 import math
@@ -26,6 +27,7 @@ from keras_varinit.maths.covariance import (
     rows,
     widen,
 )
+from keras_varinit.maths.laws import Kind, Mixed
 from keras_varinit.maths.quadrature import Activation
 from keras_varinit.maths.windows import Array, Integers
 
@@ -204,9 +206,8 @@ def times(moments: Moments, factor: float) -> Moments:
     result = moments.scaled(factor**2)
     if factor > 0:
         return result
-    return Moments(
-        result.axes, -result.mean, result.far, result.excess, result.radius, third=-result.third
-    )
+    law = Mixed((Kind(1.0, moments, factor),)) if moments.own_law else None
+    return dataclasses.replace(result, mean=-result.mean, third=-result.third, law=law)
 
 
 class _Pairs:

@@ -12,11 +12,12 @@ Roots that correlate by κ among themselves, at equal and at any other positions
 import dataclasses
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import numpy.typing as npt
 
+from keras_varinit.maths.entry_laws import Shape, at, slopes_at
 from keras_varinit.maths.quadrature import Activation, normal_density
 
 Array = npt.NDArray[np.float64]
@@ -49,12 +50,21 @@ class Combination:
 
 @dataclasses.dataclass(frozen=True)
 class Root:
-    """A signal as a function of a Gaussian of that mean, standard deviation and skewness."""
+    """A signal as a function of a Gaussian of that mean, standard deviation and skewness.
+
+    With a `shape` it is one of mean + std·T(s).
+    """
 
     function: Activation
     mean: float
     std: float
     skewness: float = 0.0
+    shape: Shape | None = None
+
+    def at(self, nodes: Array, move: float = 0.0) -> Array:
+        """Its values, those of the argument moved by so many standard deviations."""
+        places = self.mean + self.std * (at(self.shape, nodes) + move)
+        return np.asarray(self.function.function(places), np.float64)
 
 
 @functools.cache
@@ -201,18 +211,23 @@ def joint_law(combination: Combination, first: Root, second: Root, common: float
 def _law(combination: Combination, first: Root, second: Root, *, checked: bool = True) -> JointLaw:
     nodes, weights, polynomials = _grid()
     cells, between = _middles()
-    a = np.asarray(first.function.function(first.mean + first.std * nodes), np.float64)
-    b = np.asarray(second.function.function(second.mean + second.std * nodes), np.float64)
-    values = np.asarray(combination.function(a[:, None], b[None, :]), np.float64)
-    values = np.broadcast_to(values, (len(nodes), len(nodes)))
+    values = _values(combination, first.at(nodes), second.at(nodes))
     own, other = (_skewed(nodes, weights, root.skewness) for root in (first, second))
     weighted = own[:, None] * values**2 * other[None, :]
     if checked and _seldom(weighted, nodes, nodes):
         return _UNKNOWN
     mean = float(own @ values @ other)
     points, inside = (weights, polynomials), (cells, between)
-    slopes = [_slope_law(values, 0, first.std, inside, points, checked)]
-    slopes += [_slope_law(values, 1, second.std, points, inside, checked)]
+    if first.shape is None:
+        slopes = [_slope_law(_slopes(values, 0), 0, first.std, inside, points, checked)]
+    else:
+        moved = _moved(combination, values, [first, second], 0)
+        slopes = [_slope_law(moved, 0, first.std, points, points, checked)]
+    if second.shape is None:
+        slopes += [_slope_law(_slopes(values, 1), 1, second.std, points, inside, checked)]
+    else:
+        moved = _moved(combination, values, [first, second], 1)
+        slopes += [_slope_law(moved, 1, second.std, points, points, checked)]
     return JointLaw(
         mean,
         float(weighted.sum()),
@@ -228,13 +243,33 @@ _BLANK = np.full((_TERMS + 1, _TERMS + 1), math.nan)
 _UNKNOWN = JointLaw(math.nan, math.nan, math.nan, (math.nan,) * 2, _BLANK, (_BLANK,) * 2)
 
 
+def _values(combination: Combination, first: Array, second: Array) -> Array:
+    values = np.asarray(combination.function(first[:, None], second[None, :]), np.float64)
+    return np.broadcast_to(values, (len(first), len(second)))
+
+
+def _moved(
+    combination: Combination, values: Array, roots: Sequence[Root], number: int
+) -> tuple[Array, Array]:
+    """Slopes by one root that has a shape, at the nodes, and their squares, as that weighs them."""
+    nodes, step = _grid()[0], 1e-3
+    ends = []
+    for move in (step, -step):
+        parts = [root.at(nodes, move * (n == number)) for n, root in enumerate(roots)]
+        ends.append((_values(combination, *parts) - values) / move)
+    slopes = np.where(np.abs(ends[0]) <= np.abs(ends[1]), *ends)
+    weights = np.expand_dims(np.sqrt(slopes_at(roots[number].shape, nodes)), 1 - number)
+    slopes = slopes * weights
+    return slopes, slopes**2
+
+
 def _slope_law(
-    values: Array, axis: int, std: float, first: _Side, second: _Side, checked: bool
+    found: tuple[Array, Array], axis: int, std: float, first: _Side, second: _Side, checked: bool
 ) -> tuple[float, Array]:
     """E (∂h)² with respect to one root, and the squared coefficients of ∂h."""
     if std == 0:
         return 0.0, np.zeros_like(_BLANK)
-    slopes, squares = _slopes(values, axis)
+    slopes, squares = found
     weighted = first[0][:, None] * squares * second[0][None, :]
     if checked and np.any(weighted) and _seldom(weighted, first[1][1], second[1][1]):
         return math.nan, _BLANK
@@ -246,10 +281,5 @@ def joint_point(combination: Combination, first: Root, second: Root) -> tuple[fl
     """E h and E h² alone, on a coarser grid: for ratios between positions."""
     nodes, weights, _ = _grid()
     nodes, weights = nodes[::4], weights[::4] * 4
-    a = np.asarray(first.function.function(first.mean + first.std * nodes), np.float64)
-    b = np.asarray(second.function.function(second.mean + second.std * nodes), np.float64)
-    values = np.broadcast_to(
-        np.asarray(combination.function(a[:, None], b[None, :]), np.float64),
-        (len(nodes), len(nodes)),
-    )
+    values = _values(combination, first.at(nodes), second.at(nodes))
     return float(weights @ values @ weights), float(weights @ values**2 @ weights)

@@ -1,12 +1,14 @@
 """Linear maps along the axes of a signal's positions, and gradients back through them."""
 
 import dataclasses
+import math
 from collections.abc import Callable, Sequence
 
 import numpy as np
 
 from keras_varinit.maths.covariance import Moments
-from keras_varinit.maths.windows import AnyWindow, Axis, Linear
+from keras_varinit.maths.mean_laws import ratio_of, with_mean_law
+from keras_varinit.maths.windows import AnyWindow, Axis, Linear, Window
 from keras_varinit.signals.gradient_maps import through_linear
 from keras_varinit.signals.layouts import channel_axis_of, in_layout
 from keras_varinit.signals.outcome import Gradients, Outcome, Signal, Visit, layout, only_first
@@ -26,14 +28,28 @@ def moved(visit: Visit, windows_of: Callable[[Axis, Axis, int], AnyWindow]) -> O
 def along_axes(visit: Visit, signal: Signal, windows: Sequence[AnyWindow]) -> Outcome:
     """A linear map along each axis of the positions."""
     output = signal.each(lambda m: _mapped(m, windows))
-    return Outcome((output,), back_through(visit, windows))
+    back = back_through(visit, windows)
+
+    def pullback(gradients: Gradients) -> Gradients:
+        gradient = gradients[0]
+        if gradient is not None and gradient.through is not None:
+            ratios = [ratio_of(m, gradient.through) for _, m in output.parts]
+            parts = zip(gradient.parts, ratios, strict=True)
+            gradient = gradient.with_parts(tuple(g * r for g, r in parts))
+        return back([gradient, *gradients[1:]])
+
+    return Outcome((output,), pullback)
 
 
 def _mapped(moments: Moments, windows: Sequence[AnyWindow]) -> Moments:
     """Where each output is one input, it is the same function of something Gaussian."""
     result = moments.mapped(windows)
-    if moments.pre is None or not all(_picks(window) for window in windows):
+    if not all(_picks(window) for window in windows):
+        if all(isinstance(w, Window) and w.kind == "pool" for w in windows):
+            return with_mean_law(result, moments, math.prod(w.taps for w in windows))
         return result
+    if moments.pre is None:
+        return dataclasses.replace(result, law=moments.law, third=moments.third)
     pre = moments.pre.mapped(windows)
     return dataclasses.replace(result, pre=pre, function=moments.function, third=moments.third)
 

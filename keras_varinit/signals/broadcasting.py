@@ -54,7 +54,8 @@ class Aligned:
             # What were channels had independent gradients.
             return Gradient(back.parts)
         if grown == 1.0:
-            return dataclasses.replace(back, phases=gradient.phases)
+            through = gradient.through
+            return dataclasses.replace(back, phases=gradient.phases, through=through)
         return dataclasses.replace(back, local=0.0)
 
     def _mean(self, gradient: Array, output: Signal) -> float:

@@ -1,6 +1,9 @@
 """Numbers, arrays and variables that take part in a model's computation: their values are known."""
 
+import dataclasses
 import itertools
+import math
+from collections.abc import Sequence
 from typing import Any
 
 import keras
@@ -8,7 +11,8 @@ import numpy as np
 import numpy.typing as npt
 
 from keras_varinit.keras_private import Shape, is_symbolic, is_variable, own_variable
-from keras_varinit.maths.covariance import Moments
+from keras_varinit.maths.covariance import Moments, uniform
+from keras_varinit.maths.laws import Kind, Law, Mixed
 from keras_varinit.maths.windows import Array, Axis, axes_of
 from keras_varinit.signals.layouts import channel_axes, position_axes, signal_at, sizes_of
 from keras_varinit.signals.outcome import Signal, Visit
@@ -63,12 +67,9 @@ def constant_signal(values: npt.NDArray[Any], shape: Shape, like: Signal) -> Sig
     positions count like any two.
     """
     rank = len(shape)
-    values = np.asarray(values, np.float64).reshape((1,) * (rank - values.ndim) + values.shape)
     channels, positions = channel_axes(like, rank), position_axes(like, rank)
     axes = axes_of(sizes_of(shape, positions))
-    # Examples that differ (a leading dimension of more than 1) are averaged like channels.
-    moved = np.moveaxis(values, positions, range(len(positions)))
-    table = moved.reshape((*moved.shape[: len(positions)], -1))
+    table = _by_position(values, rank, positions)
     mean_square = np.mean(np.square(table), axis=-1)
     second = _by_class(mean_square, axes)
     typical = _by_class(table, axes)
@@ -83,8 +84,84 @@ def constant_signal(values: npt.NDArray[Any], shape: Shape, like: Signal) -> Sig
         np.zeros([n for a in axes for n in (1, a.count)]),
         (0,) * len(axes),
     ).with_second(second)
+    unit = uniform((), 0.0, 1.0, 0.0)
+    kinds = [Kind(share, unit, 0.0, value) for share, value in _typical(table.ravel())]
+    moments = dataclasses.replace(moments, law=Mixed(tuple(kinds)))
     count = int(np.prod([n or 1 for n in sizes_of(shape, channels)]))
     return signal_at([(count, moments)], channels, rank)
+
+
+def _by_position(values: npt.NDArray[Any], rank: int, positions: Sequence[int]) -> Array:
+    """All values at each position; those of examples that differ count like channels."""
+    values = np.asarray(values, np.float64).reshape((1,) * (rank - values.ndim) + values.shape)
+    moved = np.moveaxis(values, positions, range(len(positions)))
+    return moved.reshape((*moved.shape[: len(positions)], -1))
+
+
+def law_with_numbers(
+    source: Moments, output: Moments, values: npt.NDArray[Any], rank: int, like: Signal, name: str
+) -> Law | None:
+    """The law of z·c ("Multiply"), z + c ("Add") or c - z ("Reversed") for known numbers c.
+
+    By classes of positions, each of which has its own mean and standard deviation.
+    """
+    positions = position_axes(like, rank)
+    table = _by_position(values, rank, positions)
+    sizes = [a.size or table.shape[n] for n, a in enumerate(source.axes)]
+    table = np.broadcast_to(table, (*sizes, table.shape[-1])).reshape(-1, table.shape[-1])
+    flat = np.zeros((), np.int64)
+    for axis, size in zip(source.axes, sizes, strict=True):
+        flat = flat[..., None] * axis.count + axis.classes(np.arange(size))
+    classes = np.broadcast_to(flat, sizes).ravel() if sizes else np.zeros(1, np.int64)
+    if np.all(table == table[:1]):
+        return _law_by_channel(source, table[0], name)
+    mean, std = source.spread
+    own = source.mean.ravel(), np.sqrt(source.variance).ravel()
+    after = output.mean.ravel(), np.sqrt(output.variance).ravel()
+    kinds = []
+    for number in np.unique(classes).tolist():
+        inside = table[classes == number].ravel()
+        here, there = (own[0][number], own[1][number]), (after[0][number], after[1][number])
+        if there[1] <= 0 or std <= 0:
+            continue
+        mean_square = float(np.mean(inside**2))
+        for share, value in _typical(inside):
+            factor = value if name == "Multiply" else -1.0 if name == "Reversed" else 1.0
+            shift = 0.0 if name == "Multiply" else value
+            scale = factor * here[1] / (std * there[1])
+            centre = (factor * here[0] + shift - there[0]) / there[1] - scale * mean
+            weight = value**2 / mean_square if name == "Multiply" else 1.0
+            share = share * float(np.mean(classes == number))
+            kinds.append(Kind(share, source, scale, centre, weight))
+    return Mixed(tuple(kinds)) if kinds else None
+
+
+def _law_by_channel(source: Moments, values: Array, name: str) -> Law:
+    mean_square = float(np.mean(values**2)) or 1.0
+    kinds = []
+    for share, value in _typical(values):
+        if name == "Multiply":
+            kinds.append(Kind(share, source, value, 0.0, value**2 / mean_square))
+        else:
+            kinds.append(Kind(share, source, -1.0 if name == "Reversed" else 1.0, value))
+    return Mixed(tuple(kinds), by_channel=True)
+
+
+_KINDS = 12
+
+
+def _typical(values: Array) -> list[tuple[float, float]]:
+    """Numbers that stand for many, with their shares; mean and mean square are kept."""
+    distinct, counts = np.unique(values, return_counts=True)
+    if len(distinct) <= _KINDS:
+        return list(zip((counts / counts.sum()).tolist(), distinct.tolist(), strict=True))
+    groups = np.array_split(np.sort(values), _KINDS)
+    shares = np.array([len(g) / len(values) for g in groups])
+    means = np.array([g.mean() for g in groups])
+    mean = float(values.mean())
+    left = float(shares @ (means - mean) ** 2)
+    means = mean + (means - mean) * (math.sqrt(float(values.var()) / left) if left else 1.0)
+    return list(zip(shares.tolist(), means.tolist(), strict=True))
 
 
 def _by_class(values: Array, axes: tuple[Axis, ...]) -> Array:

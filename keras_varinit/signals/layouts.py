@@ -80,7 +80,9 @@ def with_channel_axes(signal: Signal, shape: Shape, wanted: Sequence[int]) -> Si
     pair = merged.pair_moment / count + (1 - 1 / count) * mean**2 if merged.axes else mean**2
     axes = axes_of(sizes_of(shape, [a for a in range(1, rank) if a not in wanted]))
     channels = math.prod(n or 1 for n in sizes_of(shape, wanted))
-    return signal_at([(channels, uniform(axes, mean, merged.second_moment, pair))], wanted, rank)
+    even = uniform(axes, mean, merged.second_moment, pair)
+    even = dataclasses.replace(even, law=merged.own_law, third=merged.third)
+    return signal_at([(channels, even)], wanted, rank)
 
 
 def without_axes(moments: Moments, numbers: Sequence[int], *, pooled: bool) -> Moments:
@@ -101,7 +103,9 @@ def _typical_of(moments: Moments, number: int) -> Moments:
     far = np.tensordot(pairs, weights, axes=(pairs.ndim - 1, 0))
     own = np.take(moments.excess, moments.radius[number], axis=2 * number)
     excess = np.tensordot(own, weights, axes=(2 * number, 0))
-    return _reduced(moments, number, mean, far, excess)
+    typical = _reduced(moments, number, mean, far, excess)
+    law, third, common = moments.own_law, moments.third, moments.common
+    return dataclasses.replace(typical, law=law, third=third, common=common)
 
 
 def _averaged_over(moments: Moments, number: int) -> Moments:
@@ -136,7 +140,27 @@ def with_new_axis(moments: Moments, number: int) -> Moments:
         moments.pre and with_new_axis(moments.pre, number),
         moments.function,
         moments.third,
+        law=moments.law,
+        common=moments.common,
     )
+
+
+def with_examples(moments: Moments, axis: Axis) -> Moments:
+    """Along a new first axis that examples become: two of its positions are like two examples."""
+    count = axis.count
+
+    def repeated(one: Moments) -> Moments:
+        one = with_new_axis(one, 0)
+        return dataclasses.replace(
+            one,
+            axes=(axis, *one.axes[1:]),
+            mean=one.mean.repeat(count, 0),
+            far=one.far.repeat(count, 0).repeat(count, 1),
+            excess=one.excess.repeat(count, 1),
+        )
+
+    result = repeated(moments)
+    return result if moments.pre is None else dataclasses.replace(result, pre=repeated(moments.pre))
 
 
 def on_axes(moments: Moments, axes: Axes) -> Moments:
@@ -152,7 +176,7 @@ def on_axes(moments: Moments, axes: Axes) -> Moments:
     windows = [
         Window("conv", 1, 1, 1, 0, old, new) for old, new in zip(moments.axes, axes, strict=True)
     ]
-    return dataclasses.replace(moments.mapped(windows), third=moments.third)
+    return dataclasses.replace(moments.mapped(windows), third=moments.third, law=moments.law)
 
 
 def reordered(moments: Moments, order: Sequence[int]) -> Moments:
@@ -169,6 +193,8 @@ def reordered(moments: Moments, order: Sequence[int]) -> Moments:
         moments.pre and reordered(moments.pre, order),
         moments.function,
         moments.third,
+        law=moments.law,
+        common=moments.common,
     )
 
 
@@ -190,8 +216,9 @@ def stretched(moments: Moments, numbers: Sequence[int], axes: Axes) -> Moments:
         excess = excess.repeat(2 * reach + 1, 2 * number).repeat(count, 2 * number + 1)
     if alone:
         same = np.broadcast_to(second.reshape([n for c in second.shape for n in (c, 1)]), far.shape)
-        return Moments(axes, mean, np.array(same), np.zeros_like(excess), tuple(radius))
-    return Moments(axes, mean, far, excess, tuple(radius))
+        far, excess = np.array(same), np.zeros_like(excess)
+    law = moments.own_law
+    return Moments(axes, mean, far, excess, tuple(radius), third=moments.third, law=law)
 
 
 def flat_channels(signal: Signal, shape: Shape) -> Signal:

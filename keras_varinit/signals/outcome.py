@@ -8,8 +8,10 @@ from typing import Any
 import numpy as np
 
 from keras_varinit.keras_private import Shape
-from keras_varinit.maths.covariance import Moments, combined, position_weights, uniform
+from keras_varinit.maths.algebra import combined
+from keras_varinit.maths.covariance import Moments, position_weights, uniform
 from keras_varinit.maths.quadrature import Activation
+from keras_varinit.maths.steepness import softened
 from keras_varinit.maths.windows import Array, Axes, axes_of
 from keras_varinit.signals.roles import Call, Role
 from keras_varinit.tracing.masks import Masks
@@ -77,6 +79,8 @@ class Gradient:
     where paths part, as amplitudes along orthonormal ones: (number, amplitude). `in_step`: all
     channels have one gradient, for their sum was taken. `here` is a factor on the second moment at
     the kernel in front that does not go on through it: channels of small kernels were scaled up.
+    `radial` is a factor for what goes to a factor common to all channels, of which a normalization
+    leaves next to nothing.
     `bend` and `own` are those of `curvature`: how the gradient depends on the pre-activations, and
     what of it goes with the signal itself.
     """
@@ -88,6 +92,7 @@ class Gradient:
     phases: tuple[tuple[int, float], ...] = ()
     in_step: bool = False
     here: float = 1.0
+    radial: float = 1.0
     bend: Any = None
     own: Any = None
 
@@ -160,7 +165,13 @@ def added(first: Gradient | None, second: Gradient) -> Gradient:
     phases = dict(first.phases)
     for number, amplitude in second.phases:
         phases[number] = phases.get(number, 0.0) + amplitude
-    return Gradient(parts, coherence, local, phases=tuple(phases.items()))
+    through = first.through
+    if through != second.through:
+        shares = (one / weight, two / weight) if weight else (0.0, 0.0)
+        through = softened(first.through, shares[0]) if second.through is None else None
+        if first.through is None:
+            through = softened(second.through, shares[1])
+    return Gradient(parts, coherence, local, through, tuple(phases.items()))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -194,9 +205,9 @@ class Visit:
     moment gain·variance; `forward` and `backward` record what a kernel's output carries. `values`
     holds the numbers that some inputs are, `at_output` whether all outputs are the model's.
     `masks` knows the tensors that no weight has touched. Inputs whose `reaches` share a bit depend
-    on each other; `reach_of` says it of other signals. `narrowness` and
-    `sources`: see the module `narrowness`. `renewed` gives the correlation that is supposed where
-    only the scale is known.
+    on each other; `reach_of` says it of other signals; what shares a bit of `ties` alone is made of
+    parts of one softmax. `narrowness` and `sources`: see the module `narrowness`. `renewed` gives
+    the correlation that is supposed where only the scale is known.
     """
 
     call: Call
@@ -215,6 +226,7 @@ class Visit:
     narrowness: tuple[float, ...] = ()
     renewed: Callable[[], float] = lambda: 0.0
     sources: tuple[tuple[int, float] | None, ...] = ()
+    ties: int = 0
 
     @property
     def operation(self) -> Any:
@@ -229,6 +241,8 @@ class Visit:
 
 def alike(shape: Shape, channel_axis: int, mean: float, second: float, pair: float) -> Signal:
     """A signal of that shape with equal moments everywhere."""
+    if not 1 - len(shape) <= channel_axis < len(shape):
+        channel_axis = -1
     axes, channels = layout(shape, channel_axis)
     return Signal(((channels, uniform(axes, mean, second, pair)),), channel_axis)
 
@@ -239,7 +253,7 @@ def layout(shape: Shape, channel_axis: int) -> tuple[Axes, int]:
         return (), 1
     inner = list(shape[1:])
     place = channel_axis - 1 if channel_axis > 0 else channel_axis
-    channels = inner.pop(place if -len(inner) <= place < len(inner) else -1)
+    channels = inner.pop(place)
     return axes_of(tuple(inner)), channels or 1
 
 

@@ -19,10 +19,13 @@ the `allowance=Allowance(forward, backward, "why")` where a rule approximates.
 * `known=False`: the engine gives None behind the operation, with a note, and nothing is measured.
 * `wrong="why"`: the rule is known to be off beyond its allowance; the case fails once it is right.
 
-A new file is found by itself; `pytest tests/test_every_rule.py -k Relu` runs the cases of a kind.
+`python -m tests` runs all cases on the first backend, and on the others `one_of_each`: for each
+kind the case of the smallest signals. A new file is found by itself;
+`pytest tests/test_every_rule.py -k Relu` runs the cases of a kind.
 """
 
 import importlib
+import math
 import pkgutil
 
 from tests.rule_cases.case import Case
@@ -35,3 +38,19 @@ def all_cases() -> list[Case]:
     names = sorted(m.name for m in pkgutil.iter_modules(__path__) if m.name not in _HELPERS)
     modules = [importlib.import_module(f"{__name__}.{name}") for name in names]
     return [case for module in modules for case in module.CASES]
+
+
+def one_of_each(cases: list[Case]) -> list[Case]:
+    """For every kind one of its cases that are measured, of the smallest signals; as few as do."""
+    chosen: list[Case] = []
+    measured = [case for case in cases if case.known and not (case.not_on or case.wrong)]
+    for case in sorted(measured, key=_work):
+        if set(case.all_kinds) - {kind for other in chosen for kind in other.all_kinds}:
+            chosen.append(case)
+    return chosen
+
+
+def _work(case: Case) -> float:
+    """About how much there is to compute, as far as shapes tell."""
+    shapes = case.shape if isinstance(case.shape, list) else [case.shape]
+    return case.examples * sum(math.prod(n or 1 for n in shape) for shape in shapes)

@@ -38,7 +38,7 @@ def means_in_a_row(u):
 
 CASES = (
     # An entry of the shortcut that its own activation passes makes the sum positive more often: as
-    # if independent (`_kept_together` off), the gradient is predicted 27 % too low.
+    # if independent (`kept_together` off), the gradient is predicted 27 % too low.
     Case("Add", vector, after_the_sum, VECTOR, FINITE, "activation after the sum"),
     # Without what neighbours share (`local` zeroed), the gradient is predicted 74 % too low.
     Case(L.AveragePooling2D, maps, means_in_a_row, MAPS, NEXT, "two means", examples=4),

@@ -29,9 +29,6 @@ class Repeated(L.Layer):
         return ops.tanh(ops.broadcast_to(x[:, None], (ops.shape(x)[0], 5, x.shape[-1])))
 
 
-LAW = "what is repeated loses the law of its function"
-
-
 def of_maps(kind, function, note="", end=lambda: conv(64), **options):
     """Correlated positions, in another shape, and a kernel."""
     options = {"examples": 4, **options}
@@ -88,7 +85,7 @@ ONES = (
     of_tokens("ExpandDims", lambda x: ops.expand_dims(x, 2)),
     of_vectors("ExpandDims", lambda x: ops.expand_dims(x, 1), "a step"),
     of_tokens("Squeeze", lambda x: ops.squeeze(ops.tanh(ops.expand_dims(x, 2)), 2)),
-    of_vectors("BroadcastTo", lambda x: Repeated()(x), wrong=LAW),
+    of_vectors("BroadcastTo", lambda x: Repeated()(x)),
     of_tokens("Repeat", lambda x: ops.repeat(x, 3, axis=1)),
     of_vectors(L.RepeatVector, lambda x: L.RepeatVector(5)(x)),
     of_vectors(
@@ -108,7 +105,6 @@ STEPS = (
         POSITIONS,
         "maps",
         examples=4,
-        wrong="the profile over positions is averaged when steps come back",
     ),
 )
 

@@ -8,7 +8,7 @@ from tests.rule_cases.case import FINITE, MAPS, VECTOR, Case, conv, dense, maps,
 L = keras.layers
 
 
-def joined(kind, function, *, note="two kernels", known=True, allowance=FINITE, wrong=""):
+def joined(kind, function, *, note="two kernels", known=True, allowance=FINITE):
     """Two branches from u: one through a ReLU, the other through tanh, each with a kernel."""
 
     def back(u):
@@ -16,7 +16,7 @@ def joined(kind, function, *, note="two kernels", known=True, allowance=FINITE, 
         other = dense()(ops.tanh(u))
         return dense()(function(one, other))
 
-    return Case(kind, vector, back, VECTOR, allowance, note, known=known, wrong=wrong)
+    return Case(kind, vector, back, VECTOR, allowance, note, known=known)
 
 
 def of_one_signal(kind, function, *, note, known=True, allowance=FINITE):

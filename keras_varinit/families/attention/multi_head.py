@@ -113,6 +113,8 @@ def _core(
     if is_customized(layer):
         raise UnknownError("its class computes attention in its own way")
     query, key, value = (projected[n].output.merged for n in ("query", "key", "value"))
+    if query.common is not None or key.common is not None:
+        raise UnknownError("queries or keys have a factor in common that varies")
     axes = getattr(layer, "attention_axes", None)
     attended = list(range(len(query.axes))) if axes is None else [a - 1 for a in axes]
     if len(query.axes) != len(value.axes):

@@ -204,6 +204,8 @@ class _Logits:
         self.tokens = tuple([x for x in only[n] if x not in both[n]] for n in (0, 1))
         channels = [summed | {*heads, *self.extra[n]} for n in (0, 1)]
         self.orders = tuple([*self.blocks, *self.tokens[n]] for n in (0, 1))
+        if any(visit.inputs[n].merged.common is not None for n in (0, 1)):
+            raise UnmodelledError("its operands have a factor in common that varies")
         self.parts = tuple(
             product.arranged(number, channels[n], self.orders[n])
             for n, number in enumerate(self.numbers)

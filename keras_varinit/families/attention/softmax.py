@@ -82,6 +82,8 @@ def softmax(visit: Visit, axes: Sequence[int]) -> Outcome:
     if 0 in axes or None in sizes:
         return unknown(visit, "softmax over the batch or over an unknown number of entries")
     channels = channel_axes(signal, len(shape))
+    if signal.merged.common is not None:
+        return unknown(visit, "all its logits share a factor that varies")
     if set(axes) <= set(channels):
         return _over_channels(visit, math.prod(n or 1 for n in sizes))
     if set(axes) & set(channels):

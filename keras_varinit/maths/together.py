@@ -1,0 +1,131 @@
+"""How far squared slopes come together: where a function behind a sum or a product is steep.
+
+With y = h(a, b), a = f(r) and g behind it, the gradient that reaches r is g'(y)²·(∂h/∂a)²·f'(r)².
+Its mean is not the product of the factors' means: y is large where the factors of a product are,
+and what passes a ReLU is also more often positive in the sum.
+"""
+
+import dataclasses
+import itertools
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+from keras_varinit.maths.activated import law_of
+from keras_varinit.maths.combining import FUNCTIONS, root_of
+from keras_varinit.maths.covariance import Moments
+from keras_varinit.maths.entry_laws import MOST_ROOTS, NODES, at, sample, slopes_at, slopes_of
+from keras_varinit.maths.quadrature import Activation
+from keras_varinit.maths.steepness import steep
+from keras_varinit.maths.windows import Array
+
+_TABLE = 1024
+
+Kept = tuple[float, Activation | None]
+
+
+def kept_together(
+    name: str, parts: Sequence[Moments], output: Moments, through: Activation
+) -> list[Kept]:
+    """For each argument E of the whole product over the product of the means.
+
+    And what all that is behind is to the argument: a function whose squared slope is E of g'(y)²
+    times (∂h/∂a)², given a. Roots of different arguments are independent; 1 where there are too
+    many to follow.
+    """
+    alone = law_of(output, through).squared_slope
+    grid = None if not alone > 0 else _Grid.of(name, parts)
+    if grid is None:
+        return [(1.0, None)] * len(parts)
+    behind = _squared_slopes(through, grid.joint)
+    ratios = [
+        _ratio(float(grid.weights @ (o * behind)), float(grid.weights @ o) * alone)
+        for o in grid.own
+    ]
+    return [(r, grid.behind(n, behind)) for n, r in enumerate(ratios)]
+
+
+def factors_of(name: str, parts: Sequence[Moments]) -> list[float] | None:
+    """E (∂h/∂a)²·f'² over E f'² for each argument a = f(r), where roots are shared."""
+    grid = _Grid.of(name, parts)
+    if grid is None:
+        return None
+    means = [float(grid.weights @ s) for s in grid.squares]
+    return [
+        float(grid.weights @ own) / mean if mean > 0 else 0.0
+        for own, mean in zip(grid.own, means, strict=True)
+    ]
+
+
+def _ratio(part: float, whole: float) -> float:
+    found = part / whole if whole > 0 else 1.0
+    return found if np.isfinite(found) else 1.0
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Grid:
+    """Points of the roots: h, and for each argument f'² and (∂h/∂a)²·f'²."""
+
+    weights: Array
+    joint: Array
+    values: list[Array]
+    squares: list[Array]
+    outer: list[Array]
+    own: list[Array]
+
+    @classmethod
+    def of(cls, name: str, parts: Sequence[Moments]) -> "_Grid | None":
+        """None where there are too many roots to follow."""
+        pairs = [root_of(m) for m in parts]
+        roots = list({id(root): root for root, _ in pairs}.values())
+        if len(roots) > MOST_ROOTS or any(not m.is_known() for m in parts):
+            return None
+        places, weights = sample(len(roots))
+        where = {id(root): s for root, s in zip(roots, places, strict=True)}
+        values, squares, steps = [], [], []
+        for root, function in pairs:
+            mean, std = root.spread
+            nodes = mean + std * at(root.shape, NODES)
+            line = np.asarray(function.function(nodes), np.float64)
+            slopes = slopes_of(function.function, nodes, 1e-3 * std) if std else 0 * nodes
+            s = where[id(root)]
+            values.append(np.interp(s, NODES, line))
+            squares.append(np.interp(s, NODES, slopes**2) * slopes_at(root.shape, s))
+            steps.append(1e-3 * (float(np.std(values[-1])) or 1.0))
+        joint, outer = FUNCTIONS[name], []
+        for number, step in enumerate(steps):
+            ends = [
+                np.asarray(joint(*(v + sign * step * (n == number) for n, v in enumerate(values))))
+                for sign in (1.0, -1.0)
+            ]
+            outer.append(((ends[0] - ends[1]) / (2 * step)) ** 2)
+        own = [o * s for o, s in zip(outer, squares, strict=True)]
+        return cls(weights, np.asarray(joint(*values), np.float64), values, squares, outer, own)
+
+    def behind(self, number: int, squares: Array) -> Activation | None:
+        """A function of one of two arguments, as steep as what is behind it is on average."""
+        size = math.isqrt(len(self.weights))
+        if len(self.outer) != 2 or size**2 != len(self.weights):
+            return None
+        table = self.weights * np.stack([np.ones_like(squares), squares * self.outer[number]])
+        total, given = table.reshape(2, size, size).sum(axis=2 - number)
+        places = np.take(self.values[number].reshape(size, size), size // 2, axis=1 - number)
+        mean = float(given.sum() / total.sum())
+        return steep(places, given / np.maximum(total, 1e-300), mean)
+
+
+def _squared_slopes(function: Activation, places: Array) -> Array:
+    """f'² from a table."""
+    low, high = float(places.min()), float(places.max())
+    nodes = np.linspace(low, high, _TABLE)
+    slopes = slopes_of(function.function, nodes, max(1e-4 * (high - low), 1e-300))
+    return np.interp(places, nodes, slopes**2)
+
+
+def share_no_root(parts: Sequence[Moments], dependent: Sequence[tuple[int, int]]) -> bool:
+    """Whether arguments that depend on each other are functions of one root."""
+    roots = [root_of(m)[0] for m in parts]
+    several = set(dependent)
+    pairs = itertools.combinations(range(len(parts)), 2)
+    return all(roots[i] is roots[j] for i, j in pairs if (i, j) in several)
