@@ -7,21 +7,13 @@ from typing import Any
 import keras
 import numpy as np
 
+from keras_varinit.analysis.centring import centred, in_common, inverse_of_few
 from keras_varinit.keras_private import own_variable
-from keras_varinit.maths.common_factors import Common, bare_law
-from keras_varinit.maths.covariance import Moments, outer, uniform
+from keras_varinit.maths.common_factors import Common
+from keras_varinit.maths.covariance import Moments, uniform
 from keras_varinit.maths.entry_laws import NODES
-from keras_varinit.maths.windows import Array
 from keras_varinit.signals.constants import moments_of_variable
-from keras_varinit.signals.outcome import (
-    Gradient,
-    Gradients,
-    Outcome,
-    Signal,
-    Visit,
-    only_first,
-    unknown,
-)
+from keras_varinit.signals.outcome import Gradients, Outcome, Signal, Visit, only_first, unknown
 from keras_varinit.signals.registry import constant_role, layer_classes, signal_rule
 from keras_varinit.signals.roles import Transparent
 from keras_varinit.tensors import view
@@ -175,7 +167,7 @@ def position_normalization(visit: Visit) -> Outcome:
     common = None if over_positions else total.common
     # Rows of one size: the mean's square is that of a row's mean.
     size = 1.0 if common is None else common.mean(common.values) ** -2
-    variance = np.asarray(_centred(total, mean, share, size).second)
+    variance = np.asarray(centred(total, mean, share, size).second)
     if over_positions:
         variance = np.full_like(variance, total.average(variance))
     factor = gamma / (np.maximum(variance, 0.0) + epsilon)
@@ -191,7 +183,7 @@ def position_normalization(visit: Visit) -> Outcome:
                 "of the gradients' squares, does not exist"
             )
 
-    back = 1.0 if over_positions else _inverse_of_few(signal.channels, keeps_mean=keeps_mean)
+    back = 1.0 if over_positions else inverse_of_few(signal.channels, keeps_mean=keeps_mean)
     if math.isnan(back):
         visit.note(
             f"{visit.operation.name}: it normalizes so few channels that the mean of their inverse "
@@ -201,7 +193,7 @@ def position_normalization(visit: Visit) -> Outcome:
     def normalized(moments: Moments) -> Moments:
         if not math.isfinite(moments.second_moment):
             return _renewed(visit, moments, gamma, beta, keeps_mean=keeps_mean)
-        return _centred(moments, mean, share, size).scaled(factor).shifted(beta)
+        return centred(moments, mean, share, size).scaled(factor).shifted(beta)
 
     output = signal.each(normalized)
 
@@ -210,7 +202,7 @@ def position_normalization(visit: Visit) -> Outcome:
         if gradient is None:
             return only_first(None, len(visit.inputs))
         # Of what gradients have in common at all positions the group's mean takes its share too.
-        kept = 1 - share * _in_common(gradient, signal) if share else 1.0
+        kept = 1 - share * in_common(gradient, signal) if share else 1.0
         parts = tuple(g * factor * back * kept for g in gradient.parts)
         left = (1 - share) / kept if kept > 0 else 0.0
         passed = gradient.less_coherent(left, left).with_parts(parts)
@@ -218,46 +210,6 @@ def position_normalization(visit: Visit) -> Outcome:
         return only_first(passed, len(visit.inputs))
 
     return Outcome((output,), pullback)
-
-
-def _in_common(gradient: Gradient, signal: Signal) -> float:
-    """The mean correlation of the gradients at two positions of a channel."""
-    near = 1.0
-    for axis in signal.axes:
-        places = np.arange(axis.size or 0)
-        apart = np.abs(places[:, None] - places)
-        near *= float(np.mean(np.maximum(1 - apart * (1 - gradient.local), 0))) if axis.size else 0
-    return gradient.coherence + (1 - gradient.coherence) * near
-
-
-def _centred(moments: Moments, mean: Array, share: float, size: float = 1.0) -> Moments:
-    """Each entry less a mean over channels, and less `share` of what its channel has beyond that.
-
-    Cross terms with the entry's own mean stay.
-    """
-    left = moments.mean - mean
-    deviation = moments.far - size * outer(moments.mean)
-    if share > 0:
-        nothing = np.zeros_like(left)
-        own = Moments(moments.axes, nothing, deviation, moments.excess, moments.radius)
-        deviation = deviation - share * (deviation - own.without_average().far)
-    far = deviation + outer(left)
-    law = moments.own_law if moments.common is None else bare_law(moments)
-    return Moments(moments.axes, left, far, moments.excess, moments.radius, law=law)
-
-
-def _inverse_of_few(channels: int, *, keeps_mean: bool) -> float:
-    """E of the squared gradient over that for many channels, n of which are Gaussian.
-
-    The gradient is ⟂ to the normalized row, and to its mean where that is taken away: k = n - 1 or
-    n - 2 directions are left. With n/χ² of as many degrees of freedom as the row has directions,
-    k + 1, for the inverse variance, E = k/n·n/(k - 1). It is 0 where no direction is left, and NaN
-    where there is no mean.
-    """
-    left = channels - (1 if keeps_mean else 2)
-    if left <= 0:
-        return 0.0
-    return left / (left - 1) if left > 1 else math.nan
 
 
 constant_role(
