@@ -72,9 +72,16 @@ def module_of(path):
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
-def imports_of(path):
-    """The full names of what a file imports, wherever in it."""
-    for node in ast.walk(ast.parse(path.read_text())):
+def imports_of(path, *, at_runtime=False):
+    """The full names of what a file imports, wherever in it; on request without types alone."""
+    tree = ast.parse(path.read_text())
+    if at_runtime:
+        tree.body = [
+            node
+            for node in tree.body
+            if not (isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING")
+        ]
+    for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
@@ -111,7 +118,7 @@ def test_no_module_imports_itself_by_way_of_others():
     for module, path in modules.items():
         names = (
             name.removeprefix("keras_varinit.")
-            for name in imports_of(path)
+            for name in imports_of(path, at_runtime=True)
             if name.startswith("keras_varinit.")
         )
         # `from package.module import name` imports the module, not the package around it.

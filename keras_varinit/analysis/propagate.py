@@ -10,7 +10,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from keras_varinit.analysis.dependence import Ancestry
+from keras_varinit.analysis.ancestry import Ancestry
 from keras_varinit.families.attention.masks import FROM_DATA
 from keras_varinit.families.attention.rows import outcome_of_rows
 from keras_varinit.families.catalogue import FILLED, reason_of

@@ -314,7 +314,7 @@ def _passed_back(moments: Moments, activation: Activation, gradient: Gradient) -
     if moments.border is not None:
         source = moments.border.source
         passed = _passed_back(source, activation, gradient)
-        return passed._replace(squared_slope=source.average(np.asarray(passed.squared_slope)))
+        return _Passed(source.average(np.asarray(passed.squared_slope)), *passed[1:])
     if moments.pre is not None and moments.function is not None:
         # The slope of the outer function where the inner one has one.
         function = composed(moments.function, activation)

@@ -7,11 +7,11 @@ from typing import Any
 import keras
 import numpy as np
 
-from keras_varinit.analysis.centring import centred, in_common, inverse_of_few
 from keras_varinit.keras_private import own_variable
 from keras_varinit.maths.common_factors import Common
 from keras_varinit.maths.covariance import Moments, uniform
 from keras_varinit.maths.entry_laws import NODES
+from keras_varinit.signals.centring import centred, in_common, inverse_of_few
 from keras_varinit.signals.constants import moments_of_variable
 from keras_varinit.signals.outcome import Gradients, Outcome, Signal, Visit, only_first, unknown
 from keras_varinit.signals.registry import constant_role, layer_classes, signal_rule
