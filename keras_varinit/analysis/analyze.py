@@ -98,14 +98,14 @@ def with_signal_gains(
         return present(variable, gain) if stddev is None else stddev**2
 
     predictions, notes = reading.predict(variance, backward=False)
-    found = {key: each for key, each in predictions.items() if key in wanting}
+    wanted = {key: each for key, each in predictions.items() if key in wanting}
     for key, context in reading.by_variable.items():
-        if key in wanting and not (key in found and found[key].gain):
+        if key in wanting and not (key in wanted and wanted[key].gain):
             notes.append(
                 f"{context.path}: the engine does not know what reaches it, so positions and "
                 "branches count as independent there"
             )
-    return dataclasses.replace(reading.with_gains(found), notes=(*reading.notes, *notes))
+    return dataclasses.replace(reading.with_gains(wanted), notes=(*reading.notes, *notes))
 
 
 def present_variances(model: Any) -> Callable[[Any, float], float]:
@@ -120,9 +120,9 @@ def present_variances(model: Any) -> Callable[[Any, float], float]:
     }
 
     def variance(variable: Any, gain: float) -> float:
-        found = holders.get(id(variable))
-        if found is not None and model.trainable and variable.trainable:
-            initializer = as_drawn(found[0], getattr(*found))
+        holder = holders.get(id(variable))
+        if holder is not None and model.trainable and variable.trainable:
+            initializer = as_drawn(holder[0], getattr(*holder))
             if mean_of(initializer):
                 return math.nan  # the engine's kernels have mean 0
             stddev = _stddev(initializer, tuple(int(n) for n in variable.shape))

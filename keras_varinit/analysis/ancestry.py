@@ -60,8 +60,8 @@ class Ancestry:
                 for kernel in role.kernels:
                     reach |= self._bit(("kernel", id(kernel.variable)))
             elif not _takes_apart(node, signals, shapes, tensor):
-                for given in node.inputs:
-                    reach |= self.reach[given]
+                for source in node.inputs:
+                    reach |= self.reach[source]
             elif node.inputs[0] in self.tied:
                 tie = self._bit(("tie", node.inputs[0]))
                 self.ties |= tie
@@ -105,8 +105,8 @@ def _identity(node: Node) -> tuple[Any, ...]:
         return name
     if not node.arguments.kwargs and all(map(is_symbolic, node.arguments.args)):
         return name
-    given = keras.tree.flatten((tuple(node.arguments.args), dict(node.arguments.kwargs)))
-    return (*name, *(_plain(v) for v in given if not is_symbolic(v)))
+    values = keras.tree.flatten((tuple(node.arguments.args), dict(node.arguments.kwargs)))
+    return (*name, *(_plain(v) for v in values if not is_symbolic(v)))
 
 
 def _plain(value: Any) -> Any:

@@ -135,16 +135,16 @@ class _Completion:
     def _depths_of_layers(self, depths: Sequence[int]) -> dict[int, int]:
         """The depth in front of each layer that was opened or could not be, by its `id`."""
         nodes = self.graph.nodes
-        found: dict[int, int] = {}
+        in_front: dict[int, int] = {}
         for index in self.graph.closed:
             operation = nodes[index].operation
             before = max((depths[t] for t in nodes[index].inputs), default=0)
             for layer in [operation, *layers_of(operation)]:
-                found.setdefault(id(layer), before)
+                in_front.setdefault(id(layer), before)
         for key, index in self.graph.opened.items():
             if index < len(nodes):
-                found.setdefault(key, max((depths[t] for t in nodes[index].inputs), default=0))
-        return found
+                in_front.setdefault(key, max((depths[t] for t in nodes[index].inputs), default=0))
+        return in_front
 
     def reading(self) -> Reading:
         read = self.read
@@ -215,7 +215,7 @@ class _Completion:
 
     def _others(self, layer: Any, known: dict[int, LayerContext]) -> list[Any]:
         """Weights of the rank of a kernel that are none and that no initializer draws by name."""
-        held = dict(initializers_of(layer))
+        drawn = dict(initializers_of(layer))
         with_kernel = any(id(v) in known for v in own_variables(layer))
         return [
             v
@@ -223,7 +223,7 @@ class _Completion:
             if may_be_kernel(v)
             and id(v) not in known
             and self.read.reason_to_leave(v) is None
-            and not (with_kernel and id(v) in held)
+            and not (with_kernel and id(v) in drawn)
         ]
 
 

@@ -72,14 +72,14 @@ def propagate(
         return engine
 
     engine = walked(0.0)
-    found, notes = _predictions(engine), list(engine.notes)
+    predictions, notes = _predictions(engine), list(engine.notes)
     if engine.has_renewed:
         others = _predictions(walked(_ALIKE))
-        agreed = {key: each.agreed(others[key]) for key, each in found.items()}
-        if agreed != found:
+        agreed = {key: each.agreed(others[key]) for key, each in predictions.items()}
+        if agreed != predictions:
             notes.append(NOT_RENEWED)
-        found = agreed
-    return found, list(dict.fromkeys(notes))
+        predictions = agreed
+    return predictions, list(dict.fromkeys(notes))
 
 
 def _predictions(engine: Engine) -> dict[int, Prediction]:

@@ -94,11 +94,11 @@ class Engine:
             for tensor, signal in zip(node.outputs, outcome.outputs, strict=True):
                 self.signals[tensor] = signal
             self.family.follow(node, role, self.signals, self.graph.shapes)
-            given = [self.signals[t] for t in node.inputs]
+            inputs = [self.signals[t] for t in node.inputs]
             before = [self.narrowness.get(t, 0.0) for t in node.inputs]
             for tensor, signal in zip(node.outputs, outcome.outputs, strict=True):
-                found = narrowness.of_outputs(node, role, given, before, signal)
-                self.narrowness[tensor] = found
+                width = narrowness.of_outputs(node, role, inputs, before, signal)
+                self.narrowness[tensor] = width
                 self.sources[tensor] = narrowness.source_of(
                     node,
                     role,
@@ -143,11 +143,11 @@ class Engine:
             parts = tuple(np.ones_like(m.mean) for _, m in signal.parts)
             gradients[tensor] = Gradient(parts)
         for node, outcome in zip(reversed(self.graph.nodes), reversed(self.outcomes), strict=True):
-            given = [gradients.get(t) for t in node.outputs]
-            if all(g is None for g in given):
+            outgoing = [gradients.get(t) for t in node.outputs]
+            if all(g is None for g in outgoing):
                 continue
             for tensor, gradient in zip(
-                node.inputs, self._back(node, outcome, given), strict=False
+                node.inputs, self._back(node, outcome, outgoing), strict=False
             ):
                 if gradient is not None:
                     fitted = _fitted(gradient, self.signals[tensor])
@@ -182,10 +182,10 @@ class Engine:
         return self._outcome(visit)
 
     def _back(
-        self, node: Node, outcome: Outcome, given: Sequence[Gradient | None]
+        self, node: Node, outcome: Outcome, outgoing: Sequence[Gradient | None]
     ) -> Sequence[Gradient | None]:
         try:
-            return outcome.pullback(given)
+            return outcome.pullback(outgoing)
         except Exception as error:
             if RAISES:
                 raise
@@ -258,8 +258,8 @@ def _reason_against(visit: Visit) -> str:
 
 def _flattened(visit: Visit, function: SignalRule) -> Outcome:
     """A rule that knows one dimension of channels, on signals that have several."""
-    given = visit.inputs
-    flat = tuple(map(flat_channels, given, visit.call.input_shapes))
+    originals = visit.inputs
+    flat = tuple(map(flat_channels, originals, visit.call.input_shapes))
     visit = dataclasses.replace(visit, inputs=flat)
     result = function(visit)
     outcome = result if isinstance(result, Outcome) else _with_scaling(visit, result)
@@ -267,7 +267,9 @@ def _flattened(visit: Visit, function: SignalRule) -> Outcome:
     def pullback(gradients: Sequence[Gradient | None]) -> Sequence[Gradient | None]:
         return [
             gradient and fitting(_fitted(gradient, one), one, other)
-            for gradient, one, other in zip(outcome.pullback(gradients), flat, given, strict=False)
+            for gradient, one, other in zip(
+                outcome.pullback(gradients), flat, originals, strict=False
+            )
         ]
 
     return dataclasses.replace(outcome, pullback=pullback)

@@ -145,16 +145,16 @@ class Reading:
     def behind(self, variable: Any) -> set[int]:
         """The `id` of each variable of kernels that read, near or far, what a kernel puts out."""
         reached: set[int] = set()
-        found: set[int] = set()
+        readers: set[int] = set()
         for node, role in zip(self.graph.nodes, self.roles, strict=True):
             own = {id(k.variable) for k in role.kernels} if isinstance(role, Weights) else set()
             if reached.intersection(node.inputs):
                 reached.update(node.outputs)
-                found |= own
+                readers |= own
             elif id(variable) in own:
                 reached.update(node.outputs)
-                found |= own - {id(variable)}
-        return found
+                readers |= own - {id(variable)}
+        return readers
 
     def predict(
         self,

@@ -281,13 +281,13 @@ def is_integrable(signal: Signal, activation: Activation) -> bool:
 def _has_second_moment(
     activation: Activation, mean: float, std: float, shape: Shape | None
 ) -> bool:
-    found = []
+    estimates = []
     for nodes, weights in _shifted_nodes():
         values = np.asarray(activation.function(mean + std * at(shape, nodes)), np.float64)
-        found.append(float(np.sum(weights * values**2) / np.sum(weights)))
-    if not all(math.isfinite(f) for f in found):
+        estimates.append(float(np.sum(weights * values**2) / np.sum(weights)))
+    if not all(math.isfinite(f) for f in estimates):
         return False
-    return abs(found[0] - found[1]) <= 0.03 * abs(found[0])
+    return abs(estimates[0] - estimates[1]) <= 0.03 * abs(estimates[0])
 
 
 @functools.cache

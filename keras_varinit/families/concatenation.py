@@ -142,19 +142,19 @@ class _Joint:
             gradient = gradients[0]
             if gradient is None:
                 return [None] * len(self.visit.inputs)
-            rest, found = list(gradient.parts), []
+            rest, at_pieces = list(gradient.parts), []
             for piece in self.pieces:
                 count = len(piece.signal.parts)
                 own, rest = tuple(rest[:count]), rest[count:]
-                found.append(gradient.with_parts(own))
-            return self._by_input(found)
+                at_pieces.append(gradient.with_parts(own))
+            return self._by_input(at_pieces)
 
         return Outcome((output,), pullback)
 
-    def _by_input(self, found: Sequence[Gradient]) -> list[Gradient | None]:
+    def _by_input(self, at_pieces: Sequence[Gradient]) -> list[Gradient | None]:
         """Gradients of the pieces as those of the inputs."""
         results: list[Gradient | None] = [None] * len(self.visit.inputs)
-        for piece, gradient in zip(self.pieces, found, strict=True):
+        for piece, gradient in zip(self.pieces, at_pieces, strict=True):
             if piece.number is not None:
                 source = self.visit.inputs[piece.number]
                 results[piece.number] = fitting(gradient, piece.signal, source)
@@ -174,28 +174,28 @@ class _Joint:
             gradient = gradients[0]
             if gradient is None:
                 return [None] * len(self.visit.inputs)
-            found = []
+            at_pieces = []
             for number, piece in enumerate(self.pieces):
                 back = places.back(number, gradient)
                 parts = parts_for(back.parts, output, piece.signal)
-                found.append(back.with_parts(tuple(parts)))
-            return self._by_input(found)
+                at_pieces.append(back.with_parts(tuple(parts)))
+            return self._by_input(at_pieces)
 
         return Outcome((output,), pullback)
 
     def _crosses(self) -> dict[tuple[int, int], bool] | None:
         """For each two pieces, whether they are like two examples rather than independent."""
-        visit, found = self.visit, {}
+        visit, alike = self.visit, {}
         for i, j in itertools.combinations(range(len(self.pieces)), 2):
             one, two = self.pieces[i], self.pieces[j]
-            found[i, j] = False
+            alike[i, j] = False
             if one.number is None or two.number is None:
                 continue
             if visit.reaches[one.number] & visit.reaches[two.number]:
                 if not _are_alike([one.signal, two.signal]):
                     return None
-                found[i, j] = True
-        return found
+                alike[i, j] = True
+        return alike
 
     def _of_unknown_sizes(self) -> Outcome:
         if not _are_alike([p.signal for p in self.pieces]):

@@ -89,16 +89,16 @@ def arguments_of(visit: Visit) -> list[int | Array | None]:
     if recorded is None:
         return list(range(len(visit.inputs)))
     numbers = itertools.count()
-    found: list[int | Array | None] = []
-    given = [*recorded.args, *(recorded.kwargs[k] for k in sorted(recorded.kwargs))]
-    for value in _flat(given):
+    operand_values: list[int | Array | None] = []
+    call_values = [*recorded.args, *(recorded.kwargs[k] for k in sorted(recorded.kwargs))]
+    for value in _flat(call_values):
         if is_symbolic(value):
             number = next(numbers)
             known = visit.values[number] if visit.values else None
-            found.append(number if known is None else known)
+            operand_values.append(number if known is None else known)
         else:
-            found.append(values_of(value))
-    return found
+            operand_values.append(values_of(value))
+    return operand_values
 
 
 def _flat(values: Sequence[Any]) -> list[Any]:
@@ -127,10 +127,10 @@ def joined(visit: Visit, name: str, arguments: Sequence[Any]) -> Outcome:
         results = _with_common(results, aligned)
     if any(joint is None for _, joint in results):
         return unknown(visit, dependence.reason or _REASONS.get(name, "E h² does not exist"))
-    found: list[tuple[int, Joined]] = [(n, j) for n, j in results if j is not None]
+    joints: list[tuple[int, Joined]] = [(n, j) for n, j in results if j is not None]
     first = aligned[0].signal
     output = Signal(
-        tuple((n, joint.moments) for n, joint in found), target.channel_axis, first.other_axes
+        tuple((n, joint.moments) for n, joint in joints), target.channel_axis, first.other_axes
     )
 
     def pullback(gradients: Gradients) -> Gradients:
@@ -147,7 +147,7 @@ def joined(visit: Visit, name: str, arguments: Sequence[Any]) -> Outcome:
         for place, argument in enumerate(arguments):
             if not isinstance(argument, int) or (name == "Where" and place == 0):
                 continue
-            back = _passed(gradient, found, place)
+            back = _passed(gradient, joints, place)
             if ratios:
                 parts = zip(back.parts, ratios, strict=True)
                 moved = back.with_parts(tuple(g * r[place][0] for g, r in parts))
@@ -188,17 +188,17 @@ _REASONS = {
 }
 
 
-def _passed(gradient: Gradient, found: Sequence[tuple[int, Joined]], place: int) -> Gradient:
+def _passed(gradient: Gradient, joints: Sequence[tuple[int, Joined]], place: int) -> Gradient:
     """The gradient at one of the signals, on the groups of channels of the result."""
     parts = tuple(
-        g * joint.factors[place] for g, (_, joint) in zip(gradient.parts, found, strict=True)
+        g * joint.factors[place] for g, (_, joint) in zip(gradient.parts, joints, strict=True)
     )
-    total = sum(n for n, _ in found)
-    kept = sum(n * joint.kept[place] for n, joint in found) / total
-    slope = sum(n * joint.slopes[place] for n, joint in found) / total
+    total = sum(n for n, _ in joints)
+    kept = sum(n * joint.kept[place] for n, joint in joints) / total
+    slope = sum(n * joint.slopes[place] for n, joint in joints) / total
     back = gradient.less_coherent(kept, kept).with_parts(parts)
     phases, in_step = gradient.times_phases(slope), gradient.in_step
-    through = found[0][1].function
+    through = joints[0][1].function
     return dataclasses.replace(back, phases=phases, in_step=in_step, through=through)
 
 
@@ -317,9 +317,9 @@ def _by_terms(name: str, parts: Sequence[Moments], dependence: Dependence) -> Jo
             terms = product_of(terms, each)
         passed = _of_products(parts)
         # A factor that is made of several roots passes its gradient on to each as if to all alike.
-        given = None if _opened(terms, dependence) else factors_of(name, parts)
-        passed = (tuple(given or [math.nan] * len(parts)), *passed[1:])
-        if given is None:
+        shares = None if _opened(terms, dependence) else factors_of(name, parts)
+        passed = (tuple(shares or [math.nan] * len(parts)), *passed[1:])
+        if shares is None:
             dependence.visit.note(
                 f"{dependence.visit.operation.name}: gradients of a product of signals that depend "
                 "on each other are not known"

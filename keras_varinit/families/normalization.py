@@ -66,8 +66,8 @@ def _batch_normalization(visit: Visit) -> Outcome:
         first = first and first.scaled(1 + unequal)
         bend = gradients[0] and gradients[0].bend
         bend = bend and dataclasses.replace(bend, normalized=True)
-        given = first and dataclasses.replace(first, here=here, bend=bend)
-        return (given, *others)
+        first_back = first and dataclasses.replace(first, here=here, bend=bend)
+        return (first_back, *others)
 
     return Outcome((output,), pullback)
 
@@ -174,8 +174,8 @@ def position_normalization(visit: Visit) -> Outcome:
     here, radial = 1.0, 1.0
     if not over_positions:
         typical = total.average(np.maximum(variance, 0.0))
-        given = Common(np.ones_like(NODES)) if common is None else common
-        ratio, here, radial = given.normalized(typical, epsilon)
+        row_size = Common(np.ones_like(NODES)) if common is None else common
+        ratio, here, radial = row_size.normalized(typical, epsilon)
         factor = factor * ratio
         if math.isnan(here):
             visit.note(

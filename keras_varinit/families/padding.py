@@ -138,7 +138,7 @@ def _raw_image_borders(visit: Visit) -> Outcome:
         return not_modelled(visit, "a map of unknown size")
     pads_images = "Pad" in type(operation).__name__
     names = (("top", "bottom"), ("left", "right"))
-    found = []
+    pads = []
     for (before, after), (size, wanted) in zip(names, sizes, strict=True):
         kind = "padding" if pads_images else "cropping"
         low = getattr(operation, f"{before}_{kind}")
@@ -147,10 +147,10 @@ def _raw_image_borders(visit: Visit) -> Outcome:
             high = getattr(operation, f"{after}_{kind}")
             low = abs(difference) - high
         low = int(low) if pads_images else -int(low)
-        found.append((low, difference - low))
+        pads.append((low, difference - low))
     if pads_images:
-        return _padded(visit, signal, tuple(found), 0.0)
-    return along_axes(visit, signal, padding_windows(signal.axes, tuple(found)))
+        return _padded(visit, signal, tuple(pads), 0.0)
+    return along_axes(visit, signal, padding_windows(signal.axes, tuple(pads)))
 
 
 constant_role(

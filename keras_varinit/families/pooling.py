@@ -215,12 +215,12 @@ class _Winners:
 
     def back(self, gradient: Array, adjacent: float) -> Array:
         """E g² at the entries."""
-        given = gradient * self.shares
+        incoming = gradient * self.shares
         # Two windows give an entry their gradients together if it wins in both.
         both = adjacent * wins_both(self.windows, self.size)
         weights = position_weights(self.maximum.axes)
-        inner = summed_back(self.windows, self.source, given)
-        return in_border(inner + both * float((weights * given).sum()), self.border)
+        inner = summed_back(self.windows, self.source, incoming)
+        return in_border(inner + both * float((weights * incoming).sum()), self.border)
 
 
 class _OfKinds:
@@ -241,8 +241,8 @@ class _OfKinds:
     def back(self, gradient: Array, adjacent: float) -> Array:
         """E g² at the entries, weighed by what they go on to count."""
         weights = np.array([kind.share * kind.factor for kind in self.kinds])
-        found = [w.back(gradient, adjacent) for w in self.winners]
-        return np.asarray(np.tensordot(weights / weights.sum(), np.stack(found), axes=1))
+        by_kind = [w.back(gradient, adjacent) for w in self.winners]
+        return np.asarray(np.tensordot(weights / weights.sum(), np.stack(by_kind), axes=1))
 
 
 @signal_rule(*layer_classes("AveragePooling1D", "AveragePooling2D", "AveragePooling3D"))
@@ -330,10 +330,10 @@ def common_parts(moments: Moments) -> Array:
     ramp = np.linspace(0.0, 1.0, len(mean)) ** 2
     values, vectors = np.linalg.eigh(covariance + 1e-8 * np.trace(covariance) * np.diag(ramp))
     parts = np.flatnonzero(values > 0.01 * values[-1])[-3:]
-    found = (vectors[:, parts] * np.sqrt(np.maximum(values[parts], 0.0))).T / weights
+    parts_by_class = (vectors[:, parts] * np.sqrt(np.maximum(values[parts], 0.0))).T / weights
     variance = moments.variance.ravel()
-    total = np.maximum(np.sum(found**2, axis=0), 1e-300)
-    return np.asarray(found[::-1] * np.sqrt(np.minimum(variance / total, 1.0)))
+    total = np.maximum(np.sum(parts_by_class**2, axis=0), 1e-300)
+    return np.asarray(parts_by_class[::-1] * np.sqrt(np.minimum(variance / total, 1.0)))
 
 
 @signal_rule(*layer_classes("GlobalMaxPooling1D", "GlobalMaxPooling2D", "GlobalMaxPooling3D"))
@@ -352,11 +352,11 @@ def global_max(visit: Visit) -> Outcome:
         kinds = kinds_of(moments)
         if kinds:
             members = [moments_of_kind(kind) for kind in kinds]
-            found = combined([pooled(m) for m in members], [kind.share for kind in kinds])
+            mixture = combined([pooled(m) for m in members], [kind.share for kind in kinds])
             weights = np.array([kind.share * kind.factor for kind in kinds])
             own = np.stack([shares[id(m)] for m in members])
             shares[id(moments)] = np.tensordot(weights / weights.sum(), own, axes=1)
-            return found
+            return mixture
         border = moments.border
         source = moments if border is None else border.source
         root, function = source.pre or source, source.function or IDENTITY

@@ -29,12 +29,14 @@ def pool_windows(visit: Visit, source: Axes, target: Axes) -> list[Window]:
     operation, rank = visit.operation, len(source)
     sizes = per_dimension(operation.pool_size, rank)
     strides = per_dimension(operation.strides or operation.pool_size, rank)
-    found = []
+    axis_windows = []
     for axis in range(rank):
         size = source[axis].size or 10**6
         low, _ = padding_and_outputs(size, sizes[axis], strides[axis], 1, operation.padding)
-        found.append(Window("pool", sizes[axis], strides[axis], 1, low, source[axis], target[axis]))
-    return found
+        axis_windows.append(
+            Window("pool", sizes[axis], strides[axis], 1, low, source[axis], target[axis])
+        )
+    return axis_windows
 
 
 def without_border(windows: Sequence[Window], border: Border) -> list[Window]:

@@ -64,8 +64,8 @@ def reduced_axes(visit: Visit) -> list[int] | None:
     if axis is None:
         return None
     axes = [axis] if isinstance(axis, int) else list(axis)
-    found = sorted({int(a) % rank for a in axes})
-    return None if 0 in found else found
+    reduced = sorted({int(a) % rank for a in axes})
+    return None if 0 in reduced else reduced
 
 
 @follows_channel_axes

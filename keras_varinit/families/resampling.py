@@ -53,10 +53,10 @@ def _turned_axes(visit: Visit, rank: int) -> dict[int, int] | None:
     axes = [axis] if isinstance(axis, int) else list(axis)
     shift = getattr(operation, "shift", 0)
     each = [shift] * len(axes) if isinstance(shift, int) else list(shift)
-    found: dict[int, int] = {}
+    shifts: dict[int, int] = {}
     for a, s in zip(axes, each, strict=True):
-        found[a % rank] = found.get(a % rank, 0) + int(s)
-    return found
+        shifts[a % rank] = shifts.get(a % rank, 0) + int(s)
+    return shifts
 
 
 def _for_parts(outcome: Outcome, signal: Signal) -> Outcome:
@@ -102,8 +102,8 @@ def resizing(size: int, wanted: int, interpolation: str, antialias: bool) -> Arr
         antialias=antialias,
         data_format="channels_last",
     )
-    found = np.asarray(keras.ops.convert_to_numpy(resized), np.float64)
-    matrix = found[:, :, 0, 0].T.copy()
+    columns = np.asarray(keras.ops.convert_to_numpy(resized), np.float64)
+    matrix = columns[:, :, 0, 0].T.copy()
     matrix[np.abs(matrix) < 1e-6] = 0.0
     return matrix
 

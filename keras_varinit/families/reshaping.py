@@ -110,7 +110,7 @@ def _blocks(before: Shape, after: Shape) -> list[tuple[list[int], list[int]]] | 
     """Dimensions, those of size 1 left out, in groups of equal products; None where they differ."""
     ins = [a for a in range(1, len(before)) if before[a] != 1]
     outs = [a for a in range(1, len(after)) if after[a] != 1]
-    found = []
+    groups = []
     while ins or outs:
         left, right = ins[:1], outs[:1]
         ins, outs = ins[1:], outs[1:]
@@ -132,8 +132,8 @@ def _blocks(before: Shape, after: Shape) -> list[tuple[list[int], list[int]]] | 
                 if not outs:
                     return None
                 right, outs = [*right, outs[0]], outs[1:]
-        found.append((left, right))
-    return found
+        groups.append((left, right))
+    return groups
 
 
 def transposition(visit: Visit) -> tuple[int, ...] | None:

@@ -64,15 +64,15 @@ _ARITHMETIC: dict[str, Callable[[Any, Any], Any]] = {
 @signal_rule(*_ARITHMETIC)
 def _arithmetic(visit: Visit) -> Outcome:
     """Two signals, or a signal and known numbers on either side."""
-    found = operands(visit)
+    sides = operands(visit)
     name = type(visit.operation).__name__
-    signals = [o for o in found if isinstance(o, int)]
-    numbers = [o for o in found if isinstance(o, np.ndarray)]
+    signals = [o for o in sides if isinstance(o, int)]
+    numbers = [o for o in sides if isinstance(o, np.ndarray)]
     if len(signals) == 2:
         return merged(visit)
     if len(signals) != 1 or len(numbers) != 1:
         return unknown(visit, "the value of an operand is not known")
-    first = isinstance(found[0], int)
+    first = isinstance(sides[0], int)
     return with_numbers(visit, signals[0], name, numbers[0], signal_first=first)
 
 
@@ -126,15 +126,15 @@ def _affine(visit: Visit, index: int, name: str, values: Array, signal_first: bo
 
     def combined(moments: Moments) -> Moments:
         moments = on_axes(moments, numbers.axes)
-        kind, given = name, values
+        kind, operand = name, values
         if name == "Multiply":
             result = multiplied(moments, numbers)
         elif name == "Subtract" and not signal_first:
             result, kind = added(numbers, moments, -1.0), "Reversed"
         else:
             result = added(moments, numbers, -1.0 if name == "Subtract" else 1.0)
-            kind, given = "Add", -values if name == "Subtract" else values
-        law = law_with_numbers(moments, result, given, len(shape), signal, kind)
+            kind, operand = "Add", -values if name == "Subtract" else values
+        law = law_with_numbers(moments, result, operand, len(shape), signal, kind)
         return dataclasses.replace(result, law=law)
 
     output = signal.each(combined)

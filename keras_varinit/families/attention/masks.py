@@ -54,12 +54,12 @@ def mask_values(visit: Visit, mask: Any) -> Booleans | None:
         return None
     if not isinstance(mask, Input):
         return as_booleans(keras.ops.convert_to_numpy(mask))
-    found = None if visit.masks is None else visit.masks.of(visit.call.node, mask.number)
-    if found is None:
+    known = None if visit.masks is None else visit.masks.of(visit.call.node, mask.number)
+    if known is None:
         raise UnknownError("its mask is a signal, or of unknown size")
-    if found.from_data:
+    if known.from_data:
         visit.note(FROM_DATA)
-    return as_booleans(found.values)
+    return as_booleans(known.values)
 
 
 def as_booleans(values: Any) -> Booleans:

@@ -91,8 +91,8 @@ def _parts(layer: Any, role: Weights) -> dict[str, tuple[Kernel, tuple[float, fl
 
 def _source(arguments: Mapping[str, Any], name: str) -> Any:
     """The query, the key or the value: an `Input`, or a constant such as trained queries."""
-    found = arguments.get(name)
-    return arguments.get("value") if found is None and name == "key" else found
+    argument = arguments.get(name)
+    return arguments.get("value") if argument is None and name == "key" else argument
 
 
 def _of_constant(values: Any) -> Signal:
@@ -239,16 +239,16 @@ class _Layer:
         g = np.broadcast_to(gradient.second_moment(self.output) * factor, mixed.mean.shape)
         if gradient.parts[0].shape == mixed.mean.shape:
             g = gradient.parts[0] * factor
-        coherence, found = gradient.coherence, {}
+        coherence, by_name = gradient.coherence, {}
         if self.gate is not None:
             open_ = self.gate.outputs[0].merged
             back = self.gate.pullback((Gradient((g * mixed.second,), 0.0),))[0]
-            found["gate"] = (lost["gate"][0] if back is None else back.parts[0], 0.0)
+            by_name["gate"] = (lost["gate"][0] if back is None else back.parts[0], 0.0)
             g = g * open_.second
             coherence *= min(open_.pair_moment / open_.second_moment, 1.0)
-        found |= self.core.backward(g, coherence)
-        del found["logits"]
+        by_name |= self.core.backward(g, coherence)
+        del by_name["logits"]
         for name in ("key", "value"):
             # Heads of one group have kernels of their own behind them.
-            found[name] = (found[name][0] * self.repeats, found[name][1])
-        return found
+            by_name[name] = (by_name[name][0] * self.repeats, by_name[name][1])
+        return by_name

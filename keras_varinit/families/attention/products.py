@@ -54,9 +54,9 @@ def _product(visit: Visit) -> Outcome:
 
 def _with_known(visit: Visit) -> Outcome:
     """A matrix product with known numbers on one side."""
-    found = operands(visit)
-    for number, values in enumerate(found):
-        other = found[1 - number]
+    sides = operands(visit)
+    for number, values in enumerate(sides):
+        other = sides[1 - number]
         if isinstance(values, np.ndarray) and isinstance(other, int):
             return with_matrix(visit, other, values, signal_first=number == 1)
     return unknown(visit, "the value of an operand is not known")
@@ -259,7 +259,7 @@ class _Logits:
         gradient = gradients[0]
         if gradient is None:
             return [None, None]
-        found: list[Gradient | None] = [None, None]
+        passed: list[Gradient | None] = [None, None]
         names = ("query", "key")
         for number, name in enumerate(names):
             own, other = self.parts[number], self.parts[1 - number]
@@ -274,8 +274,8 @@ class _Logits:
                     second = np.full(own.mean.shape, math.nan)
             second = second * self.product.count(self.extra[1 - number])
             operand = self.numbers[number]
-            found[operand] = self.product.back(operand, second, coherence, self.orders[number])
-        return found
+            passed[operand] = self.product.back(operand, second, coherence, self.orders[number])
+        return passed
 
 
 class Mixing:
@@ -342,16 +342,16 @@ class Mixing:
         g = gradient.parts[0].transpose([here.index(x) for x in order])
         if g.shape != self.attention.mixed.mean.shape:
             g = np.full(self.attention.mixed.mean.shape, gradient.second_moment(output))
-        found = self.attention.backward(g, gradient.coherence)
-        second, coherence = found["value"]
+        by_operand = self.attention.backward(g, gradient.coherence)
+        second, coherence = by_operand["value"]
         value = self.product.back(
             1 - self.number, second * self.repeats, coherence, self.value_order
         )
-        logits = float(np.mean(found["logits"][0]))
+        logits = float(np.mean(by_operand["logits"][0]))
         weights = RowGradient(
             tuple(np.full_like(m.mean, logits) for _, m in self.weights.parts),
-            found["logits"][1],
-            sources={n: found[n] for n in ("query", "key")},
+            by_operand["logits"][1],
+            sources={n: by_operand[n] for n in ("query", "key")},
             centred=True,
         )
         return [weights, value] if self.number == 0 else [value, weights]

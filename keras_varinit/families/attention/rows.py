@@ -56,8 +56,8 @@ class Rows:
         own = max(self.key.second_moment - self.key.pair_moment, 0.0)
         variance = self.scale * self.size * self.query.second_moment * own
         counts = self.pattern.counts
-        found = row_shares(np.full_like(counts, variance), counts, self.spread)
-        return np.asarray(found.mean(axis=1))
+        shares = row_shares(np.full_like(counts, variance), counts, self.spread)
+        return np.asarray(shares.mean(axis=1))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -140,12 +140,12 @@ def known_numbers(visit: Visit, value: Any, number: int | None) -> npt.NDArray[A
         return np.asarray(keras.ops.convert_to_numpy(value))
     if visit.values and visit.values[number] is not None:
         return np.asarray(visit.values[number])
-    found = None if visit.masks is None else visit.masks.of(visit.call.node, number)
-    if found is None:
+    known = None if visit.masks is None else visit.masks.of(visit.call.node, number)
+    if known is None:
         return None
-    if found.from_data:
+    if known.from_data:
         visit.note(FROM_DATA)
-    return found.values
+    return known.values
 
 
 def hides(values: npt.NDArray[Any]) -> npt.NDArray[np.bool_] | None:

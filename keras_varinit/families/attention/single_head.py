@@ -37,10 +37,10 @@ _AHEAD = 6.0
 def _attention(visit: Visit) -> Outcome:
     """Queries, values and keys as they come in, `inputs=[query, value, key]`."""
     arguments = named_arguments(visit.call.node)
-    given = arguments["inputs"]
-    if any(not isinstance(each, Input) for each in given):
+    sources = arguments["inputs"]
+    if any(not isinstance(each, Input) for each in sources):
         return unknown(visit, "it attends to constants")
-    numbers = [each.number for each in given]
+    numbers = [each.number for each in sources]
     query, value = numbers[:2]
     key = numbers[2] if len(numbers) > 2 else value
     try:
@@ -145,9 +145,9 @@ class _Layer:
         if self.attention is None:
             results[self.numbers["value"]] = gradient
             return results
-        found = self.attention.backward(gradient.parts[0], gradient.coherence)
+        by_input = self.attention.backward(gradient.parts[0], gradient.coherence)
         for name, number in self.numbers.items():
-            second, coherence = found[name]
+            second, coherence = by_input[name]
             parts = (second,) * len(self.signals[name].parts)
             results[number] = added(results[number], Gradient(parts, coherence))
         return results

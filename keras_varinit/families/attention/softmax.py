@@ -230,11 +230,11 @@ def _mask_of(visit: Visit) -> tuple[int | None, Any]:
 @row_rule("Multiply", "Divide", "TrueDivide")
 def _scaled(visit: Visit) -> Outcome | None:
     """Logits times a number."""
-    found = operands(visit)
-    numbers = [o for o in found if isinstance(o, np.ndarray)]
-    if len(numbers) != 1 or (not isinstance(found[0], int) and "Divide" in _name(visit)):
+    sides = operands(visit)
+    numbers = [o for o in sides if isinstance(o, np.ndarray)]
+    if len(numbers) != 1 or (not isinstance(sides[0], int) and "Divide" in _name(visit)):
         return None
-    number = next(o for o in found if isinstance(o, int))
+    number = next(o for o in sides if isinstance(o, int))
     rows = rows_of(visit, number)
     if rows is None or rows.are_weights or numbers[0].size != 1:
         return None
@@ -252,17 +252,17 @@ def _name(visit: Visit) -> str:
 def _masked(visit: Visit) -> Outcome | None:
     """A mask added to logits, or logits where a mask is true and -∞ elsewhere."""
     arguments = visit.call.node.arguments
-    given = [*arguments.args, *(arguments.kwargs[k] for k in sorted(arguments.kwargs))]
-    given = keras.tree.flatten(given)
-    numbers, values = _numbered(given), []
+    call_values = [*arguments.args, *(arguments.kwargs[k] for k in sorted(arguments.kwargs))]
+    call_values = keras.tree.flatten(call_values)
+    numbers, values = _numbered(call_values), []
     index = next(n for n, s in enumerate(visit.inputs) if isinstance(s, RowSignal))
     rows = rows_of(visit, index)
     if rows is None or rows.are_weights:
         return None
     place = numbers.index(index)
-    others = [n for n in range(len(given)) if n != place]
+    others = [n for n in range(len(call_values)) if n != place]
     for n in others:
-        value = known_numbers(visit, given[n], numbers[n])
+        value = known_numbers(visit, call_values[n], numbers[n])
         if value is None:
             return None
         values.append(value)
@@ -283,14 +283,14 @@ def _masked(visit: Visit) -> Outcome | None:
         return unknown(visit, str(reason))
 
 
-def _numbered(given: Sequence[Any]) -> list[int | None]:
+def _numbered(values: Sequence[Any]) -> list[int | None]:
     """For each argument its number among the inputs, None for what is no tensor of the graph."""
-    count, found = 0, []
-    for value in given:
+    count, numbers = 0, []
+    for value in values:
         is_input = isinstance(value, keras.KerasTensor)
-        found.append(count if is_input else None)
+        numbers.append(count if is_input else None)
         count += is_input
-    return found
+    return numbers
 
 
 @row_rule(keras.layers.Dropout)

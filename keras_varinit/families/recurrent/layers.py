@@ -102,19 +102,19 @@ def _cells(visit: Visit) -> list[Any]:
 
 def _starts(visit: Visit, cells: Sequence[Any]) -> list[list[Input]]:
     """The states that the layer is given, by cell; empty where it starts from zeros."""
-    given = named_arguments(visit.call.node).get("initial_state")
-    if given is None:
+    initial = named_arguments(visit.call.node).get("initial_state")
+    if initial is None:
         return [[] for _ in cells]
-    states, found = keras.tree.flatten(given), []
+    states, by_cell = keras.tree.flatten(initial), []
     counts = [len(keras.tree.flatten(cell.state_size)) for cell in cells]
     if len(states) != sum(counts) or not all(isinstance(s, Input) for s in states):
         raise NotModelledError("it starts from states that are no signals, or of other layers")
     if not all(visit.inputs[s.number].is_known() for s in states):
         raise NotModelledError("it starts from a state that is not known")
     for count in counts:
-        found.append(states[:count])
+        by_cell.append(states[:count])
         states = states[count:]
-    return found
+    return by_cell
 
 
 def _moment_of(signal: Signal) -> Moment:
@@ -157,9 +157,9 @@ class _Layer:
             raise TypeError("a rule of weight layers met another role")
         steps, fan_in = steps_of(self.signal.merged, clock), self.signal.channels
         self.runs: list[_Run] = []
-        for number, (cell, given) in enumerate(zip(cells, starts, strict=True)):
+        for number, (cell, start) in enumerate(zip(cells, starts, strict=True)):
             kernels = role.kernels[2 * number : 2 * number + 2]
-            self.runs.append(self._run(cell, kernels, given, steps, fan_in))
+            self.runs.append(self._run(cell, kernels, start, steps, fan_in))
             steps, fan_in = self.runs[-1].states.outputs, int(cell.units)
 
     def _run(
@@ -182,8 +182,8 @@ class _Layer:
         if not math.isfinite(variance + scale):
             raise NotModelledError("the variance of its kernels is not known")
         inputs = steps.scaled(variance * fan_in / kept, variance * fan_in)
-        given = [_moment_of(visit.inputs[each.number]) for each in starts]
-        states = law(inputs, numbers_of(cell, gates, scale), given or (ZERO, ZERO))
+        moments = [_moment_of(visit.inputs[each.number]) for each in starts]
+        states = law(inputs, numbers_of(cell, gates, scale), moments or (ZERO, ZERO))
         read = clock.average(states.recurrent)
         if not math.isfinite(read + states.last[0][1]):
             raise NotModelledError("its state grows beyond all numbers")
