@@ -91,7 +91,7 @@ def _linear_share(moments: Moments) -> float:
 
 
 def _share(moments: Moments) -> float:
-    """The share of the second moment that two examples do not have in common."""
+    """The share of the second moment that distant positions do not have in common."""
     return _own(moments) / moments.second_moment if moments.second_moment > 0 else 0.0
 
 

@@ -267,7 +267,7 @@ def alike(shape: Shape, channel_axis: int, mean: float, second: float, pair: flo
         channel_axis: Its channel dimension; the last one if out of range.
         mean: E z.
         second: E z².
-        pair: E z z' of one entry in two examples.
+        pair: E z_p z_q of two distant positions p and q.
     """
     if not 1 - len(shape) <= channel_axis < len(shape):
         channel_axis = -1

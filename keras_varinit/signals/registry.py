@@ -100,7 +100,7 @@ def signal_rule(*kinds: Kind) -> Callable[[_AnyRule], _AnyRule]:
 
 
 def row_rule(*kinds: Kind) -> Callable[[_AnyRule], _AnyRule]:
-    """Decorator: registers a rule for signals with rows; it returns None where it does not apply."""
+    """Decorator: registers a rule for signals with rows, which may return None to decline."""
     return _registering("rows", kinds)
 
 
