@@ -1,4 +1,4 @@
-"""The engine's rule of `ops.dot_product_attention`, on (batch, length, heads, size)."""
+"""`ops.dot_product_attention` on tensors of shape (batch, length, heads, size)."""
 
 import math
 
@@ -71,7 +71,7 @@ def _dot_product_attention(visit: Visit) -> Outcome:
         by_name = attention.backward(gradient.parts[0], gradient.coherence)
         for name, number in numbers.items():
             second, coherence = by_name[name]
-            # Several heads of queries read one of keys and values.
+            # With grouped queries, several query heads read the same keys and values.
             factor = 1 if name == "query" else repeats
             inner = Gradient((second * factor,) * len(signals[name].parts), coherence)
             results[number] = added(results[number], fitting(inner, signals[name], sources[name]))
