@@ -89,6 +89,8 @@ ORDER = (
     moved(
         ("CropImages"), lambda x: ops.image.crop_images(x, 1, 2, target_height=5, target_width=4)
     ),
+    moved(L.CenterCrop, lambda x: L.CenterCrop(5, 4)(x)),
+    moved(L.CenterCrop, lambda x: L.CenterCrop(12, 4)(x), "smaller", known=False),
     moved("PadImages", lambda x: ops.image.pad_images(x, 1, 2, target_height=10, target_width=13)),
 )
 
