@@ -108,7 +108,7 @@ def with_signal_gains(
     for key, context in reading.by_variable.items():
         if key in wanting and not (key in wanted and wanted[key].gain):
             notes.append(
-                f"{context.path}: the engine does not know what reaches it, so positions and "
+                f"{context.path}: its input signal is not known, so positions and "
                 "branches count as independent there"
             )
     return dataclasses.replace(reading.with_gains(wanted), notes=(*reading.notes, *notes))

@@ -31,7 +31,7 @@ from keras_varinit.typing import Layer, Model, Variable
 
 FAN_FIELDS = tuple(field.name for field in dataclasses.fields(fans.Fans))
 
-NO_KERNEL = "no kernel but a weight that signals are added to, scaled by or looked up in"
+NO_KERNEL = "not a kernel but a summand, a factor or a look-up table"
 
 # Common names of weights that are added to signals, multiplied with them or looked up.
 _NOT_A_KERNEL = re.compile(

@@ -75,8 +75,8 @@ def read(model: Model) -> Reading:
 
 
 _BY_CLASS_ALONE = (
-    "Contexts are from the kernels' shapes and their layers' classes, depths in the order in which "
-    "the layers were made."
+    "Contexts are derived from the kernels' shapes and their layers' classes, depths from the "
+    "order in which the layers were created."
 )
 
 
@@ -150,7 +150,7 @@ class _Contexts:
         is_last = kernel.level == levels - 1
         ahead = self.ahead.from_layer(node, role) if is_last else StageAhead()
         self.notes += ahead.pools_unknown_size * [
-            f"{path}: the map that is pooled has an unknown size; pooling is left out"
+            f"{path}: the pooled map has an unknown size, so pooling is left out"
         ]
         if kernel.reads_own_output and role.activation is not None:
             tau = self.gains.of((role.activation,))[0]
@@ -161,7 +161,7 @@ class _Contexts:
         gamma = self.gains.of(ahead.steps)[1]
         if not (0 < tau < math.inf and 0 < gamma < math.inf):
             # For example x**-0.5, or sign, whose slope is 0.
-            self.notes.append(f"{path}: a stage beside it has no gains, so they count as 1")
+            self.notes.append(f"{path}: an adjacent stage has no gains, so they count as 1")
             tau, gamma = (gain if 0 < gain < math.inf else 1.0 for gain in (tau, gamma))
         if kernel.fans.connections is None:
             self.notes.append(f"{path}: a spatial size is unknown, so the interior limit is used")

@@ -22,8 +22,8 @@ _ALIKE = 0.9
 _FORWARD, _BACKWARD = 1.05, 1.15
 
 NOT_RENEWED = (
-    "how far positions resemble each other is not known behind a normalization of what is not "
-    "known, nor what depends on it"
+    "the correlation of positions after the normalization of an unknown signal is not known, nor "
+    "is what depends on it"
 )
 
 

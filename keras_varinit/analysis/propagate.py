@@ -196,8 +196,7 @@ class Engine:
             if RAISES:
                 raise
             self.notes.append(
-                f"{node.operation.name}: the rule of its gradient failed, "
-                f"{type(error).__name__}: {error}"
+                f"{node.operation.name}: its gradient rule failed, {type(error).__name__}: {error}"
             )
             return [lost_gradient(self.signals[t]) for t in node.inputs]
 

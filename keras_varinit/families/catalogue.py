@@ -59,12 +59,12 @@ UNKNOWN_OPERATIONS: dict[str, tuple[str, ...]] = {
         *("PSNR", "PerspectiveTransform", "RGBToGrayscale", "RGBToHSV", "Rot90", "SSIM"),
         *("ScaleAndTranslate", "SobelEdges"),
     ),
-    "no public function makes it": ("Abs", "Mish"),
+    "no public function creates it": ("Abs", "Mish"),
     "it is a loss": (
         *("BinaryCrossentropy", "CTCDecode", "CTCLoss", "CategoricalCrossentropy"),
         *("SparseCategoricalCrossentropy",),
     ),
-    "it makes numbers of a shape or of nothing": (
+    "it creates numbers from a shape or from nothing": (
         *("Arange", "Array", "EmptyLike", "Full", "FullLike", "Geomspace", "Linspace"),
         *("Logspace", "Meshgrid", "Ndim", "Size"),
     ),
@@ -76,7 +76,7 @@ UNKNOWN_OPERATIONS: dict[str, tuple[str, ...]] = {
 }
 
 UNKNOWN_LAYERS: dict[str, tuple[str, ...]] = {
-    "it turns data that are no signal into numbers": (
+    "its inputs are not signals": (
         *("CategoryEncoding", "Discretization", "HashedCrossing", "Hashing", "IntegerLookup"),
         *("MaxNumBoundingBoxes", "MelSpectrogram", "STFTSpectrogram", "StringLookup"),
         *("TextVectorization",),

@@ -118,7 +118,7 @@ def _conv_transpose_role(call: Call) -> Role:
 def _raw_conv_role(call: Call) -> Role:
     operation, variable = call.operation, call_argument(call.node, 1, "kernel")
     if not is_variable(variable):
-        return Unknown("a convolution with a kernel that is no variable")
+        return Unknown("a convolution whose kernel is not a variable")
     rank = len(variable.shape) - 2
     data_format = operation.data_format or keras.config.image_data_format()
     channels = call.input_shapes[0][-1 if data_format == "channels_last" else 1]
@@ -227,7 +227,7 @@ def _separable(visit: Visit) -> Outcome:
 def _raw_conv(visit: Visit) -> Outcome:
     """`ops.conv` with a variable; the kernel's input channels determine the groups."""
     if not isinstance(visit.role, Weights):
-        return unknown(visit, "a convolution with a kernel that is no variable is not modelled")
+        return unknown(visit, "a convolution whose kernel is not a variable is not modelled")
     operation, variable = visit.operation, call_argument(visit.call.node, 1, "kernel")
     data_format = operation.data_format or keras.config.image_data_format()
     channel_axis = -1 if data_format == "channels_last" else 1

@@ -202,7 +202,7 @@ def general_kernels(visit: Visit) -> Outcome:
     weighing = Weighing(visit, kernel, [(channels, unit)])
     output = weighing.output(moments_of_variable(visit.operation, "bias"), signal.channel_axis)
     if recurrent or len(role.kernels) > 1:
-        visit.note(f"{visit.operation.name}: what its kernels do together is not modelled")
+        visit.note(f"{visit.operation.name}: the combination of its kernels is not modelled")
         unknown = alike(visit.output_shape, signal.channel_axis, math.nan, math.nan, math.nan)
         return Outcome(
             (unknown,) * len(visit.call.output_shapes), lambda _: [None] * len(visit.inputs)

@@ -230,7 +230,7 @@ def with_matrix(visit: Visit, index: int, values: Array, *, signal_first: bool =
     matrix = values if signal_first else np.swapaxes(values, -1, -2)
     axis = len(shape) - (1 if signal_first else 2)
     if matrix.ndim != 2 or axis == 0 or shape[axis] != matrix.shape[0]:
-        return unknown(visit, "a product with numbers that are no matrix is not modelled")
+        return unknown(visit, "a product with known numbers that are not a matrix is not modelled")
     signal = with_channel_axes(signal, shape, (axis,))
     sums = matrix.sum(axis=0)
     spread, common = float(np.mean(np.sum(matrix**2, axis=0))), float(np.mean(sums**2))

@@ -80,7 +80,7 @@ def merged(visit: Visit) -> Outcome:
         return elementwise(visit)
     arguments = arguments_of(visit)
     if name not in FUNCTIONS or any(a is None for a in arguments):
-        return unknown(visit, "what it does to signals is not modelled")
+        return unknown(visit, "its effect on signals is not modelled")
     if not all(s.is_known() for s in visit.inputs):
         return unknown(visit)
     return joined(visit, name, arguments)
@@ -320,9 +320,9 @@ def _by_terms(name: str, parts: Sequence[Moments], dependence: Dependence) -> Jo
             terms = product_of(terms, each)
         passed = _of_products(parts)
         # Gradients of a factor with several roots are not known for each root separately.
-        shares = None if _opened(terms, dependence) else factors_of(name, parts)
-        passed = (tuple(shares or [math.nan] * len(parts)), *passed[1:])
-        if shares is None:
+        factors = None if _opened(terms, dependence) else factors_of(name, parts)
+        passed = (tuple(factors or [math.nan] * len(parts)), *passed[1:])
+        if factors is None:
             dependence.visit.note(
                 f"{dependence.visit.operation.name}: gradients of a product of signals that depend "
                 "on each other are not known"

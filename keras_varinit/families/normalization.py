@@ -60,8 +60,8 @@ def _batch_normalization(visit: Visit) -> Outcome:
     here, unequal = signal.parts[0][1].inverse, signal.parts[0][1].unequal
     if math.isnan(here):
         visit.note(
-            f"{visit.operation.name}: so few inputs make each of its channels that the mean of "
-            "their inverse variances, and so of the gradients' squares, does not exist"
+            f"{visit.operation.name}: its channels have so few inputs that the mean of their "
+            "inverse variances, and so of the squared gradients, does not exist"
         )
 
     def pullback(gradients: Gradients) -> Gradients:
@@ -151,7 +151,7 @@ def position_normalization(visit: Visit) -> Outcome:
     to_unit_length = type(layer).__name__ in ("UnitNormalization", "Normalize")
     over = normalized_axes(visit)
     if over is None:
-        return unknown(visit, "it normalizes other dimensions than channels, or all of an example")
+        return unknown(visit, "it normalizes over neither the channels nor a whole example")
     keeps_mean = to_unit_length or "RMS" in type(layer).__name__
     if to_unit_length:
         entries = signal.channels * (
@@ -183,15 +183,15 @@ def position_normalization(visit: Visit) -> Outcome:
         factor = factor * ratio
         if math.isnan(here):
             visit.note(
-                f"{layer.name}: the mean of the inverse squares of a factor in front of it, and so "
-                "of the gradients' squares, does not exist"
+                f"{layer.name}: the mean of the inverse square of a preceding factor, and so of "
+                "the squared gradients, does not exist"
             )
 
     back = 1.0 if over_positions else inverse_of_few(signal.channels, keeps_mean=keeps_mean)
     if math.isnan(back):
         visit.note(
             f"{visit.operation.name}: it normalizes so few channels that the mean of their inverse "
-            "variance, and so of the gradient's square, does not exist"
+            "variance, and so of the squared gradients, does not exist"
         )
 
     def normalized(moments: Moments) -> Moments:

@@ -284,7 +284,7 @@ def _whole_map(visit: Visit) -> Signal | None:
         reduced = {a % len(shape) for a in axes}
         positions = set(range(1, len(shape))) - {signal.channel_axis % len(shape)}
         if reduced != positions:
-            not_modelled(visit, "a reduction over other axes than the positions")
+            not_modelled(visit, "a reduction over axes other than the positions")
             return None
     if not math.isfinite(number_of_positions(signal.axes)):
         not_modelled(visit, "a reduction over a map of unknown size")

@@ -26,7 +26,7 @@ def _other_order(visit: Visit) -> Outcome:
     channel = signal.channel_axis % rank
     inner = [a for a in range(1, rank) if a != channel]
     if any(shape[a] is None for a in shifts if a in inner):
-        return not_modelled(visit, "another order along an unknown size")
+        return not_modelled(visit, "reordering along a dimension of unknown size")
     windows: list[AnyWindow] = []
     for axis, number in zip(signal.axes, inner, strict=True):
         if number not in shifts or axis.size is None:

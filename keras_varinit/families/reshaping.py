@@ -62,7 +62,7 @@ def reshaped(visit: Visit) -> Outcome:
     before, after = visit.call.input_shapes[0], visit.output_shape
     signal = reshape(visit.inputs[0], before, after)
     if signal is None:
-        return unknown(visit, "its sizes do not tell what becomes of which dimension")
+        return unknown(visit, "its sizes do not determine how dimensions correspond")
     return reordering(visit, signal)
 
 
@@ -202,7 +202,7 @@ def _expanded(visit: Visit) -> Outcome:
     rank = len(visit.output_shape)
     added = {int(a) % rank for a in _as_list(visit.operation.axis)}
     if 0 in added:
-        return unknown(visit, "it puts a dimension before the batch")
+        return unknown(visit, "it inserts a dimension before the batch")
     return reordering(visit, expand(visit.inputs[0], rank, added))
 
 

@@ -136,7 +136,7 @@ def _get_item(visit: Visit) -> Outcome:
         return unknown(visit, "which entries it takes depends on data or is not a slice")
     cuts, removed, added = read
     if 0 in added:
-        return unknown(visit, "it puts a dimension before the batch")
+        return unknown(visit, "it inserts a dimension before the batch")
     if len(shape) - len(removed) + len(added) < 2:
         return unknown(visit, "it leaves no channels")
 
@@ -237,7 +237,7 @@ def _unstack(visit: Visit) -> Outcome:
     axis = int(visit.operation.axis) % len(shape)
     size = shape[axis]
     if axis == 0 or size is None or len(shape) < 3:
-        return unknown(visit, "it takes apart the batch, channels or a dimension of unknown size")
+        return unknown(visit, "it unstacks the batch, channels or a dimension of unknown size")
     boxes = [{axis: (i, 1, 1)} for i in range(size)]
     return selected(visit, boxes, [lambda cut: squeeze(cut.output, cut.after, [axis])] * size)
 

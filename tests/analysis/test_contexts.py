@@ -316,7 +316,7 @@ def test_unknown_map_size_leaves_global_pooling_out_and_says_so():
     contexts, notes = contexts_of(inputs, L.Dense(2, name="head")(x))
     assert (contexts["a"].pooling, contexts["a"].pool_size) == ("average", None)
     assert contexts["a"].backward_gain == pytest.approx(0.5)
-    assert any("pooled has an unknown size" in note for note in notes)
+    assert any("pooled map has an unknown size" in note for note in notes)
 
 
 def test_layers_without_a_rule_are_reported():

@@ -7,7 +7,7 @@ from keras import ops
 import keras_varinit as kv
 
 L = keras.layers
-NOISE = "not known behind a normalization"
+NOISE = "after the normalization of an unknown signal"
 
 
 def network(back):

@@ -137,10 +137,10 @@ def test_masks_made_from_data_let_everything_through(name):
     call, arguments = DATA_MASKS[name]
     found, notes = attending(call, others=mask_of(*arguments))
     assert same(found, attending(lambda x: attention()(x, x))[0])
-    assert [n for n in notes if "masks made from data" in n] != []
+    assert [n for n in notes if "masks computed from data" in n] != []
     # Once, for however many layers.
     _twice, notes = attending(lambda x, m: call(call(x, m), m), others=mask_of(*arguments))
-    assert len([n for n in notes if "masks made from data" in n]) == 1
+    assert len([n for n in notes if "masks computed from data" in n]) == 1
 
 
 def test_a_causal_mask_survives_a_mask_from_data():

@@ -206,7 +206,7 @@ class OwnCell(L.LSTMCell):
         (
             lambda: L.SimpleRNN(4, None, recurrent_initializer=keras.initializers.Identity()),
             200,
-            "its state does not settle in 24 steps",
+            "its state does not converge in 24 steps",
         ),
     ],
     ids=["length", "call", "rows", "settles"],
@@ -227,7 +227,7 @@ def test_gradients_that_do_not_settle_are_not_known():
     model = sequence_model(made, steps=400)
     made.cell.recurrent_initializer = keras.initializers.RandomNormal(0, 1.6 / 8)
     analysis = kv.analyze(model)
-    assert analysis.notes == (f"{made.name}: gradients do not settle in 24 steps",)
+    assert analysis.notes == (f"{made.name}: gradients do not converge in 24 steps",)
     assert analysis.predicted["end/kernel"].forward is not None
     assert analysis.predicted[made.cell.kernel.path].backward is None
 
@@ -249,7 +249,9 @@ def test_all_steps_are_counted_where_some_are_left_out(monkeypatch):
 def test_a_stateful_layer_starts_from_zeros():
     made = L.LSTM(4, stateful=True)
     model = sequence_model(made, batch_size=2)
-    assert kv.analyze(model).notes == (f"{made.name}: stateful, and counted from a state of zeros",)
+    assert kv.analyze(model).notes == (
+        f"{made.name}: it is stateful; its initial state counts as zeros",
+    )
 
 
 def test_one_step_leaves_the_recurrent_kernel_without_a_scale():

@@ -328,7 +328,7 @@ def test_behind_an_unknown_layer_it_falls_back_and_says_so():
         asv = kv.ASVForward(context=row.context).stddev(row.context.kernel_shape)
         assert row.stddev == pytest.approx(asv)
         note = (
-            f"net/{name}/kernel: the engine does not know what reaches it, so positions and "
+            f"net/{name}/kernel: its input signal is not known, so positions and "
             "branches count as independent there"
         )
         assert note in report.notes

@@ -115,11 +115,11 @@ def test_a_table_of_positions_is_a_constant_and_no_kernel():
     analysis = kv.analyze(model)
     assert list(analysis.contexts) == ["embedding/embeddings", "head/kernel"]
     assert analysis.unknown == ()
-    assert notes_of(analysis, "positions/position_embeddings: no kernel but a weight")
+    assert notes_of(analysis, "positions/position_embeddings: not a kernel but")
     table = next(v for v in model.variables if v.name == "position_embeddings")
     before = ops.convert_to_numpy(table)
     report = kv.initialize(model, "he_normal", seed=0)
-    assert report["positions/position_embeddings"].status.startswith("skipped: no kernel")
+    assert report["positions/position_embeddings"].status.startswith("skipped: not a kernel")
     np.testing.assert_array_equal(ops.convert_to_numpy(table), before)
     assert kv.lint(model) == []
 
@@ -197,7 +197,7 @@ def test_tokens_scales_and_relative_tables_are_left_alone_and_listed():
     report = kv.initialize(model, "he_normal", seed=0)
     for path, values in before.items():
         assert notes_of(analysis, path)
-        assert report[path].status.startswith("skipped: no kernel")
+        assert report[path].status.startswith("skipped: not a kernel")
         now = next(v for v in model.weights if v.path == path)
         np.testing.assert_array_equal(ops.convert_to_numpy(now), values)
 

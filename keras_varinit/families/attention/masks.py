@@ -11,7 +11,7 @@ from keras_varinit.maths.patterns import Booleans, Pattern, banded
 from keras_varinit.signals.outcome import Visit
 from keras_varinit.tracing.arguments import Input
 
-FROM_DATA = "masks made from data let everything through: data count as without padding"
+FROM_DATA = "masks computed from data count as all true, as without padding"
 
 _OF_KEYS = ("value_mask", "key_mask")
 

@@ -148,7 +148,7 @@ def _over_positions(visit: Visit, axes: Sequence[int]) -> Outcome:
     query = uniform(row_axes, 0.0, 1.0, alike)
     rows_count = size_of(row_axes)
     if rows_count is None:
-        return unknown(visit, "rows of an unknown number")
+        return unknown(visit, "an unknown number of rows")
     rows = Rows(
         query,
         key,

@@ -101,7 +101,7 @@ def _cells(visit: Visit) -> list[Any]:
     if arguments.get("sequences") != Input(0):
         raise NotModelledError("its sequence is not the first of its arguments")
     if layer.stateful:
-        visit.note(f"{layer.name}: stateful, and counted from a state of zeros")
+        visit.note(f"{layer.name}: it is stateful; its initial state counts as zeros")
     return cells
 
 
@@ -113,9 +113,9 @@ def _starts(visit: Visit, cells: Sequence[Any]) -> list[list[Input]]:
     states, by_cell = keras.tree.flatten(initial), []
     counts = [len(keras.tree.flatten(cell.state_size)) for cell in cells]
     if len(states) != sum(counts) or not all(isinstance(s, Input) for s in states):
-        raise NotModelledError("it starts from states that are no signals, or of other layers")
+        raise NotModelledError("its initial states are not signals, or do not match its cells")
     if not all(visit.inputs[s.number].is_known() for s in states):
-        raise NotModelledError("it starts from a state that is not known")
+        raise NotModelledError("an initial state is not known")
     for count in counts:
         by_cell.append(states[:count])
         states = states[count:]
@@ -191,11 +191,11 @@ class _Layer:
         states = law(inputs, numbers_of(cell, gates, scale), moments or (ZERO, ZERO))
         read = clock.average(states.recurrent)
         if not math.isfinite(read + states.last[0][1]):
-            raise NotModelledError("its state grows beyond all numbers")
+            raise NotModelledError("its state overflows")
         if read > 0:  # else U reads zeros alone: its scale is none
             visit.forward(recurrent.variable, read)
         if not has_settled(np.diagonal(states.outputs.own), clock):
-            raise NotModelledError(f"its state does not settle in {clock.middle} steps")
+            raise NotModelledError(f"its state does not converge in {clock.middle} steps")
         return _Run(kernel, recurrent, variance, kept, gates, int(cell.units), starts, states)
 
     def outcome(self) -> Outcome:
@@ -254,7 +254,7 @@ class _Layer:
         if clock.is_long:
             factors = faded(np.diagonal(matrix), np.diagonal(arriving), clock)
             if np.any(np.isnan(factors)):
-                visit.note(f"{self.layer.name}: gradients do not settle in {clock.middle} steps")
+                visit.note(f"{self.layer.name}: gradients do not converge in {clock.middle} steps")
             matrix = matrix * np.sqrt(np.outer(factors, factors))
             recurrent = recurrent * factors
         visit.backward(run.kernel.variable, clock.average(np.diagonal(matrix)) / run.gates)
