@@ -214,7 +214,8 @@ class Engine:
             kind = type(visit.operation).__name__
             self.notes.append(
                 f"{visit.operation.name} ({kind}): the moments of its output are not known: "
-                "too large or too small, or its kernel has no known variance or has a mean"
+                "they are too large or too small, or the variance of its kernel is not known, or "
+                "its kernel has a mean other than 0"
             )
         return outcome
 

@@ -1,6 +1,6 @@
-"""Convolutions: Conv1D to 3D, Conv1DTranspose to 3D, DepthwiseConv, SeparableConv, `ops.conv`.
+"""Convolutions: Conv1D, Conv2D, Conv3D, their transposes such as Conv2DTranspose, `ops.conv`.
 
-DepthwiseConv and SeparableConv exist in 1D and 2D. `ops.conv` needs a variable as its kernel.
+Also DepthwiseConv1D and 2D, SeparableConv1D and 2D. `ops.conv` needs a variable as its kernel.
 """
 
 import dataclasses

@@ -1,4 +1,4 @@
-"""Embedding."""
+"""Embedding, whose table counts as the kernel."""
 
 import keras
 

@@ -1,6 +1,6 @@
-"""Normalization: BatchNormalization, Layer-, RMS-, Group- and UnitNormalization, raw operations.
+"""Normalization: BatchNormalization, LayerNormalization, RMSNormalization, GroupNormalization.
 
-The raw operations are `ops.layer_normalization`, `rms_normalization` and `normalize`. For
+Also UnitNormalization, `ops.layer_normalization`, `rms_normalization` and `normalize`. For
 `Normalization`, which is adapted to data, see `scaling`.
 """
 

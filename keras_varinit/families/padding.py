@@ -1,6 +1,6 @@
-"""Padding and cropping: ZeroPadding1D to 3D, Cropping1D to 3D, `ops.pad` and image operations.
+"""Padding and cropping: ZeroPadding1D to 3D, Cropping1D to 3D, CenterCrop, `ops.pad`.
 
-The image operations are `ops.image.pad_images` and `crop_images`.
+Also `ops.image.pad_images` and `crop_images`.
 """
 
 import dataclasses
@@ -132,7 +132,7 @@ def _cropping(visit: Visit) -> Outcome:
 
 @signal_rule(*layer_classes("CenterCrop"))
 def _center_crop(visit: Visit) -> Outcome:
-    """The middle of a map; Keras resizes a smaller one, which is not modelled."""
+    """Crops to the middle of a map; maps that are too small, which Keras resizes, are unknown."""
     layer, axes = visit.operation, in_layout(visit, channel_axis_of(visit.operation)).axes
     rest = [(a.size or 0) - n for a, n in zip(axes, (layer.height, layer.width), strict=True)]
     if min(rest) < 0:

@@ -1,7 +1,7 @@
-"""Pooling: Max-, Average-, GlobalMax-, GlobalAverage- and adaptive pooling, in 1D to 3D.
+"""Pooling in 1D to 3D: MaxPooling, AveragePooling, GlobalMaxPooling, GlobalAveragePooling.
 
-Also `ops.max_pool`, `average_pool` and the adaptive operations. `ops.max` and `ops.mean` over all
-positions are in `reduction`, and use the rules here.
+Also AdaptiveMaxPooling and AdaptiveAveragePooling, `ops.max_pool`, `average_pool` and adaptive
+operations. `ops.max` and `ops.mean` over all positions are in `reduction` and use the rules here.
 """
 
 import dataclasses

@@ -62,4 +62,4 @@ def test_attention_and_what_is_normalized_behind_it():
 def test_signal_preserving_draws_as_if_positions_were_independent_there_and_says_so():
     model = network(lambda x: dense("last")(mixed(x)))
     report = kv.initialize(model, "signal_preserving", seed=0)
-    assert any("attention_output" in n and "does not know" in n for n in report.notes)
+    assert any("attention_output" in n and "input signal is not known" in n for n in report.notes)

@@ -141,7 +141,7 @@ class _Run:
     states: States
 
     def reading(self, matrix: Array) -> Array:
-        """The gradient at the input, from Σ over gates of E δδ at the kernel."""
+        """(steps, steps): E g_t g_s at the input, from Σ over gates of E δ_t δ_s at the kernel."""
         return matrix * (self.variance * self.units / self.kept)
 
 
@@ -182,7 +182,7 @@ class _Layer:
         gain = fan_in * clock.average(np.diagonal(steps.own)) / kept
         variance = visit.variance_of(kernel.variable, gain)
         visit.forward(kernel.variable, variance * gain)
-        # A gain for U would be that of a state which U itself makes.
+        # U has no gain, because the state that it reads depends on U itself.
         scale = visit.variance_of(recurrent.variable, math.nan) * int(cell.units)
         if not math.isfinite(variance + scale):
             raise NotModelledError("the variance of its kernels is not known")
@@ -192,7 +192,7 @@ class _Layer:
         read = clock.average(states.recurrent)
         if not math.isfinite(read + states.last[0][1]):
             raise NotModelledError("its state overflows")
-        if read > 0:  # else U reads zeros alone: its scale is none
+        if read > 0:  # otherwise U reads only zeros
             visit.forward(recurrent.variable, read)
         if not has_settled(np.diagonal(states.outputs.own), clock):
             raise NotModelledError(f"its state does not converge in {clock.middle} steps")
