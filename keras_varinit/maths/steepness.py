@@ -1,6 +1,7 @@
 """Functions given by their squared slopes, by which gradients that come back are weighed."""
 
 import dataclasses
+import functools
 
 import numpy as np
 import numpy.typing as npt
@@ -17,6 +18,16 @@ class _Table:
     places: Array
     squares: Array
     mean: float | None
+
+    @functools.cached_property
+    def _entries(self) -> tuple[bytes, bytes, float | None]:
+        return self.places.tobytes(), self.squares.tobytes(), self.mean
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Table) and self._entries == other._entries
+
+    def __hash__(self) -> int:
+        return hash(self._entries)
 
 
 def steep(places: Array, squares: Array, mean: float | None = None) -> Activation:

@@ -6,16 +6,26 @@ and what passes a ReLU is also more often positive in the sum.
 """
 
 import dataclasses
+import functools
 import itertools
 import math
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 
 from keras_varinit.maths.activated import law_of
 from keras_varinit.maths.combining import FUNCTIONS, root_of
 from keras_varinit.maths.covariance import Moments
-from keras_varinit.maths.entry_laws import MOST_ROOTS, NODES, at, sample, slopes_at, slopes_of
+from keras_varinit.maths.entry_laws import (
+    MOST_ROOTS,
+    NODES,
+    Shape,
+    at,
+    sample,
+    slopes_at,
+    slopes_of,
+)
 from keras_varinit.maths.quadrature import Activation
 from keras_varinit.maths.steepness import steep
 from keras_varinit.maths.windows import Array
@@ -35,22 +45,31 @@ def kept_together(
     many to follow.
     """
     alone = law_of(output, through).squared_slope
-    grid = None if not alone > 0 else _Grid.of(name, parts)
-    if grid is None:
+    arguments = None if not alone > 0 else _arguments(parts)
+    if arguments is None:
         return [(1.0, None)] * len(parts)
+    return list(_kept(name, arguments, through, float(f"{alone:.8g}")))
+
+
+@functools.lru_cache(maxsize=512)
+def _kept(
+    name: str, arguments: "tuple[_Argument, ...]", through: Activation, alone: float
+) -> tuple[Kept, ...]:
+    grid = _Grid.of(name, arguments)
     behind = _squared_slopes(through, grid.joint)
     ratios = [
         _ratio(float(grid.weights @ (o * behind)), float(grid.weights @ o) * alone)
         for o in grid.own
     ]
-    return [(r, grid.behind(n, behind)) for n, r in enumerate(ratios)]
+    return tuple((r, grid.behind(n, behind)) for n, r in enumerate(ratios))
 
 
 def factors_of(name: str, parts: Sequence[Moments]) -> list[float] | None:
     """E (∂h/∂a)²·f'² over E f'² for each argument a = f(r), where roots are shared."""
-    grid = _Grid.of(name, parts)
-    if grid is None:
+    arguments = _arguments(parts)
+    if arguments is None:
         return None
+    grid = _Grid.of(name, arguments)
     means = [float(grid.weights @ s) for s in grid.squares]
     return [
         float(grid.weights @ own) / mean if mean > 0 else 0.0
@@ -61,6 +80,34 @@ def factors_of(name: str, parts: Sequence[Moments]) -> list[float] | None:
 def _ratio(part: float, whole: float) -> float:
     found = part / whole if whole > 0 else 1.0
     return found if np.isfinite(found) else 1.0
+
+
+class _Argument(NamedTuple):
+    """A function of a root: the root's number, and its law to eight digits."""
+
+    root: int
+    mean: float
+    std: float
+    shape: Shape | None
+    function: Activation
+
+
+def _arguments(parts: Sequence[Moments]) -> tuple[_Argument, ...] | None:
+    """None where there are too many roots to follow, or where something is not known."""
+    pairs = [root_of(m) for m in parts]
+    numbers = {key: n for n, key in enumerate(dict.fromkeys(id(root) for root, _ in pairs))}
+    if len(numbers) > MOST_ROOTS or not all(m.is_known() for m in parts):
+        return None
+    return tuple(
+        _Argument(
+            numbers[id(root)],
+            float(f"{root.spread[0]:.8g}"),
+            float(f"{root.spread[1]:.8g}"),
+            root.shape,
+            function,
+        )
+        for root, function in pairs
+    )
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -75,23 +122,17 @@ class _Grid:
     own: list[Array]
 
     @classmethod
-    def of(cls, name: str, parts: Sequence[Moments]) -> "_Grid | None":
-        """None where there are too many roots to follow."""
-        pairs = [root_of(m) for m in parts]
-        roots = list({id(root): root for root, _ in pairs}.values())
-        if len(roots) > MOST_ROOTS or any(not m.is_known() for m in parts):
-            return None
-        places, weights = sample(len(roots))
-        where = {id(root): s for root, s in zip(roots, places, strict=True)}
+    def of(cls, name: str, arguments: "Sequence[_Argument]") -> "_Grid":
+        """The grid over all roots."""
+        places, weights = sample(1 + max(each.root for each in arguments))
         values, squares, steps = [], [], []
-        for root, function in pairs:
-            mean, std = root.spread
-            nodes = mean + std * at(root.shape, NODES)
+        for root, mean, std, shape, function in arguments:
+            nodes = mean + std * at(shape, NODES)
             line = np.asarray(function.function(nodes), np.float64)
             slopes = slopes_of(function.function, nodes, 1e-3 * std) if std else 0 * nodes
-            s = where[id(root)]
+            s = places[root]
             values.append(np.interp(s, NODES, line))
-            squares.append(np.interp(s, NODES, slopes**2) * slopes_at(root.shape, s))
+            squares.append(np.interp(s, NODES, slopes**2) * slopes_at(shape, s))
             steps.append(1e-3 * (float(np.std(values[-1])) or 1.0))
         joint, outer = FUNCTIONS[name], []
         for number, step in enumerate(steps):

@@ -35,11 +35,14 @@ class Entry:
 
 
 _ENTRIES: dict[Kind, Entry] = {}
+# What was looked up before, until something is registered.
+_LOOKED_UP: dict[tuple[Kind, Field], Callable[..., Any] | None] = {}
 _KEEPING_CHANNEL_AXES: set[Callable[..., Any]] = set()
 
 
 def _registering(field: Field, kinds: Iterable[Kind]) -> Callable[[_AnyRule], _AnyRule]:
     def decorate(function: _AnyRule) -> _AnyRule:
+        _LOOKED_UP.clear()
         for kind in kinds:
             entry = _ENTRIES.get(kind, Entry())
             _ENTRIES[kind] = dataclasses.replace(entry, **{field: function})
@@ -120,10 +123,12 @@ def takes_channel_axes(function: SignalRule) -> bool:
 
 def _rule_of(operation: Any, field: Field) -> Any:
     """The most specific rule for an operation, or None."""
-    raw = is_raw_operation(operation)
-    kinds: Iterable[Kind] = (operation_name(operation),) if raw else type(operation).__mro__
-    rules = (getattr(_ENTRIES[kind], field) for kind in kinds if kind in _ENTRIES)
-    return next((rule for rule in rules if rule is not None), None)
+    kind = operation_name(operation) if is_raw_operation(operation) else type(operation)
+    if (kind, field) not in _LOOKED_UP:
+        kinds = (kind,) if isinstance(kind, str) else kind.__mro__
+        rules = (getattr(_ENTRIES[k], field) for k in kinds if k in _ENTRIES)
+        _LOOKED_UP[kind, field] = next((rule for rule in rules if rule is not None), None)
+    return _LOOKED_UP[kind, field]
 
 
 def role_of(call: Call) -> Role:
