@@ -1,1 +1,1 @@
-"""The mathematics: moments, covariances, quadratures and fans; NumPy alone, no Keras."""
+"""The mathematics: moments, covariances, quadrature and fans; NumPy alone, no Keras."""
