@@ -18,12 +18,12 @@ from hypothesis import HealthCheck, settings
 
 # Modules of helpers that import what only the extra `hub` installs; doctests are looked for there.
 _NEEDS = {
-    "keras_hub": ("hub_backbones.py", "hub_data.py", "hub_models.py", "hub_table.py"),
+    "keras_hub": (*("hub_backbones.py", "hub_data.py", "hub_models.py", "hub_table.py"),),
     "medicai": ("package_models.py",),
     "tcn": ("package_models.py",),
 }
 collect_ignore = [
-    name
+    f"others/{name}"
     for package, names in _NEEDS.items()
     if importlib.util.find_spec(package) is None
     for name in names

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 import keras_varinit as kv
+from tests.initializers.test_bad_arguments import ALL
 from tests.models import weights
-from tests.test_bad_arguments import ALL
 
 L = keras.layers
 

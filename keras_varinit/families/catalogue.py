@@ -82,7 +82,7 @@ UNKNOWN_LAYERS: dict[str, tuple[str, ...]] = {
         *("TextVectorization",),
     ),
     "it augments images at random": (
-        *("AugMix", "AutoContrast", "CenterCrop", "ContrastLimitedAdaptiveHistogramEqualization"),
+        *("AugMix", "AutoContrast", "ContrastLimitedAdaptiveHistogramEqualization"),
         *("CutMix", "Equalization", "MixUp", "RandAugment", "RandomBrightness"),
         *("RandomColorDegeneration", "RandomColorJitter", "RandomContrast", "RandomCrop"),
         *("RandomElasticTransform", "RandomErasing", "RandomFlip", "RandomGaussianBlur"),

@@ -127,6 +127,16 @@ def _cropping(visit: Visit) -> Outcome:
     return moved(visit, lambda a, b, n: Window("conv", 1, 1, 1, -pairs[n][0], a, b))
 
 
+@signal_rule(*layer_classes("CenterCrop"))
+def _center_crop(visit: Visit) -> Outcome:
+    """The middle of a map; Keras resizes a smaller one, which is not modelled."""
+    layer, axes = visit.operation, in_layout(visit, channel_axis_of(visit.operation)).axes
+    rest = [(a.size or 0) - n for a, n in zip(axes, (layer.height, layer.width), strict=True)]
+    if min(rest) < 0:
+        return not_modelled(visit, "a center crop of a map that is smaller or of unknown size")
+    return moved(visit, lambda a, b, n: Window("conv", 1, 1, 1, -(rest[n] // 2), a, b))
+
+
 @signal_rule("PadImages", "CropImages")
 def _raw_image_borders(visit: Visit) -> Outcome:
     """Zeros above and to the left, or rows and columns less; the rest by the shapes."""
@@ -155,6 +165,6 @@ def _raw_image_borders(visit: Visit) -> Outcome:
 
 constant_role(
     Transparent(),
-    *layer_classes("Cropping1D", "Cropping2D", "Cropping3D"),
+    *layer_classes("CenterCrop", "Cropping1D", "Cropping2D", "Cropping3D"),
     *("CropImages", "PadImages"),
 )

@@ -1,0 +1,1 @@
+"""Models that others wrote: KerasHub, keras.applications and PyPI packages."""
