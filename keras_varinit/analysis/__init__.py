@@ -1,4 +1,4 @@
-"""What is read off a model: the context of every kernel, and how its signal travels."""
+"""Analysis of models: the context of every kernel, and predictions of its signal."""
 
 from keras_varinit.analysis.analyze import analyze
 from keras_varinit.analysis.contexts import read

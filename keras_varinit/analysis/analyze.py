@@ -1,4 +1,4 @@
-"""`analyze`: contexts, and what the signal engine predicts for the model's present initializers."""
+"""`analyze`: contexts of kernels, and predictions for the model's current initializers."""
 
 import dataclasses
 import math
@@ -15,40 +15,42 @@ from keras_varinit.arguments import Arguments
 from keras_varinit.initializers.base import ContextualInitializer
 from keras_varinit.initializers.laws import as_drawn, describe, mean_of
 from keras_varinit.tensors import view
+from keras_varinit.typing import Model, Variable
 
 
-def analyze(model: Any, *, input_mean: float = 0.0, input_variance: float = 1.0) -> Analysis:
-    """Reads the context of every kernel off a built model and predicts its signal.
+def analyze(
+    model: keras.Model, *, input_mean: float = 0.0, input_variance: float = 1.0
+) -> Analysis:
+    """Reads the context of every kernel from a built model and predicts its signal.
 
-    Nothing is changed. The prediction averages over random weights and over inputs whose entries
-    are independent with the given mean and variance. It follows means and second moments, with the
-    covariance between positions, through the graph and the gradients back; dropout and batch
-    normalization act as in training. Widths count as large.
+    The model is not changed. Predictions average over random weights and over inputs with
+    independent entries of the given mean and variance. Means, second moments and covariances
+    between positions are followed forward through the graph, and gradients back; dropout and batch
+    normalization act as in training. Layers count as wide.
 
     Args:
-        model: A built `keras.Model` of any kind. One that defines its own `call` is called on
-            symbolic tensors, of which nothing stays behind.
-        input_mean: Mean of an entry of the model's inputs.
-        input_variance: Variance of an entry of the model's inputs.
+        model: A built `keras.Model` of any kind. A model that defines its own `call` is called on
+            symbolic tensors, which leaves no trace in it.
+        input_mean: Mean of an entry of the model's inputs. Defaults to 0.0.
+        input_variance: Variance of an entry of the model's inputs. Defaults to 1.0.
 
     Returns:
         An `Analysis`, whose dictionaries have one entry per kernel, in the order of the graph:
 
         * `.contexts[path]`: its `LayerContext`;
-        * `.predicted[path]`: a `Prediction` with `forward`, E u² of the kernel's output u for the
-          model's present initializers (for frozen kernels, and those without an initializer that
-          is known, for the values that they hold), and `backward`, E (dL/du)² where the gradient
-          at the model's outputs is white noise of unit variance; None is what is not known.
+        * `.predicted[path]`: a `Prediction` with `forward`, E u² of the kernel's output u, and
+          `backward`, E (dL/du)² for gradients at the model's outputs that are white noise of unit
+          variance. Kernels count with their current initializers, or with their current values if
+          they are frozen or their initializer is not known. Unknown quantities are None.
 
-        `.notes` says what could not be known. Two kernels of one path (layers of one name in two
-        nested models) are told apart by `"path#2"`.
+        `.notes` explains what is not known. If two kernels have the same path (layers of the same
+        name in two nested models), the second one is `"path#2"`.
 
     Units: `forward` and `backward` are second moments.
 
     Raises:
-        TypeError: `model` is no Keras model, or a number is none.
-        ValueError: it is not built, its own `call` cannot be followed symbolically, or
-            `input_variance` is negative.
+        TypeError: if `model` is not a Keras model, or an argument is not a number.
+        ValueError: if the model is not built or `input_variance` is negative.
 
     Example:
         >>> import keras, keras_varinit as kv
@@ -69,15 +71,19 @@ def analyze(model: Any, *, input_mean: float = 0.0, input_variance: float = 1.0)
 
 
 def with_signal_gains(
-    model: Any,
+    model: Model,
     reading: Reading,
     schemes: Mapping[int, Any],
     kept: Collection[int] = (),
 ) -> Reading:
-    """The reading with the engine's gain for those of `schemes` that need it.
+    """Sets `signal_gain` for the kernels whose scheme needs it.
 
-    `schemes` holds, by the `id` of a variable, the initializer that it is to be drawn with; other
-    kernels, and those in `kept`, count with what they have now.
+    Args:
+        model: The model.
+        reading: Its reading.
+        schemes: The initializer to draw each kernel with, by the `id` of its variable. Other
+            kernels count with their current initializers.
+        kept: The `id` of kernels in `schemes` that also count with their current initializers.
     """
     wanting = {
         key
@@ -88,7 +94,7 @@ def with_signal_gains(
         return reading
     present = present_variances(model)
 
-    def variance(variable: Any, gain: float) -> float:
+    def variance(variable: Variable, gain: float) -> float:
         scheme, context = schemes.get(id(variable)), reading.context_of(variable)
         if scheme is None or context is None or id(variable) in kept:
             return present(variable, gain)
@@ -98,20 +104,21 @@ def with_signal_gains(
         return present(variable, gain) if stddev is None else stddev**2
 
     predictions, notes = reading.predict(variance, backward=False)
-    found = {key: each for key, each in predictions.items() if key in wanting}
+    wanted = {key: each for key, each in predictions.items() if key in wanting}
     for key, context in reading.by_variable.items():
-        if key in wanting and not (key in found and found[key].gain):
+        if key in wanting and not (key in wanted and wanted[key].gain):
             notes.append(
                 f"{context.path}: the engine does not know what reaches it, so positions and "
                 "branches count as independent there"
             )
-    return dataclasses.replace(reading.with_gains(found), notes=(*reading.notes, *notes))
+    return dataclasses.replace(reading.with_gains(wanted), notes=(*reading.notes, *notes))
 
 
-def present_variances(model: Any) -> Callable[[Any, float], float]:
-    """The variance of a kernel's entries by its initializer, or by its values.
+def present_variances(model: Model) -> Callable[[Any, float], float]:
+    """Returns a function of a kernel and its gain: the variance of the kernel's entries.
 
-    Values count where no initializer tells, and in frozen kernels, which were trained or loaded.
+    It follows from the current initializer, or from the values if the initializer does not
+    determine it or the kernel is frozen, and so was trained or loaded.
     """
     holders = {
         key: (layer, attribute)
@@ -119,12 +126,12 @@ def present_variances(model: Any) -> Callable[[Any, float], float]:
         for key, attribute in keras_private.initializers_of(layer)
     }
 
-    def variance(variable: Any, gain: float) -> float:
-        found = holders.get(id(variable))
-        if found is not None and model.trainable and variable.trainable:
-            initializer = as_drawn(found[0], getattr(*found))
+    def variance(variable: Variable, gain: float) -> float:
+        holder = holders.get(id(variable))
+        if holder is not None and model.trainable and variable.trainable:
+            initializer = as_drawn(holder[0], getattr(*holder))
             if mean_of(initializer):
-                return math.nan  # the engine's kernels have mean 0
+                return math.nan  # the engine assumes kernels of mean 0
             stddev = _stddev(initializer, tuple(int(n) for n in variable.shape))
             if stddev is not None:
                 return stddev**2

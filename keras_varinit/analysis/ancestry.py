@@ -1,9 +1,9 @@
-"""Which tensors depend on each other, and which are twins: made alike of different inputs.
+"""Which tensors depend on each other, and which are twins.
 
-Layers with kernels make signals that are uncorrelated with what they read, so a tensor depends on
-what it was made of without them, and on the kernels themselves: two uses of one kernel depend on
-each other. Twins came out of the same operations and weights, in the same order, from different
-inputs of the model: together they are like two examples.
+The output of a kernel is uncorrelated with its input. A tensor therefore depends on the kernels
+that produced it and on everything computed from them since, so two uses of one kernel depend on
+each other. Twins were computed from different model inputs by the same operations with the same
+weights; they are related like two examples.
 """
 
 from collections.abc import Iterable, Sequence
@@ -25,20 +25,21 @@ _FEW = 16
 
 
 class Ancestry:
-    """The lineages of a graph's tensors; `reach` is a set of numbers as the bits of an integer."""
+    """The lineage of each tensor of a graph, and its `reach`: what it depends on, as a bit set."""
 
     def __init__(self) -> None:
         self.lineages: dict[int, Lineage] = {}
         self.reach: dict[int, int] = {}
         self.origins: dict[int, int] = {}
-        # Channels whose sum is 1, a few of which depend on each other; the bits of their parts.
+        # Outputs of a softmax over few channels, which depend on each other because their sum is
+        # 1, and the bits of their parts.
         self.tied: set[int] = set()
         self.ties = 0
         self._keys: dict[Any, int] = {}
         self._bits: dict[Any, int] = {}
 
     def born(self, tensor: int, kind: Any, signal: Signal, *, of_inputs: bool) -> None:
-        """A tensor without a producer: an input of the model, or a constant."""
+        """Registers a tensor without a producer: an input of the model, or a constant."""
         bit = self._bit(tensor)
         self.lineages[tensor] = Lineage(self._key(kind), bit if of_inputs else 0)
         self.reach[tensor] = bit if of_inputs else 0
@@ -47,7 +48,7 @@ class Ancestry:
     def follow(
         self, node: Node, role: Role, signals: dict[int, Signal], shapes: Sequence[Shape]
     ) -> None:
-        """The outputs of a call."""
+        """Registers the outputs of a call."""
         inputs = [self.lineages[t] for t in node.inputs]
         kind = (*_identity(node), *(each.key for each in inputs))
         sources = 0
@@ -60,8 +61,8 @@ class Ancestry:
                 for kernel in role.kernels:
                     reach |= self._bit(("kernel", id(kernel.variable)))
             elif not _takes_apart(node, signals, shapes, tensor):
-                for given in node.inputs:
-                    reach |= self.reach[given]
+                for source in node.inputs:
+                    reach |= self.reach[source]
             elif node.inputs[0] in self.tied:
                 tie = self._bit(("tie", node.inputs[0]))
                 self.ties |= tie
@@ -72,7 +73,7 @@ class Ancestry:
             self._remember(signals[tensor], reach)
 
     def reach_of(self, moments: Moments) -> int | None:
-        """What a signal depends on; None where it is that of no tensor."""
+        """What a signal depends on; None if it does not belong to a tensor."""
         while "origin" in moments.elsewhere:
             moments = moments.elsewhere["origin"]
         return self.origins.get(id(moments))
@@ -91,7 +92,7 @@ class Ancestry:
 
 
 def _identity(node: Node) -> tuple[Any, ...]:
-    """What tells calls apart that do different things."""
+    """A key that is equal for calls that compute the same function."""
     operation = node.operation
     if is_raw_operation(operation):
         fields = sorted((k, v) for k, v in vars(operation).items() if not k.startswith("_"))
@@ -105,12 +106,12 @@ def _identity(node: Node) -> tuple[Any, ...]:
         return name
     if not node.arguments.kwargs and all(map(is_symbolic, node.arguments.args)):
         return name
-    given = keras.tree.flatten((tuple(node.arguments.args), dict(node.arguments.kwargs)))
-    return (*name, *(_plain(v) for v in given if not is_symbolic(v)))
+    values = keras.tree.flatten((tuple(node.arguments.args), dict(node.arguments.kwargs)))
+    return (*name, *(_plain(v) for v in values if not is_symbolic(v)))
 
 
 def _plain(value: Any) -> Any:
-    """A value that can be compared: numbers and names as they are, others as objects."""
+    """A hashable key of a value: itself for numbers and names, the `id` for other objects."""
     if value is None or isinstance(value, bool | int | float | str | np.number):
         return value
     if isinstance(value, Iterable) and isinstance(value, list | tuple):
@@ -128,9 +129,9 @@ def _is_softmax(node: Node, role: Role) -> bool:
 def _takes_apart(
     node: Node, signals: dict[int, Signal], shapes: Sequence[Shape], output: int
 ) -> bool:
-    """Whether an operation takes a part on which no other part depends.
+    """Whether an operation selects a part that is independent of all other parts.
 
-    Some channels of every position, or some of positions that have nothing in common.
+    That holds for some of the channels at every position, and for some of uncorrelated positions.
     """
     name = type(node.operation).__name__
     if len(node.inputs) != 1 or name not in ("GetItem", "Slice", "Split", "Unstack"):

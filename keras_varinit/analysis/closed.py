@@ -1,8 +1,7 @@
-"""Weights that the graph does not explain: kernels by the class of their layer, and the others.
+"""Contexts of weights that the graph does not cover.
 
-A layer whose `call` cannot be followed keeps its kernels' surroundings to itself. What its class
-and the shape of its kernels tell is known all the same: fans far from any boundary, and the
-activation that the layer applies itself.
+If the `call` of a layer cannot be followed, the neighbours of its kernels are unknown. Its class
+and the kernels' shapes still give the fans, far from any boundary, and the layer's own activation.
 """
 
 import contextlib
@@ -28,12 +27,13 @@ from keras_varinit.maths import fans
 from keras_varinit.signals.registry import has_role_rule, role_of
 from keras_varinit.signals.roles import Call, Kernel, Role, Unknown, Weights
 from keras_varinit.tracing.reader import Graph, Node
+from keras_varinit.typing import Layer, Model, Variable
 
 FAN_FIELDS = tuple(field.name for field in dataclasses.fields(fans.Fans))
 
 NO_KERNEL = "no kernel but a weight that signals are added to, scaled by or looked up in"
 
-# Weights that are added to signals, multiplied with them or looked up, by the names in use.
+# Common names of weights that are added to signals, multiplied with them or looked up.
 _NOT_A_KERNEL = re.compile(
     r"token|cls|class_emb|pos|register|relative|rel_|table|bias|gamma|beta|scale|mask|segment"
     r"|embed|encod|lambda|level|time_|query_feat",
@@ -41,15 +41,15 @@ _NOT_A_KERNEL = re.compile(
 )
 
 
-def role_by_class(layer: Any) -> Weights | None:
-    """The kernels that a layer has by its class, or by their names; None if it has none.
+def role_by_class(layer: Layer) -> Weights | None:
+    """The kernels of a layer, by its class or else by their names; None if it has none.
 
-    All sizes but those of the kernels count as unknown.
+    All sizes except those of the kernels count as unknown.
     """
     role: Role = Unknown()
     if has_role_rule(layer):
         shape = _shape_without_sizes(layer)
-        with contextlib.suppress(ValueError):  # of an activation that is not element-wise
+        with contextlib.suppress(ValueError):  # its activation is not element-wise
             role = role_of(Call(Node(0, layer, (0,), (1,)), (shape,), (shape,)))
             if not isinstance(role, Weights):
                 return None
@@ -60,13 +60,13 @@ def role_by_class(layer: Any) -> Weights | None:
     return Weights(kernels) if kernels else None
 
 
-def may_be_kernel(variable: Any) -> bool:
-    """Whether a variable has the shape and type of a kernel."""
+def may_be_kernel(variable: Variable) -> bool:
+    """Whether a variable has the rank and dtype of a kernel."""
     return len(variable.shape) >= 2 and bool(keras.backend.is_float_dtype(variable.dtype))
 
 
 def uses_outside_kernels(graph: Graph, roles: Sequence[Role]) -> set[int]:
-    """The `id` of each variable that an operation with a rule takes as an argument."""
+    """The `id` of each variable passed as an argument to an operation that is no weight layer."""
     return {
         id(value)
         for node, role in zip(graph.nodes, roles, strict=True)
@@ -76,13 +76,13 @@ def uses_outside_kernels(graph: Graph, roles: Sequence[Role]) -> set[int]:
     }
 
 
-def is_table_by_name(variable: Any) -> bool:
-    """Whether a variable is named like a token, a position, a scale or a table of them."""
+def is_table_by_name(variable: Variable) -> bool:
+    """Whether a variable is named like a token, a scale, a position or a table of them."""
     return bool(_NOT_A_KERNEL.search(variable.name))
 
 
-def _shape_without_sizes(layer: Any) -> Shape:
-    """A shape of the rank that the layer takes."""
+def _shape_without_sizes(layer: Layer) -> Shape:
+    """An input shape of the layer's rank, with unknown sizes."""
     rank = getattr(layer, "rank", None)
     if isinstance(rank, int):
         return (None,) * (rank + 2)
@@ -93,7 +93,7 @@ def _shape_without_sizes(layer: Any) -> Shape:
 
 
 def _fans(shape: tuple[int, ...]) -> fans.Fans:
-    """Fans of a kernel of which only the shape is known, in Keras's layouts."""
+    """Fans of a kernel from its shape alone, in Keras's layouts."""
     if len(shape) == 2:
         return fans.dense(shape, None)
     window = len(shape) - 2
@@ -101,17 +101,19 @@ def _fans(shape: tuple[int, ...]) -> fans.Fans:
     return fans.conv(shape, (None,) * window, strides=ones, padding="valid", dilation=ones)
 
 
-def completed(reading: Reading, model: Any, names: dict[int, tuple[str, str, str]]) -> Reading:
-    """The reading with contexts of all kernels, and with the weights that are no kernels.
+def completed(reading: Reading, model: Model, names: dict[int, tuple[str, str, str]]) -> Reading:
+    """Adds the kernels that the graph does not cover, and the weights that are not kernels.
 
-    Where the model's own `call` could not be followed its graph is empty. `names` holds path, layer
-    and stream of each variable.
+    Args:
+        reading: The reading; its graph is empty if the model's `call` could not be followed.
+        model: The model.
+        names: Path, layer and stream of each variable, by its `id`.
     """
     return _Completion(reading, model, names).reading()
 
 
 class _Completion:
-    def __init__(self, read: Reading, model: Any, names: dict[int, tuple[str, str, str]]) -> None:
+    def __init__(self, read: Reading, model: Model, names: dict[int, tuple[str, str, str]]) -> None:
         self.read = read
         self.model = model
         self.names = names
@@ -133,18 +135,18 @@ class _Completion:
         self.counted = 0
 
     def _depths_of_layers(self, depths: Sequence[int]) -> dict[int, int]:
-        """The depth in front of each layer that was opened or could not be, by its `id`."""
+        """The depth before each layer that was or could not be opened, by the layer's `id`."""
         nodes = self.graph.nodes
-        found: dict[int, int] = {}
+        in_front: dict[int, int] = {}
         for index in self.graph.closed:
             operation = nodes[index].operation
             before = max((depths[t] for t in nodes[index].inputs), default=0)
             for layer in [operation, *layers_of(operation)]:
-                found.setdefault(id(layer), before)
+                in_front.setdefault(id(layer), before)
         for key, index in self.graph.opened.items():
             if index < len(nodes):
-                found.setdefault(key, max((depths[t] for t in nodes[index].inputs), default=0))
-        return found
+                in_front.setdefault(key, max((depths[t] for t in nodes[index].inputs), default=0))
+        return in_front
 
     def reading(self) -> Reading:
         read = self.read
@@ -179,8 +181,8 @@ class _Completion:
             notes=tuple(dict.fromkeys(notes)),
         )
 
-    def _contexts(self, layer: Any) -> list[tuple[LayerContext, Any]]:
-        """A context for each kernel of a layer that has none."""
+    def _contexts(self, layer: Layer) -> list[tuple[LayerContext, Any]]:
+        """A context for each kernel of a layer that does not have one yet."""
         role = role_by_class(layer)
         kernels = [] if role is None else [k for k in role.kernels if not self._is_known(k)]
         if role is None or not kernels:
@@ -213,9 +215,12 @@ class _Completion:
         variable, read = kernel.variable, self.read
         return (read.context_of(variable) or read.reason_to_leave(variable)) is not None
 
-    def _others(self, layer: Any, known: dict[int, LayerContext]) -> list[Any]:
-        """Weights of the rank of a kernel that are none and that no initializer draws by name."""
-        held = dict(initializers_of(layer))
+    def _others(self, layer: Layer, known: dict[int, LayerContext]) -> list[Any]:
+        """Weights with the rank of a kernel that have no context.
+
+        Where the layer has a kernel, weights with an initializer of their own are left out.
+        """
+        drawn = dict(initializers_of(layer))
         with_kernel = any(id(v) in known for v in own_variables(layer))
         return [
             v
@@ -223,7 +228,7 @@ class _Completion:
             if may_be_kernel(v)
             and id(v) not in known
             and self.read.reason_to_leave(v) is None
-            and not (with_kernel and id(v) in held)
+            and not (with_kernel and id(v) in drawn)
         ]
 
 

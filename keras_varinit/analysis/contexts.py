@@ -1,25 +1,24 @@
-"""From a model's graph to one `LayerContext` per kernel.
+"""Computes one `LayerContext` per kernel from a model's graph.
 
-The rules, for graphs that are more than a chain:
+Conventions for graphs that are not a chain:
 
-* Depth is the number of kernels on the longest path from an input up to and with this one. The two
+* Depth is the number of kernels on the longest path from an input, including this one. The two
   kernels of a separable convolution count one after the other.
-* Looking forward for a layer's own activation and pooling: normalization, dropout, reshaping and
-  merges (add, concatenate, …) are passed through. Where a tensor is used more than once, the branch
-  that reaches a weight layer through the fewest operations is followed, the earlier one on a tie.
-  The stage ends at the next weight layer, a model output, or an operation without a rule.
-* Looking back for what a layer reads: a stage begins at a weight layer or at a merge, whose result
-  counts as a unit-variance pre-activation; a concatenation read as it is has the mean second moment
-  of its parts, weighted by their channels. Up to the first weight layer everything is the model's
-  input, whose second moment counts as 1.
+* The activation and pooling of a layer are those that follow it. Normalization, dropout, reshaping
+  and merges (add, concatenate, …) are passed through. Where a tensor is used more than once, the
+  branch that reaches a weight layer through the fewest operations is followed, the earlier one on
+  a tie. The stage ends at the next weight layer, a model output, or an operation without a rule.
+* The stage that a layer reads begins at a weight layer or at a merge, whose result counts as a
+  unit-variance pre-activation. A concatenation read directly has the mean second moment of its
+  parts, weighted by their channels. Everything before the first weight layer counts as the model's
+  input, with second moment 1.
 * A layer that is called more than once has the context of its first call.
-* Softmax, and a sigmoid that leads straight to a model output, belong to the loss: its gradient
-  enters in front of them, so they count as the identity.
+* Softmax, and a sigmoid that leads directly to a model output, belong to the loss. They count as
+  the identity, because the gradient of the loss is taken with respect to their inputs.
 """
 
 import contextlib
 import math
-from typing import Any
 
 from keras_varinit.analysis.closed import FAN_FIELDS, completed, may_be_kernel
 from keras_varinit.analysis.labelling import Labelled, labelled
@@ -47,16 +46,17 @@ from keras_varinit.signals.roles import (
 from keras_varinit.tracing.names import variable_names
 from keras_varinit.tracing.opening import NotFollowedError, build_graph
 from keras_varinit.tracing.reader import Graph, Node, takes_training
+from keras_varinit.typing import Model, Operation
 
 Names = dict[int, tuple[str, str, str]]
 
 
-def read(model: Any) -> Reading:
-    """Reads the context of every kernel off a built model; nothing is changed.
+def read(model: Model) -> Reading:
+    """Reads the context of every kernel from a built model, which is not changed.
 
     Raises:
-        TypeError: `model` is no Keras model.
-        ValueError: it is not built.
+        TypeError: if `model` is not a Keras model.
+        ValueError: if it is not built.
     """
     names = variable_names(check_built(model))
     try:
@@ -67,7 +67,7 @@ def read(model: Any) -> Reading:
         return completed(Reading(Graph(), notes=notes, unknown=unknown), model, names)
     reading = with_contexts(labelled(graph), names)
     if functional_of(model) is None and takes_training(model) and _lacks_kernels(reading, model):
-        # What only training uses may never have been built; the rest is known without it.
+        # Layers used only in training may not be built; the rest is known without them.
         with contextlib.suppress(ValueError):
             graph = build_graph(model, is_known, training=True)
             reading = with_contexts(labelled(graph), names).preferring(reading)
@@ -80,10 +80,10 @@ _BY_CLASS_ALONE = (
 )
 
 
-def is_known(operation: Any) -> bool:
-    """Whether an operation is one node of the graph: any rule says what it does.
+def is_known(operation: Operation) -> bool:
+    """Whether an operation has a rule, so that it stays a single node of the graph.
 
-    A user's class with a `call` of its own is not what the rule of its base says.
+    A user's class that overrides `call` does not inherit the rules of its base class.
     """
     if is_customized(operation) or not (has_role_rule(operation) or has_signal_rule(operation)):
         return False
@@ -97,8 +97,8 @@ def is_known(operation: Any) -> bool:
     return True
 
 
-def _lacks_kernels(reading: Reading, model: Any) -> bool:
-    """Whether a layer with weights of the rank of kernels has none with a context."""
+def _lacks_kernels(reading: Reading, model: Model) -> bool:
+    """Whether a layer with kernel-like weights has a context for none of them."""
     return any(
         any(may_be_kernel(v) for v in variables)
         and not any(reading.context_of(v) or reading.reason_to_leave(v) for v in variables)
@@ -160,7 +160,7 @@ class _Contexts:
             tau = 1.0
         gamma = self.gains.of(ahead.steps)[1]
         if not (0 < tau < math.inf and 0 < gamma < math.inf):
-            # Such as those of x**-0.5 and of sign, which has no slope.
+            # For example x**-0.5, or sign, whose slope is 0.
             self.notes.append(f"{path}: a stage beside it has no gains, so they count as 1")
             tau, gamma = (gain if 0 < gain < math.inf else 1.0 for gain in (tau, gamma))
         if kernel.fans.connections is None:

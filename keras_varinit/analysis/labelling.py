@@ -1,4 +1,4 @@
-"""From the graph of a model to the role of each of its operations."""
+"""Assigns a role to each operation of a model's graph."""
 
 import dataclasses
 
@@ -12,7 +12,10 @@ Pads = tuple[tuple[int, int], ...]
 
 @dataclasses.dataclass(frozen=True)
 class Labelled:
-    """A graph with the role of each node; `unknown` names what has none, with the reason."""
+    """A graph with the role of each node.
+
+    `unknown` lists (name, reason) of layers with weights that have no role.
+    """
 
     graph: Graph
     roles: tuple[Role, ...]
@@ -20,7 +23,7 @@ class Labelled:
     unknown: tuple[tuple[str, str], ...]
 
     def left_alone(self) -> dict[int, str]:
-        """Why variables are not to be drawn, by their `id`."""
+        """Why variables must not be drawn, by their `id`."""
         return {
             id(variable): role.reason
             for node, role in zip(self.graph.nodes, self.roles, strict=True)
@@ -31,7 +34,7 @@ class Labelled:
 
 
 def labelled(graph: Graph) -> Labelled:
-    """The role of every node, in the order of the graph."""
+    """Labels every node of a graph, in its order."""
     return _Labeller(graph).run()
 
 
@@ -69,9 +72,9 @@ class _Labeller:
             and has_signal_rule(node.operation)
             and not has_role_rule(node.operation)
         ):
-            return Transparent()  # a rule of the user's says what it does
+            return Transparent()  # it has a signal rule of the user
         if isinstance(role, Unknown) and is_raw_operation(node.operation):
-            return role  # it ends a stage; what becomes of the signal, the engine says
+            return role  # it ends a stage; its effect on signals is up to the engine
         if isinstance(role, Unknown):
             kind = type(node.operation).__name__
             self.notes.append(f"{node.operation.name} ({kind}): {role.reason}")
@@ -81,7 +84,7 @@ class _Labeller:
         return role
 
     def _track_pads(self, node: Node, role: Role, before: Pads | None) -> None:
-        """Zeros around a map belong to the convolution that reads it."""
+        """Passes zero padding on to the convolution that reads the padded map."""
         if isinstance(role, Padding):
             pads = role.pads
             if before is not None:

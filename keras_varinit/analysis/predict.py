@@ -1,9 +1,9 @@
-"""What the signal engine predicts of a graph's kernels.
+"""Predictions of the signal engine for a graph's kernels.
 
-Where nothing is known of a signal, normalization makes its scale known again, but not how far its
-positions and examples resemble each other, on which attention, pooling and their gradients depend.
-The engine walks such graphs twice, once with all positions apart and once with all of them alike:
-a number is known where both walks give it.
+Normalization makes the scale of an unknown signal known again, but not the correlation of its
+positions and examples, on which attention, pooling and their gradients depend. The engine walks
+such graphs twice, with uncorrelated and with strongly correlated positions, and keeps the
+predictions on which both walks agree.
 """
 
 import dataclasses
@@ -18,7 +18,7 @@ from keras_varinit.tracing.reader import Graph
 
 _ALIKE = 0.9
 
-# By how much two walks may differ in a number that counts as known.
+# Largest ratio of the predictions of two walks that agree.
 _FORWARD, _BACKWARD = 1.05, 1.15
 
 NOT_RENEWED = (
@@ -29,11 +29,15 @@ NOT_RENEWED = (
 
 @dataclasses.dataclass(frozen=True)
 class Prediction:
-    """What the engine says of one kernel's output u, at the first call of its layer.
+    """The prediction for one kernel's output u, at the first call of its layer.
 
-    `forward` is E u²; `backward` is E (dL/du)² where the gradient at the model's outputs, in front
-    of a last softmax or sigmoid, is white noise of unit variance; `gain` is E u² for a kernel of
-    variance 1. None is what is not known.
+    Args:
+        forward: E u², None if unknown.
+        backward: E (dL/du)², where the gradient at the model's outputs, before a final softmax or
+            sigmoid, is white noise of unit variance; None if unknown.
+        gain: E u² for a kernel of variance 1, None if unknown.
+
+    Units: second moments.
     """
 
     forward: float | None = None
@@ -41,7 +45,7 @@ class Prediction:
     gain: float | None = None
 
     def agreed(self, other: "Prediction") -> "Prediction":
-        """What another prediction says too."""
+        """The quantities in which another prediction agrees."""
         return Prediction(
             _agreed(self.forward, other.forward, _FORWARD),
             _agreed(self.backward, other.backward, _BACKWARD),
@@ -60,7 +64,14 @@ def propagate(
 ) -> tuple[dict[int, Prediction], list[str]]:
     """Predictions by the `id` of the kernel's variable, and notes on what is not known.
 
-    `variance_of(variable, gain)` is the variance of a kernel's entries, NaN where it is not known.
+    Args:
+        graph: The model's graph.
+        roles: The role of each node.
+        variance_of: `variance_of(variable, gain)` is the variance of a kernel's entries, NaN if
+            unknown.
+        input_mean: Mean of an entry of the model's inputs.
+        input_variance: Variance of an entry of the model's inputs.
+        backward: Whether to follow gradients too.
     """
 
     def walked(alike: float) -> Engine:
@@ -72,14 +83,14 @@ def propagate(
         return engine
 
     engine = walked(0.0)
-    found, notes = _predictions(engine), list(engine.notes)
+    predictions, notes = _predictions(engine), list(engine.notes)
     if engine.has_renewed:
         others = _predictions(walked(_ALIKE))
-        agreed = {key: each.agreed(others[key]) for key, each in found.items()}
-        if agreed != found:
+        agreed = {key: each.agreed(others[key]) for key, each in predictions.items()}
+        if agreed != predictions:
             notes.append(NOT_RENEWED)
-        found = agreed
-    return found, list(dict.fromkeys(notes))
+        predictions = agreed
+    return predictions, list(dict.fromkeys(notes))
 
 
 def _predictions(engine: Engine) -> dict[int, Prediction]:

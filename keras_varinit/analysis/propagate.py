@@ -1,6 +1,7 @@
-"""The signal engine: one walk forward over the graph for moments, one back for gradients.
+"""The signal engine: a forward walk over the graph for moments, a backward one for gradients.
 
-Averages are over random weights and over inputs of independent entries; widths count as large.
+Averages are over random weights and over inputs with independent entries, in the limit of wide
+layers.
 """
 
 import dataclasses
@@ -34,8 +35,9 @@ from keras_varinit.signals.registry import SignalRule, signal_rule_of, takes_cha
 from keras_varinit.signals.roles import Call, Elementwise, Role, Unknown, Weights
 from keras_varinit.tracing.masks import Masks
 from keras_varinit.tracing.reader import Graph, Node, computed
+from keras_varinit.typing import Variable
 
-# Tests set this: a rule that fails is a mistake of ours, from which a user's model is shielded.
+# Set by tests. Otherwise a rule that fails makes its outputs unknown, with a note.
 RAISES = False
 
 Variances = Callable[[Any, float], float]
@@ -44,8 +46,12 @@ Variances = Callable[[Any, float], float]
 class Engine:
     """One walk over a graph.
 
-    `alike` is the correlation that positions and examples are taken to have where a normalization
-    makes the scale known and nothing else; `has_renewed` says that it did.
+    Args:
+        graph: The model's graph.
+        roles: The role of each node.
+        variance_of: The variance of a kernel's entries, as for `propagate`.
+        alike: The correlation of positions and examples to assume where normalization makes only
+            the scale known; `has_renewed` tells whether it was used.
     """
 
     def __init__(
@@ -69,7 +75,7 @@ class Engine:
         self.alike, self.has_renewed = alike, False
 
     def forward(self, mean: float, variance: float) -> None:
-        """Signals of all tensors, for inputs of that mean and variance."""
+        """Computes the signals of all tensors, for inputs of the given mean and variance."""
         for tensor in self.graph.inputs:
             shape = self.graph.shapes[tensor]
             channels_first = keras.config.image_data_format() == "channels_first"
@@ -94,11 +100,11 @@ class Engine:
             for tensor, signal in zip(node.outputs, outcome.outputs, strict=True):
                 self.signals[tensor] = signal
             self.family.follow(node, role, self.signals, self.graph.shapes)
-            given = [self.signals[t] for t in node.inputs]
+            inputs = [self.signals[t] for t in node.inputs]
             before = [self.narrowness.get(t, 0.0) for t in node.inputs]
             for tensor, signal in zip(node.outputs, outcome.outputs, strict=True):
-                found = narrowness.of_outputs(node, role, given, before, signal)
-                self.narrowness[tensor] = found
+                width = narrowness.of_outputs(node, role, inputs, before, signal)
+                self.narrowness[tensor] = width
                 self.sources[tensor] = narrowness.source_of(
                     node,
                     role,
@@ -118,7 +124,7 @@ class Engine:
         self.narrowness[tensor] = narrowness.of_input(self.signals[tensor])
 
     def _folded(self, node: Node) -> list[Any] | None:
-        """What an operation makes of known numbers alone, of a shape, or of masks."""
+        """The values of outputs that depend only on known numbers, on a shape, or on masks."""
         if not node.inputs or not is_raw_operation(node.operation):
             return None
         if all(t in self.values for t in node.inputs):
@@ -136,18 +142,18 @@ class Engine:
         return [mask.values for mask in booleans]
 
     def backward(self) -> None:
-        """Gradients of all tensors, for white noise at the outputs."""
+        """Computes the gradients of all tensors, for white noise at the outputs."""
         gradients: dict[int, Gradient] = {}
         for tensor in set(self.graph.outputs):
             signal = self.signals[tensor]
             parts = tuple(np.ones_like(m.mean) for _, m in signal.parts)
             gradients[tensor] = Gradient(parts)
         for node, outcome in zip(reversed(self.graph.nodes), reversed(self.outcomes), strict=True):
-            given = [gradients.get(t) for t in node.outputs]
-            if all(g is None for g in given):
+            outgoing = [gradients.get(t) for t in node.outputs]
+            if all(g is None for g in outgoing):
                 continue
             for tensor, gradient in zip(
-                node.inputs, self._back(node, outcome, given), strict=False
+                node.inputs, self._back(node, outcome, outgoing), strict=False
             ):
                 if gradient is not None:
                     fitted = _fitted(gradient, self.signals[tensor])
@@ -182,10 +188,10 @@ class Engine:
         return self._outcome(visit)
 
     def _back(
-        self, node: Node, outcome: Outcome, given: Sequence[Gradient | None]
+        self, node: Node, outcome: Outcome, outgoing: Sequence[Gradient | None]
     ) -> Sequence[Gradient | None]:
         try:
-            return outcome.pullback(given)
+            return outcome.pullback(outgoing)
         except Exception as error:
             if RAISES:
                 raise
@@ -196,7 +202,7 @@ class Engine:
             return [lost_gradient(self.signals[t]) for t in node.inputs]
 
     def _outcome(self, visit: Visit) -> Outcome:
-        """What a rule says; a rule that fails on what it did not expect makes nothing known."""
+        """The outcome of a call; unknown, with a note, if its rule raises an error."""
         said = len(self.notes)
         try:
             outcome = self._by_rule(visit)
@@ -214,13 +220,13 @@ class Engine:
         return outcome
 
     def _by_rule(self, visit: Visit) -> Outcome:
-        """By the operation's own rule, else by its role; what has neither is not known."""
+        """The outcome by the operation's rule for rows or signals, else unknown."""
         known = outcome_of_rows(visit)
         if known is not None:
             return known
         role, function = visit.role, signal_rule_of(visit.operation)
         if isinstance(role, Unknown) and not is_raw_operation(visit.operation):
-            function = None  # its role says what the rule does not cover
+            function = None  # the rule does not cover this case
         if not visit.inputs and not isinstance(role, Weights):
             return unknown(visit, "it has no input")
         if function is None:
@@ -234,18 +240,18 @@ class Engine:
         self.has_renewed = True
         return self.alike
 
-    def _variance(self, variable: Any, gain: float) -> float:
+    def _variance(self, variable: Variable, gain: float) -> float:
         key = id(variable)
         if key not in self.variances:
             self.variances[key] = self.variance_of(variable, gain)
             self.gains[key] = gain
         return self.variances[key]
 
-    def _forward(self, variable: Any, second: float) -> None:
+    def _forward(self, variable: Variable, second: float) -> None:
         self.forwards.setdefault(id(variable), second)
 
-    def _backward(self, variable: Any, second: float) -> None:
-        # The walk is backwards: the first call of a layer comes last.
+    def _backward(self, variable: Variable, second: float) -> None:
+        # The walk is backward, so the first call of a layer comes last.
         self.backwards[id(variable)] = second
 
 
@@ -257,9 +263,9 @@ def _reason_against(visit: Visit) -> str:
 
 
 def _flattened(visit: Visit, function: SignalRule) -> Outcome:
-    """A rule that knows one dimension of channels, on signals that have several."""
-    given = visit.inputs
-    flat = tuple(map(flat_channels, given, visit.call.input_shapes))
+    """Applies a rule for a single channel dimension to signals with several."""
+    originals = visit.inputs
+    flat = tuple(map(flat_channels, originals, visit.call.input_shapes))
     visit = dataclasses.replace(visit, inputs=flat)
     result = function(visit)
     outcome = result if isinstance(result, Outcome) else _with_scaling(visit, result)
@@ -267,14 +273,16 @@ def _flattened(visit: Visit, function: SignalRule) -> Outcome:
     def pullback(gradients: Sequence[Gradient | None]) -> Sequence[Gradient | None]:
         return [
             gradient and fitting(_fitted(gradient, one), one, other)
-            for gradient, one, other in zip(outcome.pullback(gradients), flat, given, strict=False)
+            for gradient, one, other in zip(
+                outcome.pullback(gradients), flat, originals, strict=False
+            )
         ]
 
     return dataclasses.replace(outcome, pullback=pullback)
 
 
 def _fitted(gradient: Gradient, signal: Signal) -> Gradient:
-    """The gradient on the classes of a signal, averaged where a rule left others."""
+    """The gradient by the classes of a signal, averaged if a rule returned other classes."""
     shapes = [m.mean.shape for _, m in signal.parts]
     if [g.shape for g in gradient.parts] == shapes:
         return gradient
@@ -292,7 +300,7 @@ def _spread(values: Array) -> tuple[float, float, float]:
 
 
 def _without_loss(role: Role) -> Role:
-    """A sigmoid at the model's output belongs to the loss."""
+    """Replaces a sigmoid at the model's output, which belongs to the loss, by the identity."""
     identity = Activation("softmax", lambda s: s, ("softmax",))
     if isinstance(role, Weights) and role.activation and role.activation.name == "sigmoid":
         return dataclasses.replace(role, activation=identity)
@@ -302,7 +310,7 @@ def _without_loss(role: Role) -> Role:
 
 
 def _with_scaling(visit: Visit, output: Signal) -> Outcome:
-    """A rule without a pullback: gradients come back with the signal's change of scale."""
+    """The outcome of a rule without a pullback: gradients scale like the signal."""
     first = visit.inputs[0]
     factor = output.second_moment / first.second_moment if first.second_moment else 1.0
 

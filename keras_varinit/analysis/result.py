@@ -1,8 +1,7 @@
-"""What is read off a model: contexts by kernel, predictions, and the graph behind them."""
+"""Results of reading a model: `Analysis` for users, `Reading` within the package."""
 
 import dataclasses
 from collections.abc import Iterable, Mapping
-from typing import Any
 
 from keras_varinit.analysis.predict import Prediction, propagate
 from keras_varinit.analysis.propagate import Variances
@@ -10,17 +9,18 @@ from keras_varinit.context import LayerContext
 from keras_varinit.signals.roles import Role, Weights
 from keras_varinit.tables import text_table
 from keras_varinit.tracing.reader import Graph
+from keras_varinit.typing import Variable
 
 
 @dataclasses.dataclass(frozen=True)
 class Analysis:
-    """What `analyze` found.
+    """The result of `analyze`.
 
     Args:
         contexts: The context of every kernel by its path, in the order of the graph.
         predicted: A `Prediction` for every kernel by its path.
-        notes: What could not be known, in words.
-        unknown: Names of layers and paths of weights whose use is not known, each with the reason.
+        notes: Explanations of unknown quantities.
+        unknown: (name, reason) of each layer or weight whose use is not known.
         paths: The path of every kernel by the `id` of its variable.
     """
 
@@ -31,10 +31,10 @@ class Analysis:
     paths: dict[int, str] = dataclasses.field(default_factory=dict, repr=False)
 
     def __contains__(self, path: object) -> bool:
-        """Whether a kernel of that path was read."""
+        """Whether there is a context for the kernel with this path."""
         return path in self.contexts
 
-    def context_of(self, variable: Any) -> LayerContext | None:
+    def context_of(self, variable: Variable) -> LayerContext | None:
         """The context of a kernel's variable, or None."""
         return self.contexts.get(self.paths.get(id(variable), ""))
 
@@ -64,23 +64,23 @@ def _shown(value: float | None) -> str:
 
 
 def _rounded(value: float | None) -> float | None:
-    """Ten digits, which are the same on every machine; None where there is no positive gain."""
+    """Rounds to ten digits, which are reproducible across machines; None if not positive."""
     return None if value is None or value <= 0 else float(f"{value:.10g}")
 
 
 @dataclasses.dataclass(frozen=True)
 class Reading:
-    """A model as it was read: its graph, the role of each operation, the context of each kernel.
+    """A model's graph, the role of each operation and the context of each kernel.
 
     Args:
         graph: The operations and tensors.
         roles: The role of each node of the graph.
-        depths: The depth of each tensor: kernels on the longest path to it.
+        depths: The depth of each tensor: the number of kernels on the longest path to it.
         by_variable: Contexts by the `id` of the kernel's variable, in the order of the graph.
-        notes: What could not be known, in words.
-        unknown: Names of layers and paths of weights whose use is not known, each with the reason.
-        left_alone: Why a variable is not to be drawn (quantized, or with LoRA), by its `id`.
-        tables: Why a weight is listed though it is not a kernel, by its `id`.
+        notes: Explanations of unknown quantities.
+        unknown: (name, reason) of each layer or weight whose use is not known.
+        left_alone: Why a variable must not be drawn (quantized, or with LoRA), by its `id`.
+        tables: Why a weight that is not a kernel is listed, by its `id`.
     """
 
     graph: Graph
@@ -97,20 +97,20 @@ class Reading:
         """The contexts by path."""
         return {context.path: context for context in self.by_variable.values()}
 
-    def context_of(self, variable: Any) -> LayerContext | None:
+    def context_of(self, variable: Variable) -> LayerContext | None:
         """The context of a kernel's variable, or None."""
         return self.by_variable.get(id(variable))
 
-    def reason_to_leave(self, variable: Any) -> str | None:
-        """Why a variable is not to be drawn, or None."""
+    def reason_to_leave(self, variable: Variable) -> str | None:
+        """Why a variable must not be drawn, or None."""
         return self.left_alone.get(id(variable))
 
-    def reason_listed(self, variable: Any) -> str | None:
-        """Why a weight is listed though it is not a kernel, or None."""
+    def reason_listed(self, variable: Variable) -> str | None:
+        """Why a weight that is not a kernel is listed, or None."""
         return self.tables.get(id(variable))
 
     def preferring(self, other: "Reading") -> "Reading":
-        """This reading with the other one's contexts, notes and reasons wherever it has them."""
+        """Merges two readings; entries of `other` take precedence."""
         return dataclasses.replace(
             self,
             by_variable={**self.by_variable, **other.by_variable},
@@ -121,7 +121,7 @@ class Reading:
         )
 
     def with_gains(self, predictions: Mapping[int, Prediction]) -> "Reading":
-        """This reading with the `signal_gain` of the kernels that are predicted."""
+        """Sets the `signal_gain` of the kernels in `predictions`."""
         by_variable = {
             key: dataclasses.replace(context, signal_gain=_rounded(predictions[key].gain))
             if key in predictions
@@ -133,7 +133,7 @@ class Reading:
     def with_predictions(
         self, predictions: Mapping[int, Prediction], notes: Iterable[str]
     ) -> Analysis:
-        """What users see of it."""
+        """The `Analysis` of this reading, with predictions and further notes."""
         return Analysis(
             self.contexts,
             {c.path: predictions.get(key, Prediction()) for key, c in self.by_variable.items()},
@@ -142,19 +142,19 @@ class Reading:
             {key: context.path for key, context in self.by_variable.items()},
         )
 
-    def behind(self, variable: Any) -> set[int]:
-        """The `id` of each variable of kernels that read, near or far, what a kernel puts out."""
+    def behind(self, variable: Variable) -> set[int]:
+        """The `id` of each kernel variable that reads, directly or not, a kernel's output."""
         reached: set[int] = set()
-        found: set[int] = set()
+        readers: set[int] = set()
         for node, role in zip(self.graph.nodes, self.roles, strict=True):
             own = {id(k.variable) for k in role.kernels} if isinstance(role, Weights) else set()
             if reached.intersection(node.inputs):
                 reached.update(node.outputs)
-                found |= own
+                readers |= own
             elif id(variable) in own:
                 reached.update(node.outputs)
-                found |= own - {id(variable)}
-        return found
+                readers |= own - {id(variable)}
+        return readers
 
     def predict(
         self,
@@ -164,7 +164,7 @@ class Reading:
         input_variance: float = 1.0,
         backward: bool = True,
     ) -> tuple[dict[int, Prediction], list[str]]:
-        """What the signal engine says of every kernel, by the `id` of its variable; notes."""
+        """Predictions for every kernel, by the `id` of its variable, and notes."""
         return propagate(
             self.graph,
             self.roles,

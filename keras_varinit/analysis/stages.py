@@ -1,4 +1,4 @@
-"""Stages: what stands between two kernels, looking back from one and ahead from the other."""
+"""Stages: the operations between two kernels, followed backward and forward from a kernel."""
 
 import dataclasses
 import math
@@ -26,9 +26,12 @@ Steps = tuple[Activation | Pool, ...]
 
 @dataclasses.dataclass(frozen=True)
 class StageBehind:
-    """What a tensor carries: steps since its stage began, or a known second moment.
+    """The stage that produced a tensor.
 
-    `raw` marks the model's input, `value` the mean second moment of a concatenation.
+    Args:
+        steps: Activations and poolings since the stage began.
+        value: Second moment, where it is known directly, as for a concatenation.
+        raw: Whether the tensor is the model's input.
     """
 
     steps: Steps = ()
@@ -36,7 +39,7 @@ class StageBehind:
     raw: bool = False
 
     def then(self, step: Activation | Pool) -> "StageBehind":
-        """The signal after one more step; the model's input stays what it is."""
+        """The stage with one more step; the model's input stays `raw`."""
         if self.raw:
             return self
         return StageBehind((*self.steps, step))
@@ -44,9 +47,14 @@ class StageBehind:
 
 @dataclasses.dataclass(frozen=True)
 class StageAhead:
-    """The steps behind a layer; the first activation and pooling, T the product of that kind.
+    """The stage that follows a layer.
 
-    `pools_unknown_size` counts poolings of maps of unknown size, which are left out of the steps.
+    Args:
+        steps: Activations and poolings, in order.
+        activation: Name of the first activation.
+        pooling: Kind of the first pooling.
+        pool_size: T, the product of the sizes of all poolings of that kind; None if unknown.
+        pools_unknown_size: Number of poolings of unknown size, which are not in `steps`.
     """
 
     steps: Steps = ()
@@ -64,7 +72,7 @@ class StageAhead:
         )
 
     def with_pooling(self, pooling: Pooling) -> "StageAhead":
-        """The stage with one more pooling; one of unknown size has no effect on the gains."""
+        """The stage with one more pooling; one of unknown size does not affect the gains."""
         step = pooling.step()
         known = self.pool_size
         if self.pooling is None:
@@ -82,7 +90,7 @@ class StageAhead:
         )
 
     def at_output(self) -> "StageAhead":
-        """A sigmoid at the end of the model is part of the loss."""
+        """The stage at a model output, without a final sigmoid, which is part of the loss."""
         last = self.steps[-1] if self.steps else None
         if isinstance(last, Activation) and last.name == "sigmoid":
             return dataclasses.replace(self, steps=self.steps[:-1])
@@ -90,7 +98,7 @@ class StageAhead:
 
 
 class Gains:
-    """Gains of stages, each computed once."""
+    """Gains of stages, cached."""
 
     def __init__(self) -> None:
         self._known: dict[Steps, tuple[float, float]] = {}
@@ -102,7 +110,7 @@ class Gains:
         return self._known[steps]
 
     def second_moment(self, signal: StageBehind) -> float:
-        """τ of a signal."""
+        """τ, the second moment of a tensor, for unit-variance pre-activations."""
         if signal.raw:
             return 1.0
         return self.of(signal.steps)[0] if signal.value is None else signal.value
@@ -110,14 +118,14 @@ class Gains:
 
 @dataclasses.dataclass(frozen=True)
 class Behind:
-    """What stands behind each tensor: its stage, and the depth of the deepest kernel."""
+    """For each tensor, the stage that produced it and the depth of the deepest kernel before it."""
 
     stages: tuple[StageBehind, ...]
     depths: tuple[int, ...]
 
 
 def looking_back(model: Labelled, gains: Gains) -> Behind:
-    """The stages and depths of all tensors."""
+    """Follows the graph forward and returns stages and depths of all tensors."""
     graph = model.graph
     stages = [StageBehind(raw=True)] * len(graph.shapes)
     depths = [0] * len(graph.shapes)
@@ -170,7 +178,7 @@ class LookingAhead:
 
     def __init__(self, model: Labelled) -> None:
         self.graph, self.roles = model.graph, model.roles
-        # For each tensor, operations up to and with the nearest weight layer ahead.
+        # For each tensor, the number of operations to the next weight layer, which is included.
         self.distances = [math.inf] * len(self.graph.shapes)
         for node, role in zip(reversed(self.graph.nodes), reversed(self.roles), strict=True):
             ahead = min((self.distances[t] for t in node.outputs), default=math.inf)
@@ -179,7 +187,7 @@ class LookingAhead:
                 self.distances[tensor] = min(self.distances[tensor], distance)
 
     def from_layer(self, node: Node, role: Weights) -> StageAhead:
-        """The stage of the last kernel of a layer."""
+        """The stage that follows the last kernel of a layer."""
         stage = StageAhead()
         if role.activation is not None:
             stage = stage.with_activation(role.activation)

@@ -1,6 +1,7 @@
-"""One file per family of layers: kernels with fans, role in a stage, signal and gradient rules.
+"""One file per family of layers: fans of the kernels, role in a stage, signal and gradient rules.
 
-Importing the package registers all of them.
+Importing the package registers all rules. The docstring of each file lists its layers and
+operations.
 """
 
 from keras_varinit.families import (

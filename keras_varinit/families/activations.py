@@ -1,4 +1,8 @@
-"""Activations: layers, `activation=` arguments and operations on each entry of one signal."""
+"""Activations: Activation, ReLU, LeakyReLU, PReLU, ELU, and operations such as `ops.gelu`.
+
+Also the functions of `activation=` arguments. For softmax, see `attention.softmax`; for
+element-wise operations that are not activations, `entrywise`.
+"""
 
 import dataclasses
 import functools
@@ -63,7 +67,7 @@ def activation_of(function: Any) -> Activation | None:
 
 
 def _numeric(function: Any) -> Any:
-    """A Keras callable as a function of NumPy arrays, computed in float32."""
+    """Wraps a Keras callable as a function of NumPy arrays, computed in float32."""
 
     def call(values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
         tensor = keras.ops.convert_to_tensor(values.astype(np.float32))
@@ -99,7 +103,7 @@ def _leaky_relu_role(call: Call) -> Role:
 
 @role_rule(keras.layers.PReLU)
 def _prelu_role(call: Call) -> Role:
-    """The slope at initialization: the mean of α, which Keras starts at 0."""
+    """Leaky ReLU with the slope at initialization, the mean of α (0 by default)."""
     variable = own_variable(call.operation, "alpha")
     slope = 0.0 if variable is None else float(np.mean(keras.ops.convert_to_numpy(variable)))
     return _leaky(slope, "prelu")
@@ -142,7 +146,7 @@ ELEMENTWISE_OPERATIONS = (
     "Log1p",
     "LogSigmoid",
     "Negative",
-    "ReLU",  # what `keras.activations.relu` makes
+    "ReLU",  # the operation of `keras.activations.relu`
     "Relu",
     "Relu6",
     "Selu",
@@ -175,13 +179,13 @@ def _raw_elementwise_role(call: Call) -> Role:
 
 
 def _has_default_arguments(call: Call) -> bool:
-    """Whether an operation is the plain function of its name, without parameters."""
+    """Whether an operation has no parameters that change its function."""
     parameters = {k for k in vars(call.operation) if not k.startswith("_")}
     return parameters <= {"name", "built"} and type(call.operation).__name__ != "Gelu"
 
 
 def after_activation(signal: Signal, activation: Activation) -> Outcome:
-    """F of every entry; a gradient comes back times E f'²."""
+    """Applies f to every entry; gradients are multiplied by E f'²."""
 
     def passed_on(moments: Moments) -> Moments:
         result = activated(moments, activation)
@@ -231,7 +235,7 @@ def after_activation(signal: Signal, activation: Activation) -> Outcome:
 
 
 def acts_on_rows(activation: Activation) -> bool:
-    """Whether a function is softmax or its like, which is the identity only in front of a loss."""
+    """Whether a function acts on rows, like softmax; it is the identity only before a loss."""
     return activation.name in ("softmax", "log_softmax", "sparsemax")
 
 
@@ -239,7 +243,7 @@ def acts_on_rows(activation: Activation) -> bool:
 @signal_rule(*layer_classes("ELU", "LeakyReLU", "PReLU", "ReLU"))
 @signal_rule(*ELEMENTWISE_OPERATIONS, "LogSoftmax")
 def elementwise(visit: Visit) -> Outcome:
-    """A function of each entry of one signal."""
+    """An element-wise function of one signal."""
     role = visit.role
     if not isinstance(role, Elementwise):
         return unknown(visit, "it is not a function of each entry")
@@ -258,16 +262,17 @@ def elementwise(visit: Visit) -> Outcome:
 @follows_channel_axes
 @signal_rule(keras.layers.Activation)
 def _activation(visit: Visit) -> Outcome:
-    """Its function; a layer of `activation="linear"` has none."""
+    """The layer `Activation`; the identity for `activation="linear"`."""
     if isinstance(visit.role, Elementwise):
         return elementwise(visit)
     return Outcome(visit.inputs, lambda gradients: gradients)
 
 
 def is_integrable(signal: Signal, activation: Activation) -> bool:
-    """Whether E f² exists: near a singularity the integral depends on where the nodes lie.
+    """Whether E f² exists.
 
-    At a jump it does too, by 1 % at most.
+    Near a singularity the numerical integral depends on the nodes. At a jump it does so too, but
+    by at most 1 %.
     """
     for _, moments in signal.parts:
         root, function = moments.pre or moments, moments.function
@@ -281,13 +286,13 @@ def is_integrable(signal: Signal, activation: Activation) -> bool:
 def _has_second_moment(
     activation: Activation, mean: float, std: float, shape: Shape | None
 ) -> bool:
-    found = []
+    estimates = []
     for nodes, weights in _shifted_nodes():
         values = np.asarray(activation.function(mean + std * at(shape, nodes)), np.float64)
-        found.append(float(np.sum(weights * values**2) / np.sum(weights)))
-    if not all(math.isfinite(f) for f in found):
+        estimates.append(float(np.sum(weights * values**2) / np.sum(weights)))
+    if not all(math.isfinite(f) for f in estimates):
         return False
-    return abs(found[0] - found[1]) <= 0.03 * abs(found[0])
+    return abs(estimates[0] - estimates[1]) <= 0.03 * abs(estimates[0])
 
 
 @functools.cache
@@ -297,9 +302,10 @@ def _shifted_nodes() -> list[tuple[Array, Array]]:
 
 
 class _Passed(NamedTuple):
-    """E f'² and E f', and the share of coherence left between far and adjacent entries.
+    """The effect of an activation on gradients.
 
-    `bend` and `common`, what all positions have from their own part: see `curvature`.
+    `far` and `adjacent` are factors on the correlations of distant and adjacent positions. For
+    `bend` and `common`, the coherence that a gradient's own part adds, see `curvature`.
     """
 
     squared_slope: float | Array
@@ -316,7 +322,7 @@ def _passed_back(moments: Moments, activation: Activation, gradient: Gradient) -
         passed = _passed_back(source, activation, gradient)
         return _Passed(source.average(np.asarray(passed.squared_slope)), *passed[1:])
     if moments.pre is not None and moments.function is not None:
-        # The slope of the outer function where the inner one has one.
+        # The slope of the outer function, averaged where the inner slope is not 0.
         function = composed(moments.function, activation)
         whole, inner = law_of(moments.pre, function), law_of(moments.pre, moments.function)
         before = squared_slopes(moments.pre, moments.function, inner)

@@ -1,7 +1,7 @@
-"""What the engine knows of every operation of `keras.ops` and every layer of `keras.layers`.
+"""The status of every operation of `keras.ops` and every layer of `keras.layers`.
 
-An operation has a rule, is the identity, or is not known, for a reason given here. A test walks
-Keras's modules, so that a class that a later Keras adds is missed here and not passed over.
+Each has a rule, is the identity, or is listed here as unknown with a reason. A test walks Keras's
+modules and fails for classes that a later version of Keras adds.
 """
 
 from typing import Literal
@@ -13,10 +13,10 @@ from keras_varinit.signals.registry import registered
 
 Status = Literal["identity", "rule", "unknown"]
 
-# Operations whose results are one known number, by the engine itself.
+# Operations whose output is a constant, which the engine evaluates itself.
 FILLED = {"OnesLike": 1.0, "ZerosLike": 0.0}
 
-# By the reason for which no moments are given.
+# Names of operations by the reason why their moments are not known.
 UNKNOWN_OPERATIONS: dict[str, tuple[str, ...]] = {
     "its output depends on the order or the ranks of entries": (
         *("Argmax", "Argmin", "Argpartition", "Argsort", "Median", "Nanargmax", "Nanargmin"),
@@ -101,7 +101,7 @@ UNKNOWN_LAYERS: dict[str, tuple[str, ...]] = {
 
 
 def status_of_operation(name: str) -> Status | None:
-    """What is known of the operation of `keras.ops` with that class name; None where it is new."""
+    """The status of an operation of `keras.ops` by its class name; None if it is not listed."""
     if name in IDENTITY_OPERATIONS:
         return "identity"
     if name in FILLED or name in registered("signal"):
@@ -110,7 +110,7 @@ def status_of_operation(name: str) -> Status | None:
 
 
 def status_of_layer(cls: type[keras.Layer]) -> Status | None:
-    """What is known of a layer class; None where it is new."""
+    """The status of a layer class; None if it is not listed."""
     if cls in IDENTITY_LAYERS:
         return "identity"
     if any(base in registered("signal") for base in cls.__mro__):
@@ -120,5 +120,5 @@ def status_of_layer(cls: type[keras.Layer]) -> Status | None:
 
 
 def reason_of(name: str) -> str:
-    """Why an operation is not known."""
+    """The reason why an operation is unknown."""
     return next((why for why, names in UNKNOWN_OPERATIONS.items() if name in names), "no rule")

@@ -1,8 +1,8 @@
-"""The engine's rules of concatenation and stacking.
+"""Concatenation and stacking: Concatenate, and `ops.append`, `concatenate`, `stack` and the like.
 
-Along channels the groups of both stand side by side. Along positions y is the sum of its inputs,
-each with zeros where the others stand: E y_p y_q is E z_p z_q where p and q lie in one input, and
-the product of their means where they do not.
+Along channels, the groups of channels of all inputs are joined. Along positions, y is the sum of
+its inputs, each padded with zeros: E y_p y_q is E z_p z_q if p and q lie in the same input, and
+the product of their means otherwise.
 """
 
 import itertools
@@ -41,7 +41,7 @@ def _concatenate_role(call: Call) -> Role:
 
 @role_rule("Append", "Hstack", "Stack", "Vstack")
 def _stack_role(call: Call) -> Role:
-    """Along a new dimension all inputs have the same share."""
+    """The axis of a concatenation; stacking counts as concatenation along the new axis."""
     axis = {"Hstack": 1, "Vstack": 0}.get(type(call.operation).__name__, -1)
     if type(call.operation).__name__ == "Append":
         axis = call.operation.axis
@@ -51,7 +51,7 @@ def _stack_role(call: Call) -> Role:
 @follows_channel_axes
 @signal_rule(keras.layers.Concatenate, "Append", "Concatenate", "Hstack", "Stack", "Vstack")
 def concatenated(visit: Visit) -> Outcome:
-    """Signals and known numbers side by side along a dimension, or along a new one."""
+    """Joins signals and known numbers along an existing or a new dimension."""
     operation, name = visit.operation, type(visit.operation).__name__
     axis = {"Hstack": 1, "Vstack": 0}.get(name, getattr(operation, "axis", None))
     arguments = arguments_of(visit)
@@ -67,7 +67,10 @@ def concatenated(visit: Visit) -> Outcome:
 
 
 class _Piece:
-    """One of the tensors side by side, laid out like the others; `source` as it came in."""
+    """One of the joined tensors, laid out like the others.
+
+    `number` is its index among the inputs, None for known numbers.
+    """
 
     def __init__(self, signal: Signal, size: int | None, number: int | None) -> None:
         self.signal, self.size, self.number = signal, size, number
@@ -108,7 +111,7 @@ def _pieces(
 
 
 class _Joint:
-    """Pieces along one dimension."""
+    """The concatenation of pieces along the dimension `axis`."""
 
     def __init__(self, visit: Visit, pieces: Sequence[_Piece], axis: int) -> None:
         self.visit, self.pieces, self.axis = visit, pieces, axis
@@ -119,7 +122,7 @@ class _Joint:
         self.axes = axes_of(sizes_of(self.shape, self.positions))
 
     def outcome(self) -> Outcome:
-        """By what the dimension holds."""
+        """The outcome along channels, the batch or positions."""
         if self.axis in self.channels:
             return self._along_channels()
         if self.axis == 0:
@@ -142,19 +145,19 @@ class _Joint:
             gradient = gradients[0]
             if gradient is None:
                 return [None] * len(self.visit.inputs)
-            rest, found = list(gradient.parts), []
+            rest, at_pieces = list(gradient.parts), []
             for piece in self.pieces:
                 count = len(piece.signal.parts)
                 own, rest = tuple(rest[:count]), rest[count:]
-                found.append(gradient.with_parts(own))
-            return self._by_input(found)
+                at_pieces.append(gradient.with_parts(own))
+            return self._by_input(at_pieces)
 
         return Outcome((output,), pullback)
 
-    def _by_input(self, found: Sequence[Gradient]) -> list[Gradient | None]:
-        """Gradients of the pieces as those of the inputs."""
+    def _by_input(self, at_pieces: Sequence[Gradient]) -> list[Gradient | None]:
+        """Assigns the gradients of the pieces to the inputs."""
         results: list[Gradient | None] = [None] * len(self.visit.inputs)
-        for piece, gradient in zip(self.pieces, found, strict=True):
+        for piece, gradient in zip(self.pieces, at_pieces, strict=True):
             if piece.number is not None:
                 source = self.visit.inputs[piece.number]
                 results[piece.number] = fitting(gradient, piece.signal, source)
@@ -174,28 +177,31 @@ class _Joint:
             gradient = gradients[0]
             if gradient is None:
                 return [None] * len(self.visit.inputs)
-            found = []
+            at_pieces = []
             for number, piece in enumerate(self.pieces):
                 back = places.back(number, gradient)
                 parts = parts_for(back.parts, output, piece.signal)
-                found.append(back.with_parts(tuple(parts)))
-            return self._by_input(found)
+                at_pieces.append(back.with_parts(tuple(parts)))
+            return self._by_input(at_pieces)
 
         return Outcome((output,), pullback)
 
     def _crosses(self) -> dict[tuple[int, int], bool] | None:
-        """For each two pieces, whether they are like two examples rather than independent."""
-        visit, found = self.visit, {}
+        """For each pair of pieces, whether they are related like two examples or independent.
+
+        Returns None if they depend on each other in another way.
+        """
+        visit, alike = self.visit, {}
         for i, j in itertools.combinations(range(len(self.pieces)), 2):
             one, two = self.pieces[i], self.pieces[j]
-            found[i, j] = False
+            alike[i, j] = False
             if one.number is None or two.number is None:
                 continue
             if visit.reaches[one.number] & visit.reaches[two.number]:
                 if not _are_alike([one.signal, two.signal]):
                     return None
-                found[i, j] = True
-        return found
+                alike[i, j] = True
+        return alike
 
     def _of_unknown_sizes(self) -> Outcome:
         if not _are_alike([p.signal for p in self.pieces]):
@@ -215,7 +221,7 @@ class _Joint:
 
 
 def _are_alike(signals: Sequence[Signal]) -> bool:
-    """Whether signals have nearly the same averages."""
+    """Whether signals have nearly equal means and second moments."""
     size = signals[0].second_moment or 1.0
     averages = [
         (m.average(m.mean) / math.sqrt(size), m.second_moment / size)

@@ -1,4 +1,7 @@
-"""Convolutions: plain, transposed, depthwise, separable, and `ops.conv` with a variable."""
+"""Convolutions: Conv1D to 3D, Conv1DTranspose to 3D, DepthwiseConv, SeparableConv, `ops.conv`.
+
+DepthwiseConv and SeparableConv exist in 1D and 2D. `ops.conv` needs a variable as its kernel.
+"""
 
 import dataclasses
 from collections.abc import Sequence
@@ -159,10 +162,10 @@ def _depthwise(visit: Visit) -> Outcome:
 
 
 def _each_channel(visit: Visit, multiplier: int) -> tuple[Outcome, Signal]:
-    """Every channel is convolved by itself, `multiplier` times."""
+    """A depthwise convolution: each channel separately, with `multiplier` kernels."""
     layer, role = visit.operation, visit.role
     if not isinstance(role, Weights):
-        raise TypeError("a rule of weight layers met another role")
+        raise TypeError("the rule expects a call whose role is `Weights`")
     channel_axis = channel_axis_of(layer)
     target, _ = layout(visit.output_shape, channel_axis)
     signal = in_layout(visit, channel_axis)
@@ -201,7 +204,7 @@ def _each_channel(visit: Visit, multiplier: int) -> tuple[Outcome, Signal]:
 def _separable(visit: Visit) -> Outcome:
     role = visit.role
     if not isinstance(role, Weights):
-        raise TypeError("a rule of weight layers met another role")
+        raise TypeError("the rule expects a call whose role is `Weights`")
     first, _ = _each_channel(visit, visit.operation.depth_multiplier)
     between = first.outputs[0]
     channels = layout(visit.output_shape, between.channel_axis)[1]
@@ -222,7 +225,7 @@ def _separable(visit: Visit) -> Outcome:
 
 @signal_rule("Conv")
 def _raw_conv(visit: Visit) -> Outcome:
-    """`ops.conv` with a variable: groups by the channels that its kernel reads."""
+    """`ops.conv` with a variable; the kernel's input channels determine the groups."""
     if not isinstance(visit.role, Weights):
         return unknown(visit, "a convolution with a kernel that is no variable is not modelled")
     operation, variable = visit.operation, call_argument(visit.call.node, 1, "kernel")

@@ -1,4 +1,4 @@
-"""Embeddings: a row per token."""
+"""Embedding."""
 
 import keras
 
@@ -17,10 +17,10 @@ def _embedding_role(call: Call) -> Role:
 
 @signal_rule(keras.layers.Embedding)
 def _embedding(visit: Visit) -> Outcome:
-    """A row per token; tokens count as drawn evenly from the vocabulary."""
+    """Looks up a row per token; tokens count as uniform over the vocabulary."""
     role = visit.role
     if not isinstance(role, Weights):
-        raise TypeError("a rule of weight layers met another role")
+        raise TypeError("the rule expects a call whose role is `Weights`")
     rows = role.kernels[0].variable.shape[0]
     unit = alike(visit.output_shape, -1, 0.0, 1.0, 1.0 / rows)
     weighing = Weighing(visit, role.kernels[0], unit.parts)

@@ -1,4 +1,7 @@
-"""Raw operations on each entry that are no activations: they end no stage and shape none."""
+"""Element-wise operations that are not activations: log, sqrt, round, comparisons and the like.
+
+They are not part of a stage. For activations, see the module `activations`.
+"""
 
 import dataclasses
 
@@ -24,7 +27,7 @@ _SMOOTH = (
     *("Sqrt", "Tan"),
 )
 
-# Constant between their jumps, so that no gradient comes back.
+# Piecewise constant functions, whose gradient is 0.
 _STEPS = (
     *("Ceil", "Floor", "Heaviside", "Isfinite", "Isinf", "Isnan", "Isneginf", "Isposinf"),
     *("LogicalNot", "Round", "Sign", "Signbit", "Trunc"),
@@ -38,10 +41,10 @@ _WITH_NUMBER = ("FloorDivide", "Fmod", "Mod")
 @follows_channel_axes
 @signal_rule(*_SMOOTH, *_STEPS, *_WITH_NUMBER, *_COMPARISONS)
 def _of_each_entry(visit: Visit) -> Outcome:
-    """f(z), f(z, c) or f(c, z) with a number c; a function of two signals as one of their root."""
+    """f(z), f(z, c) or f(c, z) with a number c, or a function of two signals."""
     name = type(visit.operation).__name__
     if len(visit.inputs) == 2:
-        # A comparison of two functions of one signal is a function of that signal.
+        # Known if both are functions of one signal.
         return without_gradient(merged(visit)) if name in _COMPARISONS else merged(visit)
     numbers = [o for o in operands(visit) if isinstance(o, np.ndarray)]
     if any(values.size != 1 for values in numbers):
@@ -57,7 +60,7 @@ def _of_each_entry(visit: Visit) -> Outcome:
 
 
 def without_gradient(outcome: Outcome) -> Outcome:
-    """An outcome through which a gradient of 0 comes back."""
+    """The same outcome with a gradient of 0."""
 
     def pullback(gradients: Gradients) -> Gradients:
         return [g and g.scaled(0.0) for g in outcome.pullback(gradients)]

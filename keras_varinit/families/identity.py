@@ -1,4 +1,7 @@
-"""Operations that leave a signal as it is, by name: nothing else counts as the identity."""
+"""Identities: Identity, InputLayer, Masking, ActivityRegularization, Cast, Copy and the like.
+
+Also StopGradient and TimeDistributed. Nothing else counts as the identity.
+"""
 
 import dataclasses
 
@@ -25,7 +28,7 @@ from keras_varinit.signals.registry import (
 )
 from keras_varinit.signals.roles import Source, Transparent
 
-# Entries, shape and order are those of the input. `Masking` hides steps that are 0 throughout.
+# `Masking` zeroes only steps whose entries all equal the mask value, 0 by default.
 IDENTITY_LAYERS = layer_classes("ActivityRegularization", "Identity", "InputLayer", "Masking")
 
 IDENTITY_OPERATIONS = ("Cast", "ConvertToTensor", "Copy", "SaturateCast")
@@ -34,7 +37,7 @@ IDENTITY_OPERATIONS = ("Cast", "ConvertToTensor", "Copy", "SaturateCast")
 @follows_channel_axes
 @signal_rule(*IDENTITY_LAYERS, *IDENTITY_OPERATIONS)
 def unchanged(visit: Visit) -> Outcome:
-    """The first input as it is; its gradient comes back as it is."""
+    """Returns the first input and its gradient unchanged."""
     count = len(visit.inputs)
     return Outcome(visit.inputs[:1], lambda gradients: only_first(gradients[0], count))
 
@@ -42,7 +45,7 @@ def unchanged(visit: Visit) -> Outcome:
 @follows_channel_axes
 @signal_rule("StopGradient")
 def _stop_gradient(visit: Visit) -> Outcome:
-    """The same moments, but no longer a function of what gradients would reach."""
+    """The same moments, detached from the signals that they were computed from."""
     output = visit.inputs[0].each(lambda m: dataclasses.replace(m.plain(), terms=()))
     return Outcome((output,), lambda _: [None])
 
@@ -50,9 +53,9 @@ def _stop_gradient(visit: Visit) -> Outcome:
 @follows_channel_axes
 @signal_rule(keras.layers.TimeDistributed)
 def _time_distributed(visit: Visit) -> Outcome:
-    """Steps become examples in front of the wrapped layer, and steps again behind it.
+    """Turns steps into examples before the wrapped layer, and back into steps after it.
 
-    Two steps have in common what two examples have.
+    After it, two steps are related like two examples.
     """
     source, shape, after = visit.inputs[0], visit.call.input_shapes[0], visit.output_shape
     channels = channel_axes(source, len(shape))

@@ -1,7 +1,7 @@
-"""What all layers with kernels share: E u² of what they put out, and gradients through them.
+"""Shared by all layers with kernels: moments of their outputs u, and gradients through kernels.
 
-Kernels are independent and zero-mean, so E u_p u_q = Var(w)·Σ E z z over the taps that p and q have
-in common, and the gradient comes back through the same sums.
+Kernels are independent and have mean 0, so E u_p u_q = Var(w)·Σ E z z over the taps that p and q
+share, and gradients pass back through the same sums.
 """
 
 import dataclasses
@@ -44,11 +44,11 @@ def weights_of(call: Call, *kernels: Kernel) -> Role:
 
 
 class _NoKernelError(Exception):
-    """The layer has no variable of the name that Keras gives its kernel."""
+    """The layer has no variable with the name of Keras's kernel."""
 
 
 def kernel_of(layer: Any, name: str = "kernel") -> tuple[Any, tuple[int, ...]]:
-    """A layer's own variable of that name, and its shape."""
+    """A layer's own variable with the given name, and its shape."""
     variable = own_variable(layer, name)
     if variable is None:
         raise _NoKernelError(f"it has no variable named {name!r}")
@@ -56,7 +56,10 @@ def kernel_of(layer: Any, name: str = "kernel") -> tuple[Any, tuple[int, ...]]:
 
 
 def weight_rule(*kinds: type | str) -> Callable[[RoleRule], RoleRule]:
-    """`rule`, for functions that need a kernel that may be drawn."""
+    """`role_rule` for layers with kernels.
+
+    The role is `LeftAlone` for quantized layers and for LoRA, and `Unknown` without the kernel.
+    """
 
     def decorate(function: RoleRule) -> RoleRule:
         def guarded(call: Call) -> Role:
@@ -83,32 +86,35 @@ def _reason_to_leave_alone(layer: Any) -> str | None:
 
 
 class Weighing:
-    """One kernel at work: its variance for the signal it reads, and what it passes on."""
+    """One kernel applied to a signal: its variance and its output, recorded with the visit."""
 
     def __init__(self, visit: Visit, kernel: roles.Kernel, unit: Sequence[tuple[int, Moments]]):
-        """`unit`: what comes out, by groups of channels, for a kernel of variance 1."""
+        """`unit` is the output by groups of channels for a kernel of variance 1."""
         self.visit, self.kernel = visit, kernel
         self.unit = unit
         gain = sum(n * m.second_moment for n, m in unit) / sum(n for n, _ in unit)
         self.variance = visit.variance_of(kernel.variable, gain)
 
     def output(self, bias: tuple[float, float], channel_axis: int) -> Signal:
-        """The kernel's output, which is taken down."""
+        """Returns the kernel's output signal and records its second moment.
+
+        `bias` is the (mean, mean square) of the bias, which is included.
+        """
         parts = tuple((n, m.scaled(self.variance).shifted(bias)) for n, m in self.unit)
-        self.unit = ()  # gradients need it no more, and it is as large as the output
+        self.unit = ()  # as large as the output, and no longer needed
         signal = Signal(parts, channel_axis)
         self.visit.forward(self.kernel.variable, signal.second_moment)
         return signal
 
     def came_back(self, gradient: Gradient | None, output: Signal) -> None:
-        """Takes down the gradient at the kernel's output."""
+        """Records the second moment of the gradient at the kernel's output."""
         if gradient is not None:
             second = gradient.second_moment(output) * gradient.here
             self.visit.backward(self.kernel.variable, second)
 
 
 def with_activation(visit: Visit, linear: Outcome) -> Outcome:
-    """Followed by the activation inside the layer."""
+    """Applies the layer's own activation after its kernel."""
     role = visit.role
     if not isinstance(role, Weights) or role.activation is None:
         return linear
@@ -132,15 +138,25 @@ def shared_kernel(
     channels: int,
     groups: int,
 ) -> Outcome:
-    """Every output channel sums `fan_in` channels over the taps."""
+    """A kernel whose output channels each sum `fan_in` input channels over the taps.
+
+    Args:
+        visit: The call.
+        signal: The input, in the layout that the layer expects.
+        merged: Its moments, averaged over all channels.
+        taps: The kernel's window along each position axis.
+        fan_in: Number of input channels that an output channel reads.
+        channels: Number of output channels.
+        groups: Number of groups of channels.
+    """
     role = visit.role
     if not isinstance(role, Weights):
-        raise TypeError("a rule of weight layers met another role")
+        raise TypeError("the rule expects a call whose role is `Weights`")
     unit = scattered(merged.weighted(taps, fan_in), merged, taps, fan_in)
     weighing = Weighing(visit, role.kernels[0], [(channels, unit)])
     output = weighing.output(moments_of_variable(visit.operation, "bias"), signal.channel_axis)
     inverse = mean_inverse(merged, taps, fan_in)
-    # E w'w/w'Cw of kernels w that read channels of covariance C, to second order.
+    # E wᵀw/wᵀCw of kernels w that read channels of covariance C, to second order.
     unequal = 2 * beyond_independent(role, signal, max(visit.narrowness, default=0.0))
     output = output.each(lambda m: dataclasses.replace(m, inverse=inverse, unequal=unequal))
 
@@ -165,13 +181,13 @@ def shared_kernel(
 
 
 def general_kernels(visit: Visit) -> Outcome:
-    """Kernels known by their fans alone: the averages of the input, alike everywhere.
+    """Kernels for which only the fans are known: moments of the input, averaged over positions.
 
-    A recurrent kernel reads what this does not follow; what leaves its layer is not known.
+    With recurrent or several kernels, the output of the layer is unknown.
     """
     role, signal = visit.role, visit.inputs[0]
     if not isinstance(role, Weights):
-        raise TypeError("a rule of weight layers met another role")
+        raise TypeError("the rule expects a call whose role is `Weights`")
     merged = signal.merged
     kernel = next(k for k in role.kernels if not k.reads_own_output)
     recurrent = any(k.reads_own_output for k in role.kernels)

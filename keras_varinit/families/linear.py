@@ -1,8 +1,8 @@
-"""Sums of products with a kernel: Dense, EinsumDense, `x @ w`, einsum, tensordot.
+"""Linear layers: Dense, EinsumDense, and `ops.matmul`, `dot`, `tensordot`, `einsum` with a kernel.
 
-A kernel of independent entries makes channels of its own dimensions; those that it shares with the
-data and the output, such as heads, have kernels of their own. A known matrix that is no kernel acts
-by its values: E u² = Σ w² Var z + (Σ w)² (E z)².
+Dimensions of the output that only the kernel has are channels. Dimensions shared by kernel, data
+and output, such as heads, each have a kernel of their own. A known matrix that is not a kernel
+acts by its values: E u² = Σ w² Var z + (Σ w)² (E z)².
 """
 
 import dataclasses
@@ -57,7 +57,7 @@ def _einsum_dense_role(call: Call) -> Role:
 
 @role_rule("Matmul", "Dot")
 def _matmul_role(call: Call) -> Role:
-    """`x @ W` with a variable W is a dense layer; with two signals, or a constant, a merge."""
+    """`x @ W` with a variable W is a dense layer; a product of two signals is a merge."""
     variable = call_argument(call.node, 1, "x2")
     if not is_variable(variable) or len(variable.shape) != 2:
         return _product_without_kernel(call)
@@ -103,7 +103,10 @@ def _dense(visit: Visit) -> Outcome:
 
 
 def labels_of(equation: str, rank: int) -> tuple[list[str], list[str], list[str]]:
-    """The labels of data, kernel and output in an equation; an ellipsis spelled out."""
+    """The labels of data, kernel and output in an einsum equation, with ellipses expanded.
+
+    `rank` is the rank of the data.
+    """
     operands, output = equation.replace(" ", "").split("->")
     data, kernel = operands.split(",")
     hidden = [f"#{n}" for n in range(rank - len(data.replace("...", "")))]
@@ -125,10 +128,17 @@ def _einsum_dense(visit: Visit) -> Outcome:
 def contracted(
     visit: Visit, data: Sequence[str], kernel: Sequence[str], output: Sequence[str]
 ) -> Outcome:
-    """Sums over the contracted dimensions; those of the kernel alone hold the new channels."""
+    """A contraction with a kernel; dimensions that only the kernel has are the new channels.
+
+    Args:
+        visit: The call; its role is `Weights`.
+        data: A label for each dimension of the input.
+        kernel: A label for each dimension of the kernel.
+        output: A label for each dimension of the output.
+    """
     role, shape = visit.role, visit.call.input_shapes[0]
     if not isinstance(role, Weights):
-        raise TypeError("a rule of weight layers met another role")
+        raise TypeError("the rule expects a call whose role is `Weights`")
     summed = [a for a, label in enumerate(data) if label in kernel and label not in output]
     shared = [label for label in data if label in kernel and label in output]
     lost = [label for label in data if label not in kernel and label not in output]
@@ -166,14 +176,14 @@ def contracted(
 @follows_channel_axes
 @signal_rule("Dot", "Tensordot")
 def _raw_product(visit: Visit) -> Outcome:
-    """A product with a variable that is a kernel."""
+    """`ops.dot` or `ops.tensordot` with a kernel; other products are unknown."""
     if isinstance(visit.role, Weights):
         return raw_kernels(visit)
     return unknown(visit, "a product without a kernel is not modelled")
 
 
 def raw_kernels(visit: Visit) -> Outcome:
-    """A raw product with a variable that is a kernel."""
+    """`ops.matmul`, `dot`, `tensordot` or `einsum` with a variable that is a kernel."""
     name, shape = type(visit.operation).__name__, visit.call.input_shapes[0]
     labels = [f"#{n}" for n in range(len(shape))]
     if name == "Matmul" or name == "Dot":
@@ -188,7 +198,7 @@ def raw_kernels(visit: Visit) -> Outcome:
 def _einsum(visit: Visit) -> Outcome:
     role, shape = visit.role, visit.call.input_shapes[0]
     if not isinstance(role, Weights):
-        raise TypeError("a rule of weight layers met another role")
+        raise TypeError("the rule expects a call whose role is `Weights`")
     own = tuple(role.kernels[0].variable.shape)
     first = is_variable(visit.call.node.arguments.args[0])
     (data, kernel), output = subscripts(visit.operation.subscripts, (shape, own), first)
@@ -215,7 +225,7 @@ def _tensordot(visit: Visit, labels: list[str]) -> Outcome:
 
 
 def with_matrix(visit: Visit, index: int, values: Array, *, signal_first: bool = True) -> Outcome:
-    """`z @ w`, or `w @ z`, with known numbers w, a matrix."""
+    """`z @ w` or `w @ z` with a matrix w of known numbers."""
     signal, shape = visit.inputs[index], visit.call.input_shapes[index]
     matrix = values if signal_first else np.swapaxes(values, -1, -2)
     axis = len(shape) - (1 if signal_first else 2)

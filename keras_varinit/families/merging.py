@@ -1,8 +1,11 @@
-"""The engine's rules of layers and operations that join several signals entry by entry.
+"""Merging, entry by entry: Add, Subtract, Multiply, Average, Maximum, Minimum, and `ops.where`.
 
-Signals of different weights are independent. Signals that share weights or a tensor are not: they
-are functions of one signal, sums of common parts (`expansions`), twins that one tower made of two
-inputs, whose moments are those of two examples, or else what becomes of them is not known.
+Also `ops.power`, `hypot`, `arctan2` and other functions of two signals. For products that sum over
+a dimension, see `attention.products`; for arithmetic with numbers, `scaling`.
+
+Signals of different weights are independent. Signals that share weights or a tensor are one of:
+functions of one signal; sums with common terms (`expansions`); twins, which one tower computed
+from two inputs, related like two examples. In other cases the result is unknown.
 """
 
 import dataclasses
@@ -54,13 +57,13 @@ from keras_varinit.signals.roles import Call, Elementwise, Merge, Role, Transpar
     "Where",
 )
 def _merge_role(call: Call) -> Role:
-    """Also `Bidirectional`, of which the graph keeps the end where its directions meet."""
+    """A merge, also for `Bidirectional`, whose node in the graph joins the two directions."""
     return Merge() if len(call.node.inputs) > 1 else Transparent()
 
 
 _LINEAR = ("Add", "Subtract", "Average")
 
-# What depends on another signal counts as independent of it where it varies this little.
+# Signals that vary by less than this share count as independent of others.
 _NEARLY_CONSTANT = 0.05
 
 
@@ -71,7 +74,7 @@ _NEARLY_CONSTANT = 0.05
     *("Minimum", "Power", "Where"),
 )
 def merged(visit: Visit) -> Outcome:
-    """A function of several signals; of a signal and numbers it is one of the signal alone."""
+    """A function of several signals, or of a signal and known numbers."""
     name = type(visit.operation).__name__
     if isinstance(visit.role, Elementwise):
         return elementwise(visit)
@@ -84,21 +87,21 @@ def merged(visit: Visit) -> Outcome:
 
 
 def arguments_of(visit: Visit) -> list[int | Array | None]:
-    """Each argument: the number of an input, known values, or None."""
+    """The arguments of a call, each an input's number, an array of known values, or None."""
     recorded = visit.call.node.arguments
     if recorded is None:
         return list(range(len(visit.inputs)))
     numbers = itertools.count()
-    found: list[int | Array | None] = []
-    given = [*recorded.args, *(recorded.kwargs[k] for k in sorted(recorded.kwargs))]
-    for value in _flat(given):
+    operand_values: list[int | Array | None] = []
+    call_values = [*recorded.args, *(recorded.kwargs[k] for k in sorted(recorded.kwargs))]
+    for value in _flat(call_values):
         if is_symbolic(value):
             number = next(numbers)
             known = visit.values[number] if visit.values else None
-            found.append(number if known is None else known)
+            operand_values.append(number if known is None else known)
         else:
-            found.append(values_of(value))
-    return found
+            operand_values.append(values_of(value))
+    return operand_values
 
 
 def _flat(values: Sequence[Any]) -> list[Any]:
@@ -106,7 +109,7 @@ def _flat(values: Sequence[Any]) -> list[Any]:
 
 
 def joined(visit: Visit, name: str, arguments: Sequence[Any]) -> Outcome:
-    """H of signals and known numbers."""
+    """The function h named `name`, applied to signals and known numbers."""
     shape = visit.output_shape
     numbers = [a for a in arguments if isinstance(a, int)]
     target = max((visit.inputs[n] for n in numbers), key=lambda s: (len(s.axes), s.channels))
@@ -127,10 +130,10 @@ def joined(visit: Visit, name: str, arguments: Sequence[Any]) -> Outcome:
         results = _with_common(results, aligned)
     if any(joint is None for _, joint in results):
         return unknown(visit, dependence.reason or _REASONS.get(name, "E h² does not exist"))
-    found: list[tuple[int, Joined]] = [(n, j) for n, j in results if j is not None]
+    joints: list[tuple[int, Joined]] = [(n, j) for n, j in results if j is not None]
     first = aligned[0].signal
     output = Signal(
-        tuple((n, joint.moments) for n, joint in found), target.channel_axis, first.other_axes
+        tuple((n, joint.moments) for n, joint in joints), target.channel_axis, first.other_axes
     )
 
     def pullback(gradients: Gradients) -> Gradients:
@@ -139,7 +142,7 @@ def joined(visit: Visit, name: str, arguments: Sequence[Any]) -> Outcome:
         if gradient is None:
             return results
         if gradient.in_step and dependence.joins_twins():
-            # Weights that both towers share put the gradients of their channels in phase.
+            # With shared weights, the gradients of the two towers are in phase.
             visit.note(f"{visit.operation.name}: gradients of a sum over twins are not known")
             gradient = gradient.scaled(math.nan)
         ratios = dependence.kept_together(name, groups, output, gradient.through)
@@ -147,7 +150,7 @@ def joined(visit: Visit, name: str, arguments: Sequence[Any]) -> Outcome:
         for place, argument in enumerate(arguments):
             if not isinstance(argument, int) or (name == "Where" and place == 0):
                 continue
-            back = _passed(gradient, found, place)
+            back = _passed(gradient, joints, place)
             if ratios:
                 parts = zip(back.parts, ratios, strict=True)
                 moved = back.with_parts(tuple(g * r[place][0] for g, r in parts))
@@ -164,7 +167,7 @@ def joined(visit: Visit, name: str, arguments: Sequence[Any]) -> Outcome:
 def _with_common(
     results: Sequence[tuple[int, Joined | None]], aligned: Sequence[Aligned]
 ) -> list[tuple[int, Joined | None]]:
-    """A factor of one channel is common to all channels of a product."""
+    """Records a factor with a single channel as common to all channels of the product."""
     common: Common | None = None
     for one in aligned:
         moments = one.source.merged
@@ -188,22 +191,22 @@ _REASONS = {
 }
 
 
-def _passed(gradient: Gradient, found: Sequence[tuple[int, Joined]], place: int) -> Gradient:
-    """The gradient at one of the signals, on the groups of channels of the result."""
+def _passed(gradient: Gradient, joints: Sequence[tuple[int, Joined]], place: int) -> Gradient:
+    """The gradient at the signal number `place`, by the channel groups of the result."""
     parts = tuple(
-        g * joint.factors[place] for g, (_, joint) in zip(gradient.parts, found, strict=True)
+        g * joint.factors[place] for g, (_, joint) in zip(gradient.parts, joints, strict=True)
     )
-    total = sum(n for n, _ in found)
-    kept = sum(n * joint.kept[place] for n, joint in found) / total
-    slope = sum(n * joint.slopes[place] for n, joint in found) / total
+    total = sum(n for n, _ in joints)
+    kept = sum(n * joint.kept[place] for n, joint in joints) / total
+    slope = sum(n * joint.slopes[place] for n, joint in joints) / total
     back = gradient.less_coherent(kept, kept).with_parts(parts)
     phases, in_step = gradient.times_phases(slope), gradient.in_step
-    through = found[0][1].function
+    through = joints[0][1].function
     return dataclasses.replace(back, phases=phases, in_step=in_step, through=through)
 
 
 def _group(name: str, parts: Sequence[Moments], dependence: Dependence) -> Joined | None:
-    """H of one group of channels; None where it is not known."""
+    """The function for one group of channels; None if unknown."""
     roots = [root_of(m)[0] for m in parts]
     if all(root is roots[0] for root in roots[1:]):
         return of_one_root(name, parts)
@@ -223,7 +226,7 @@ def _group(name: str, parts: Sequence[Moments], dependence: Dependence) -> Joine
 
 
 def _negligible(name: str, first: Moments, second: Moments) -> bool:
-    """Whether one of two signals varies so little that what it shares does not matter."""
+    """Whether one of two signals varies so little that their dependence can be neglected."""
     if name in _LINEAR:
         one, two = first.spread[1], second.spread[1]
         return min(one, two) ** 2 <= _NEARLY_CONSTANT * max(one, two) ** 2
@@ -260,7 +263,7 @@ _Passed = tuple[tuple[float | Array, ...], tuple[float, ...], tuple[float, ...]]
 
 
 def _of_products(parts: Sequence[Moments]) -> _Passed:
-    """For each signal E of the squared product of the others, their coherence and mean."""
+    """For each signal, the mean square of the product of the others, its coherence and mean."""
     factors: list[float | Array] = []
     kept, slopes = [], []
     for number in range(len(parts)):
@@ -273,7 +276,7 @@ def _of_products(parts: Sequence[Moments]) -> _Passed:
 
 
 def _folded(name: str, parts: Sequence[Moments]) -> Joined | None:
-    """H(h(a, b), c), …: what comes out of a pair counts as Gaussian but for its skewness."""
+    """h(h(a, b), c), …: intermediate results count as Gaussian up to their skewness."""
     joint = of_two(name, parts[0], parts[1])
     for each in parts[2:]:
         following = joint and of_two(name, joint.moments, each)
@@ -291,7 +294,7 @@ def _folded(name: str, parts: Sequence[Moments]) -> Joined | None:
 
 
 def _twins(name: str, parts: Sequence[Moments], pairs: Sequence[tuple[int, int]]) -> Joined | None:
-    """Twins have the moments of two examples together."""
+    """The function of twins, whose joint moments are those of two examples."""
     if name not in _LINEAR:
         return of_two(name, parts[0], parts[1], twins=True) if len(parts) == 2 else None
     joint = _linear(name, parts)
@@ -305,7 +308,7 @@ def _twins(name: str, parts: Sequence[Moments], pairs: Sequence[tuple[int, int]]
 
 
 def _by_terms(name: str, parts: Sequence[Moments], dependence: Dependence) -> Joined | None:
-    """Of signals with common parts: the sum of products that the whole is."""
+    """The function of signals with common parts, as a sum of products of independent roots."""
     expanded = [expansion(m) for m in parts]
     if name in _LINEAR:
         signs = _signs(name, len(parts))
@@ -316,10 +319,10 @@ def _by_terms(name: str, parts: Sequence[Moments], dependence: Dependence) -> Jo
         for each in expanded[1:]:
             terms = product_of(terms, each)
         passed = _of_products(parts)
-        # A factor that is made of several roots passes its gradient on to each as if to all alike.
-        given = None if _opened(terms, dependence) else factors_of(name, parts)
-        passed = (tuple(given or [math.nan] * len(parts)), *passed[1:])
-        if given is None:
+        # Gradients of a factor with several roots are not known for each root separately.
+        shares = None if _opened(terms, dependence) else factors_of(name, parts)
+        passed = (tuple(shares or [math.nan] * len(parts)), *passed[1:])
+        if shares is None:
             dependence.visit.note(
                 f"{dependence.visit.operation.name}: gradients of a product of signals that depend "
                 "on each other are not known"
@@ -345,7 +348,7 @@ def _by_terms(name: str, parts: Sequence[Moments], dependence: Dependence) -> Jo
 
 
 def _law_by_place(parts: Sequence[Moments]) -> Law | None:
-    """Where a mask says which of two signals stands: each up to mean and standard deviation."""
+    """The law of `where` with a known mask: a mixture of the two standardized signals."""
     mask, kinds = parts[0], []
     shares = mask.average(mask.mean), 1 - mask.average(mask.mean)
     for share, choice in zip(shares, parts[1:], strict=True):
@@ -356,12 +359,15 @@ def _law_by_place(parts: Sequence[Moments]) -> Law | None:
 
 
 def _opened(terms: Sequence[Term], dependence: Dependence) -> bool:
-    """Whether signals have to be written as what they are made of."""
+    """Whether terms must be rewritten to make them independent."""
     return tuple(dependence.made_independent(terms)) != tuple(terms)
 
 
 def _of_choices(mask: Moments, choices: Sequence[Moments]) -> _Passed:
-    """For the mask 0; for both signals how often they are chosen, where their own slopes are."""
+    """Gradient factors of `where`: 0 for the mask, the frequency of being chosen for the others.
+
+    If mask and signal are functions of one root, the frequency is weighted by the squared slope.
+    """
     chosen, sign = root_of(mask), 1.0
     factors: list[float | Array] = [0.0]
     slopes = [0.0]

@@ -1,4 +1,7 @@
-"""Dropout and noise, as they act in training."""
+"""Dropout and noise, as in training: Dropout, SpatialDropout1D to 3D, AlphaDropout.
+
+Also GaussianDropout and GaussianNoise.
+"""
 
 import dataclasses
 import math
@@ -23,7 +26,7 @@ _DROPPED = -1.7580993408473766
 
 
 def _noisy(visit: Visit, change: Callable[[Moments], Moments], factor: float) -> Outcome:
-    """The moments after a change; gradients come back times a factor."""
+    """Changes the moments; gradients are multiplied by a factor."""
 
     def pullback(gradients: Gradients) -> Gradients:
         gradient = gradients[0]
@@ -35,9 +38,9 @@ def _noisy(visit: Visit, change: Callable[[Moments], Moments], factor: float) ->
 @follows_channel_axes
 @signal_rule(*layer_classes("Dropout"))
 def _dropout(visit: Visit) -> Outcome:
-    """Entries are 0 with probability p, the others divided by 1 - p: E y² = E z²/(1 - p).
+    """Sets entries to 0 with probability p, divides others by 1 - p: E y² = E z²/(1 - p).
 
-    A noise shape of ones, as in stochastic depth, has all positions of a channel share their fate.
+    With a noise shape of ones, as in stochastic depth, positions are dropped together.
     """
     kept, shape = 1 - float(visit.operation.rate), visit.operation.noise_shape
     rank = len(visit.output_shape)
@@ -55,12 +58,12 @@ def _dropped(moments: Moments, kept: float) -> Moments:
 
 
 def _law(moments: Moments, kept: float) -> Mixed:
-    """Entries that are kept, and those that are 0 instead."""
+    """The law of a mixture of kept entries and zeros."""
     return Mixed((Kind(kept, moments, 1 / kept), Kind(1 - kept, moments, 0.0, 0.0, 0.0)))
 
 
 def _dropped_whole(moments: Moments, kept: float) -> Moments:
-    """All positions of a channel are dropped together: pairs of them grow as squares do."""
+    """Drops all positions of a channel together: pair moments grow like second moments."""
     scaled = moments.scaled(1 / kept)
     law = _law(moments, kept)
     return Moments(moments.axes, moments.mean, scaled.far, scaled.excess, moments.radius, law=law)
@@ -69,7 +72,7 @@ def _dropped_whole(moments: Moments, kept: float) -> Moments:
 @follows_channel_axes
 @signal_rule(*layer_classes("SpatialDropout1D", "SpatialDropout2D", "SpatialDropout3D"))
 def _spatial_dropout(visit: Visit) -> Outcome:
-    """Whole channels are dropped, so that all positions of one share their fate."""
+    """Drops whole channels."""
     kept = 1 - float(visit.operation.rate)
     return _noisy(visit, lambda m: _dropped_whole(m, kept), 1 / kept)
 
@@ -77,7 +80,7 @@ def _spatial_dropout(visit: Visit) -> Outcome:
 @follows_channel_axes
 @signal_rule(*layer_classes("AlphaDropout"))
 def _alpha_dropout(visit: Visit) -> Outcome:
-    """Entries are α with probability p; a·y + b keeps mean 0 and variance 1.
+    """Sets entries to α with probability p; the output a·y + b keeps mean 0 and variance 1.
 
     With q = 1 - p: a = (q·(1 + p·α²))^(-1/2), b = -a·α·p; E[y | z] = a·q·z.
     """
@@ -103,7 +106,7 @@ def _alpha_dropout(visit: Visit) -> Outcome:
 @follows_channel_axes
 @signal_rule(*layer_classes("GaussianDropout"))
 def _gaussian_dropout(visit: Visit) -> Outcome:
-    """A factor of mean 1 and variance p/(1 - p) on each entry."""
+    """Multiplies each entry by noise of mean 1 and variance p/(1 - p)."""
     rate = float(visit.operation.rate)
     factor = 1 + rate / (1 - rate)
 

@@ -1,4 +1,8 @@
-"""Normalization: over the batch, over the channels of a position, and over groups of them."""
+"""Normalization: BatchNormalization, Layer-, RMS-, Group- and UnitNormalization, raw operations.
+
+The raw operations are `ops.layer_normalization`, `rms_normalization` and `normalize`. For
+`Normalization`, which is adapted to data, see `scaling`.
+"""
 
 import dataclasses
 import math
@@ -21,7 +25,7 @@ from keras_varinit.tracing.reader import call_argument
 
 
 def _scales(layer: Any) -> tuple[float, tuple[float, float]]:
-    """Mean square of γ, 1 without it; mean and mean square of β."""
+    """Mean square of γ (1 without γ), and (mean, mean square) of β."""
     gamma = own_variable(layer, "gamma")
     if gamma is None:
         gamma = own_variable(layer, "scale")
@@ -35,7 +39,7 @@ def _scales(layer: Any) -> tuple[float, tuple[float, float]]:
 
 @signal_rule(keras.layers.BatchNormalization)
 def _batch_normalization(visit: Visit) -> Outcome:
-    """In training: mean and variance of a channel are those over examples and positions."""
+    """Batch normalization in training: statistics are over examples and positions."""
     layer, signal = visit.operation, visit.inputs[0]
     rank = len(visit.call.input_shapes[0])
     if layer.axis % rank != signal.channel_axis % rank:
@@ -61,13 +65,13 @@ def _batch_normalization(visit: Visit) -> Outcome:
         )
 
     def pullback(gradients: Gradients) -> Gradients:
-        # Channels of small variance get large gradients, which their small kernels take away again.
+        # Channels of small variance have large gradients, which cancel with their small kernels.
         first, *others = back(gradients)
         first = first and first.scaled(1 + unequal)
         bend = gradients[0] and gradients[0].bend
         bend = bend and dataclasses.replace(bend, normalized=True)
-        given = first and dataclasses.replace(first, here=here, bend=bend)
-        return (given, *others)
+        first_back = first and dataclasses.replace(first, here=here, bend=bend)
+        return (first_back, *others)
 
     return Outcome((output,), pullback)
 
@@ -80,7 +84,7 @@ def _renewed(
     *,
     keeps_mean: bool = False,
 ) -> Moments:
-    """Unit variance where nothing was known; the rest is supposed (see `propagation`)."""
+    """Unit variance after an unknown signal, with an assumed correlation (see `predict`)."""
     alike = visit.renewed()
     mean = math.sqrt(gamma * alike) if keeps_mean else 0.0
     return uniform(moments.axes, mean, gamma, gamma * alike).shifted(beta)
@@ -99,8 +103,8 @@ def _per_part(signal: Signal, factors: dict[int, Any], count: int) -> Any:
     return pullback
 
 
-def _given_scales(visit: Visit) -> tuple[float, tuple[float, float]]:
-    """The same of a raw operation, which takes γ and β as arguments; NaN where they are signals."""
+def _scales_of_operation(visit: Visit) -> tuple[float, tuple[float, float]]:
+    """`_scales` of a raw operation, which takes γ and β as arguments; NaN if they are signals."""
     if len(visit.inputs) > 1:
         return math.nan, (0.0, 0.0)
     node = visit.call.node
@@ -117,7 +121,7 @@ def _numbers(value: Any) -> Any:
 
 
 def normalized_axes(visit: Visit) -> str | None:
-    """Whether a normalization is over "channels" or a whole "example"; None for anything else."""
+    """Whether a normalization is over "channels" or a whole "example"; None for other axes."""
     operation, rank = visit.operation, len(visit.call.input_shapes[0])
     if getattr(operation, "order", 2) not in (2, None):
         return None
@@ -137,12 +141,12 @@ def normalized_axes(visit: Visit) -> str | None:
     "RMSNorm",
 )
 def position_normalization(visit: Visit) -> Outcome:
-    """Each example by itself: over its channels, and with groups over its positions too.
+    """Normalizes each example over channels, or over positions and channels of a group.
 
-    Rows of unit length have entries of mean square 1/channels.
+    Unit normalization gives entries of mean square 1/channels.
     """
     layer, signal = visit.operation, visit.inputs[0]
-    gamma, beta = _scales(layer) if isinstance(layer, keras.Layer) else _given_scales(visit)
+    gamma, beta = _scales(layer) if isinstance(layer, keras.Layer) else _scales_of_operation(visit)
     epsilon = float(getattr(layer, "epsilon", 1e-6) or 1e-6)
     to_unit_length = type(layer).__name__ in ("UnitNormalization", "Normalize")
     over = normalized_axes(visit)
@@ -162,10 +166,10 @@ def position_normalization(visit: Visit) -> Outcome:
         mean = np.full_like(mean, total.average(mean))
         groups = int(getattr(layer, "groups", 1) or 1)
         if not keeps_mean:
-            # What a channel has at all positions is part of its group's mean.
+            # A channel's own mean over positions is part of its group's mean.
             share = 1.0 if groups == -1 else groups / signal.channels
     common = None if over_positions else total.common
-    # Rows of one size: the mean's square is that of a row's mean.
+    # With a common factor, moments are rescaled to rows of equal size.
     size = 1.0 if common is None else common.mean(common.values) ** -2
     variance = np.asarray(centred(total, mean, share, size).second)
     if over_positions:
@@ -174,8 +178,8 @@ def position_normalization(visit: Visit) -> Outcome:
     here, radial = 1.0, 1.0
     if not over_positions:
         typical = total.average(np.maximum(variance, 0.0))
-        given = Common(np.ones_like(NODES)) if common is None else common
-        ratio, here, radial = given.normalized(typical, epsilon)
+        row_size = Common(np.ones_like(NODES)) if common is None else common
+        ratio, here, radial = row_size.normalized(typical, epsilon)
         factor = factor * ratio
         if math.isnan(here):
             visit.note(
@@ -201,7 +205,7 @@ def position_normalization(visit: Visit) -> Outcome:
         gradient = gradients[0]
         if gradient is None:
             return only_first(None, len(visit.inputs))
-        # Of what gradients have in common at all positions the group's mean takes its share too.
+        # Subtracting the group's mean also removes part of the coherent gradient.
         kept = 1 - share * in_common(gradient, signal) if share else 1.0
         parts = tuple(g * factor * back * kept for g in gradient.parts)
         left = (1 - share) / kept if kept > 0 else 0.0

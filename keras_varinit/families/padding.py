@@ -1,4 +1,7 @@
-"""Padding and cropping: zeros, other numbers, and entries of the map around it."""
+"""Padding and cropping: ZeroPadding1D to 3D, Cropping1D to 3D, `ops.pad` and image operations.
+
+The image operations are `ops.image.pad_images` and `crop_images`.
+"""
 
 import dataclasses
 import functools
@@ -30,7 +33,7 @@ def _zero_padding_role(call: Call) -> Role:
 
 @role_rule("Pad")
 def _raw_pad_role(call: Call) -> Role:
-    """Zeros around the map; other numbers, entries of the map and channels count as connections."""
+    """Zero padding of positions; other padding counts as connections of the kernel."""
     widths = getattr(call.operation, "pad_width", None)
     value = call_argument(call.node, 1, "constant_values")
     zeros = value is None or (isinstance(value, int | float | np.number) and value == 0)
@@ -48,7 +51,7 @@ def _raw_pad_role(call: Call) -> Role:
 def _zero_padding(visit: Visit) -> Outcome:
     role = visit.role
     if not isinstance(role, Padding):
-        raise TypeError("a rule of padding met another role")
+        raise TypeError("the rule expects a call whose role is `Padding`")
     signal = in_layout(visit, channel_axis_of(visit.operation, visit.inputs[0].channel_axis))
     return _padded(visit, signal, role.pads, 0.0)
 
@@ -78,7 +81,7 @@ def _raw_pad(visit: Visit) -> Outcome:
 
 
 def _with_more_channels(padded: Outcome, counts: Sequence[int], value: float) -> Outcome:
-    """Between channels that are a number everywhere."""
+    """Adds channels with a constant value before and after those of a padded signal."""
     if not any(counts):
         return padded
     inner = padded.outputs[0]
@@ -97,7 +100,7 @@ def _with_more_channels(padded: Outcome, counts: Sequence[int], value: float) ->
 
 
 def _reflected(visit: Visit, signal: Signal, pads: Pads, mode: str) -> Outcome:
-    """Entries of the map around it; which ones depends on the backend too."""
+    """Padding with entries of the map, such as reflections; details depend on the backend."""
     target, _ = layout(visit.output_shape, signal.channel_axis)
     if any(a.size is None for a, pair in zip(signal.axes, pads, strict=True) if any(pair)):
         return not_modelled(visit, f"padding of mode {mode!r} along an unknown size")
@@ -112,7 +115,7 @@ def _reflected(visit: Visit, signal: Signal, pads: Pads, mode: str) -> Outcome:
 
 @functools.lru_cache(maxsize=256)
 def _reflected_places(size: int, pads: tuple[int, int], mode: str) -> tuple[int, ...]:
-    """What Keras pads with, by padding the numbers of the positions."""
+    """The input position that each output position copies, from padding an array of positions."""
     numbers = np.arange(size, dtype="float32").reshape(1, size, 1, 1)
     padded = keras.ops.pad(numbers, ((0, 0), pads, (0, 0), (0, 0)), mode=mode)
     return tuple(np.asarray(keras.ops.convert_to_numpy(padded)).ravel().astype(int).tolist())
@@ -139,7 +142,7 @@ def _center_crop(visit: Visit) -> Outcome:
 
 @signal_rule("PadImages", "CropImages")
 def _raw_image_borders(visit: Visit) -> Outcome:
-    """Zeros above and to the left, or rows and columns less; the rest by the shapes."""
+    """Pads with zeros or crops at the top and left; the other sides follow from the shapes."""
     operation = visit.operation
     signal = in_layout(visit, channel_axis_of(operation))
     target, _ = layout(visit.output_shape, signal.channel_axis)
@@ -148,7 +151,7 @@ def _raw_image_borders(visit: Visit) -> Outcome:
         return not_modelled(visit, "a map of unknown size")
     pads_images = "Pad" in type(operation).__name__
     names = (("top", "bottom"), ("left", "right"))
-    found = []
+    pads = []
     for (before, after), (size, wanted) in zip(names, sizes, strict=True):
         kind = "padding" if pads_images else "cropping"
         low = getattr(operation, f"{before}_{kind}")
@@ -157,10 +160,10 @@ def _raw_image_borders(visit: Visit) -> Outcome:
             high = getattr(operation, f"{after}_{kind}")
             low = abs(difference) - high
         low = int(low) if pads_images else -int(low)
-        found.append((low, difference - low))
+        pads.append((low, difference - low))
     if pads_images:
-        return _padded(visit, signal, tuple(found), 0.0)
-    return along_axes(visit, signal, padding_windows(signal.axes, tuple(found)))
+        return _padded(visit, signal, tuple(pads), 0.0)
+    return along_axes(visit, signal, padding_windows(signal.axes, tuple(pads)))
 
 
 constant_role(

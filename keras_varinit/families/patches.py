@@ -1,4 +1,4 @@
-"""The engine's rules of positions that become channels, and of channels that become positions."""
+"""Patches: `ops.image.extract_patches`, `ops.nn.space_to_depth` and `depth_to_space`."""
 
 import dataclasses
 import math
@@ -27,9 +27,9 @@ from keras_varinit.signals.taps import summed_back
 
 @signal_rule("SpaceToDepth", "ExtractPatches")
 def _patches(visit: Visit) -> Outcome:
-    """The entries of each window as channels of one position; averages over these channels.
+    """Turns the entries of each window into channels of one position.
 
-    Each (window, entry) is a channel of its own, so gradients of different ones are independent.
+    Moments are averaged over these channels. Gradients of different channels are independent.
     """
     operation = visit.operation
     signal = in_layout(visit, channel_axis_of(operation))
@@ -73,10 +73,11 @@ def _patches(visit: Visit) -> Outcome:
 
 @signal_rule("DepthToSpace")
 def _depth_to_space(visit: Visit) -> Outcome:
-    """Channels in blocks of positions: those of one block are different channels.
+    """Turns channels into blocks of positions.
 
-    Two of them have the product of their means as their pair moment; what a channel's positions
-    have beyond that is spread as by a transposed convolution whose taps are independent.
+    Positions of one block come from different channels, so their pair moment is the product of
+    their means. Covariances between positions of one channel spread as in a transposed
+    convolution with independent taps.
     """
     operation = visit.operation
     signal = in_layout(visit, channel_axis_of(operation))

@@ -1,4 +1,8 @@
-"""Pooling: maxima and averages over windows, adaptive windows, and whole maps."""
+"""Pooling: Max-, Average-, GlobalMax-, GlobalAverage- and adaptive pooling, in 1D to 3D.
+
+Also `ops.max_pool`, `average_pool` and the adaptive operations. `ops.max` and `ops.mean` over all
+positions are in `reduction`, and use the rules here.
+"""
 
 import dataclasses
 import math
@@ -80,7 +84,7 @@ def _global_average_pooling_role(call: Call) -> Role:
 
 
 def _data_format(call: Call) -> str:
-    """Of a layer, or of an operation that may leave it to Keras's setting."""
+    """The data format of a layer or operation, by default Keras's setting."""
     return str(getattr(call.operation, "data_format", None) or keras.config.image_data_format())
 
 
@@ -126,7 +130,7 @@ def _raw_pooling_role(call: Call) -> Role:
 
 
 def _pooled_signal(visit: Visit) -> Signal:
-    """The input, with its channels where the layer or operation expects them."""
+    """The first input with its channels where the layer or operation expects them."""
     first = keras.config.image_data_format() == "channels_first"
     return in_layout(visit, channel_axis_of(visit.operation, 1 if first else -1))
 
@@ -154,7 +158,7 @@ def _adaptive_max_pooling(visit: Visit) -> Outcome:
 
 
 def _maxima(visit: Visit, signal: Signal, windows: Sequence[AnyWindow]) -> Outcome:
-    """The maximum over each window, and its gradient back to the entries that win."""
+    """The maximum over each window; gradients pass back to the entries that attain it."""
     if not all(m.is_known() for _, m in signal.parts):
         return unknown(visit)
     if any(m.border and m.border.source.border for _, m in signal.parts):
@@ -188,7 +192,7 @@ def _maxima(visit: Visit, signal: Signal, windows: Sequence[AnyWindow]) -> Outco
 
 
 class _Winners:
-    """The maximum of one group of channels, and what of a gradient its entries get back."""
+    """The maximum for one group of channels, and its gradient at the entries."""
 
     def __init__(self, moments: Moments, windows: Sequence[AnyWindow]) -> None:
         self.border = moments.border
@@ -203,10 +207,11 @@ class _Winners:
         self.shares = passed / slope if slope > 0 else np.zeros_like(passed)
 
     def kept(self, adjacent: float) -> tuple[float, float]:
-        """What is left of the correlation of gradients, for far and for adjacent entries.
+        """Factors on the correlation of gradients at distant and at adjacent entries.
 
-        Two entries that win N and N' windows have E N N' = (E N)² in common of E N². Of adjacent
-        ones, which windows share, only one wins where each of two windows holds both.
+        For two distant entries that attain the maxima of N and N' windows, E N N' = (E N)², so
+        the factor is (E N)²/E N². Adjacent entries share windows, in each of which only one of
+        them can attain the maximum.
         """
         won = math.prod(n for w in self.windows for o, _, n in overlaps(w) if not o) / self.size
         square = won + adjacent * wins_both(self.windows, self.size)
@@ -214,17 +219,17 @@ class _Winners:
         return far, far * (1 - float(np.mean([contested(w) for w in self.windows])))
 
     def back(self, gradient: Array, adjacent: float) -> Array:
-        """E g² at the entries."""
-        given = gradient * self.shares
-        # Two windows give an entry their gradients together if it wins in both.
+        """E g² at the entries, from E g² at the maxima, both by class of position."""
+        incoming = gradient * self.shares
+        # The gradients of two windows add up at an entry that attains both maxima.
         both = adjacent * wins_both(self.windows, self.size)
         weights = position_weights(self.maximum.axes)
-        inner = summed_back(self.windows, self.source, given)
-        return in_border(inner + both * float((weights * given).sum()), self.border)
+        inner = summed_back(self.windows, self.source, incoming)
+        return in_border(inner + both * float((weights * incoming).sum()), self.border)
 
 
 class _OfKinds:
-    """The same where channels are of several kinds, each of which has maxima of its own."""
+    """`_Winners` for channels of several kinds, with a maximum for each kind."""
 
     def __init__(
         self, moments: Moments, kinds: Sequence[Kind], windows: Sequence[AnyWindow]
@@ -235,14 +240,14 @@ class _OfKinds:
         self.maximum = combined(parts, shares)
 
     def kept(self, adjacent: float) -> tuple[float, float]:
-        """As for one kind."""
+        """The factors of the first kind."""
         return self.winners[0].kept(adjacent)
 
     def back(self, gradient: Array, adjacent: float) -> Array:
-        """E g² at the entries, weighed by what they go on to count."""
+        """E g² at the entries, averaged over kinds by their weight in what follows."""
         weights = np.array([kind.share * kind.factor for kind in self.kinds])
-        found = [w.back(gradient, adjacent) for w in self.winners]
-        return np.asarray(np.tensordot(weights / weights.sum(), np.stack(found), axes=1))
+        by_kind = [w.back(gradient, adjacent) for w in self.winners]
+        return np.asarray(np.tensordot(weights / weights.sum(), np.stack(by_kind), axes=1))
 
 
 @signal_rule(*layer_classes("AveragePooling1D", "AveragePooling2D", "AveragePooling3D"))
@@ -270,7 +275,7 @@ def _adaptive_average_pooling(visit: Visit) -> Outcome:
 
 
 def _whole_map(visit: Visit) -> Signal | None:
-    """The input of a reduction over all its positions; None, and a note, where it is another."""
+    """The input of a reduction over all positions; None, with a note, for other reductions."""
     operation, shape = visit.operation, visit.call.input_shapes[0]
     signal = in_layout(visit, channel_axis_of(operation, visit.inputs[0].channel_axis))
     if not isinstance(operation, keras.Layer):
@@ -291,7 +296,7 @@ def _whole_map(visit: Visit) -> Signal | None:
     *layer_classes("GlobalAveragePooling1D", "GlobalAveragePooling2D", "GlobalAveragePooling3D")
 )
 def global_average(visit: Visit) -> Outcome:
-    """The mean over all positions: pairs of positions, and what near ones have beyond that."""
+    """The mean over all positions: E over all pairs, plus the excess of near pairs."""
     signal = _whole_map(visit)
     if signal is None:
         return unknown(visit)
@@ -322,18 +327,18 @@ def global_average(visit: Visit) -> Outcome:
 
 
 def common_parts(moments: Moments) -> Array:
-    """What the strongest common parts, of variance 1, add to each class: (parts, classes)."""
+    """(components, classes): loadings of the up to three strongest principal components."""
     weights = np.sqrt(position_weights(moments.axes)).ravel()
     mean = moments.mean.ravel()
     covariance = (far_matrix(moments.far) - np.outer(mean, mean)) * np.outer(weights, weights)
-    # Equal ones, as those of a cube's axes, are told apart in the same way on every machine.
+    # A ramp breaks ties, as between the axes of a cube, in the same way on every machine.
     ramp = np.linspace(0.0, 1.0, len(mean)) ** 2
     values, vectors = np.linalg.eigh(covariance + 1e-8 * np.trace(covariance) * np.diag(ramp))
     parts = np.flatnonzero(values > 0.01 * values[-1])[-3:]
-    found = (vectors[:, parts] * np.sqrt(np.maximum(values[parts], 0.0))).T / weights
+    parts_by_class = (vectors[:, parts] * np.sqrt(np.maximum(values[parts], 0.0))).T / weights
     variance = moments.variance.ravel()
-    total = np.maximum(np.sum(found**2, axis=0), 1e-300)
-    return np.asarray(found[::-1] * np.sqrt(np.minimum(variance / total, 1.0)))
+    total = np.maximum(np.sum(parts_by_class**2, axis=0), 1e-300)
+    return np.asarray(parts_by_class[::-1] * np.sqrt(np.minimum(variance / total, 1.0)))
 
 
 @signal_rule(*layer_classes("GlobalMaxPooling1D", "GlobalMaxPooling2D", "GlobalMaxPooling3D"))
@@ -352,11 +357,11 @@ def global_max(visit: Visit) -> Outcome:
         kinds = kinds_of(moments)
         if kinds:
             members = [moments_of_kind(kind) for kind in kinds]
-            found = combined([pooled(m) for m in members], [kind.share for kind in kinds])
+            mixture = combined([pooled(m) for m in members], [kind.share for kind in kinds])
             weights = np.array([kind.share * kind.factor for kind in kinds])
             own = np.stack([shares[id(m)] for m in members])
             shares[id(moments)] = np.tensordot(weights / weights.sum(), own, axes=1)
-            return found
+            return mixture
         border = moments.border
         source = moments if border is None else border.source
         root, function = source.pre or source, source.function or IDENTITY
@@ -372,7 +377,7 @@ def global_max(visit: Visit) -> Outcome:
         )
         share = passed / slope / count if slope > 0 else 0.0
         shares[id(moments)] = in_border(np.full_like(source.mean, share), border)
-        # The common part is the same in every example.
+        # `pair` is due to the common components, which all positions share.
         return uniform(target, first, second, min(pair, second))
 
     output = whole.each(pooled)

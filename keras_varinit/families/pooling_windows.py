@@ -1,4 +1,4 @@
-"""The windows of pooling, and how they overlap."""
+"""The windows of pooling layers."""
 
 import dataclasses
 import functools
@@ -25,20 +25,22 @@ from keras_varinit.signals.roles import per_dimension
 
 
 def pool_windows(visit: Visit, source: Axes, target: Axes) -> list[Window]:
-    """The windows along each axis."""
+    """The window of a pooling layer along each position axis."""
     operation, rank = visit.operation, len(source)
     sizes = per_dimension(operation.pool_size, rank)
     strides = per_dimension(operation.strides or operation.pool_size, rank)
-    found = []
+    axis_windows = []
     for axis in range(rank):
         size = source[axis].size or 10**6
         low, _ = padding_and_outputs(size, sizes[axis], strides[axis], 1, operation.padding)
-        found.append(Window("pool", sizes[axis], strides[axis], 1, low, source[axis], target[axis]))
-    return found
+        axis_windows.append(
+            Window("pool", sizes[axis], strides[axis], 1, low, source[axis], target[axis])
+        )
+    return axis_windows
 
 
 def without_border(windows: Sequence[Window], border: Border) -> list[Window]:
-    """The same windows on the map inside the border."""
+    """The same windows on the map without its border."""
     return [
         dataclasses.replace(window, low=window.low + low, inputs=axis)
         for window, (low, _), axis in zip(windows, border.pads, border.source.axes, strict=True)
@@ -46,7 +48,7 @@ def without_border(windows: Sequence[Window], border: Border) -> list[Window]:
 
 
 def adaptive_windows(source: Axes, target: Axes) -> list[Linear] | None:
-    """None where a size is unknown, and where Keras records another rank than it computes."""
+    """The windows of adaptive pooling; None if a size is unknown or Keras records a wrong rank."""
     if len(source) != len(target) or any(a.size is None for a in (*source, *target)):
         return None
     return [_adaptive_window(a, b) for a, b in zip(source, target, strict=True)]
@@ -54,7 +56,7 @@ def adaptive_windows(source: Axes, target: Axes) -> list[Linear] | None:
 
 @functools.lru_cache(maxsize=256)
 def _adaptive_window(source: Axis, target: Axis) -> Linear:
-    """Output i is the mean of the entries from ⌊i·n/m⌋ to ⌈(i+1)·n/m⌉."""
+    """Output i of m is the mean of the entries from ⌊i·n/m⌋ to ⌈(i+1)·n/m⌉ of n."""
     n, m = source.size or 1, target.size or 1
     matrix = np.zeros((m, n))
     for i in range(m):
@@ -64,7 +66,7 @@ def _adaptive_window(source: Axis, target: Axis) -> Linear:
 
 
 def as_the_backend_pads(windows: Sequence[Window]) -> Sequence[AnyWindow]:
-    """PyTorch repeats the border where zeros on both sides would differ in number."""
+    """The windows that the backend uses: PyTorch replicates the border for uneven padding."""
     known = [w for w in windows if w.inputs.size is not None and w.outputs.size is not None]
     uneven = any(_zeros_behind(window) > window.low for window in known)
     if keras.backend.backend() != "torch" or not uneven or len(known) < len(windows):
@@ -86,7 +88,7 @@ def _repeating_the_border(window: Window) -> Linear:
 
 
 def in_border(inner: Array, border: Border | None) -> Array:
-    """A gradient inside a border, on the positions of the map with it."""
+    """Extends E g² by class of position of a map to the map with its border."""
     if border is None:
         return inner
     windows = padding_windows(border.source.axes, border.pads)

@@ -1,8 +1,8 @@
-"""The engine's rules of sums, means, norms and extremes over dimensions of a tensor.
+"""Reductions: `ops.mean`, `sum`, `var`, `std`, `norm`, `max`, `min`, `amax` and `amin`.
 
-Over positions all pairs count; over channels, which are uncorrelated but for their means, the mean
-of n channels keeps the mean and 1/n of the variance. A sum of many terms of one sign is positive
-itself: it counts as log-normal, so that its root, its inverse and its logarithm exist.
+A mean over positions averages over all pairs of positions. Channels are uncorrelated apart from
+their means, so the mean of n channels keeps the mean and 1/n of the variance. A sum of many
+nonnegative terms counts as log-normal, so that its root, inverse and logarithm exist.
 """
 
 import dataclasses
@@ -38,7 +38,7 @@ from keras_varinit.signals.roles import Call, Pooling, Role, Unknown
 
 @role_rule("Mean", "Max")
 def _global_pooling_role(call: Call) -> Role:
-    """A mean or maximum over all positions is global pooling; over anything else it is unknown."""
+    """A mean or maximum over all positions is global pooling; other reductions are unknown."""
     shape, axis = call.input_shapes[0], call.operation.axis
     axes = {
         a % len(shape) for a in ([axis] if isinstance(axis, int) else axis or range(len(shape)))
@@ -59,13 +59,13 @@ _ROOT = Activation("sqrt", np.sqrt, ("sqrt",))
 
 
 def reduced_axes(visit: Visit) -> list[int] | None:
-    """The dimensions that an operation reduces; None where the batch is one of them."""
+    """The dimensions that an operation reduces; None if the batch is among them."""
     rank, axis = len(visit.call.input_shapes[0]), visit.operation.axis
     if axis is None:
         return None
     axes = [axis] if isinstance(axis, int) else list(axis)
-    found = sorted({int(a) % rank for a in axes})
-    return None if 0 in found else found
+    reduced = sorted({int(a) % rank for a in axes})
+    return None if 0 in reduced else reduced
 
 
 @follows_channel_axes
@@ -78,7 +78,7 @@ def _mean_or_sum(visit: Visit) -> Outcome:
 
 
 def linear_reduction(visit: Visit, axes: Sequence[int], *, mean: bool) -> Outcome:
-    """The mean or the sum over some dimensions."""
+    """The mean or the sum over the dimensions `axes`."""
     source, shape = visit.inputs[0], visit.call.input_shapes[0]
     rank = len(shape)
     channels = channel_axes(source, rank)
@@ -111,7 +111,7 @@ def linear_reduction(visit: Visit, axes: Sequence[int], *, mean: bool) -> Outcom
         ratio = ratio_of(output.parts[0][1], gradient.through)
         back = fitting(gradient, output, source).scaled(factor * ratio)
         over_positions = any(a not in channels and shape[a] != 1 for a in axes)
-        # All positions that were summed have one gradient.
+        # All summed positions have the same gradient.
         coherence = 1.0 if over_positions and len(axes) >= len(source.axes) else back.coherence
         in_step = bool(set(axes) & set(channels))
         back = dataclasses.replace(back, coherence=coherence, in_step=in_step)
@@ -121,7 +121,7 @@ def linear_reduction(visit: Visit, axes: Sequence[int], *, mean: bool) -> Outcom
 
 
 def _times(moments: Moments, factor: float) -> Moments:
-    """The signal times a positive number, its law kept."""
+    """The signal times a positive number, keeping its law."""
     name = Activation("multiply", lambda s: s * factor, ("multiply", factor))
     return activated(moments, name) if moments.pre is not None else moments.scaled(factor**2)
 
@@ -152,7 +152,7 @@ def _over_channels(moments: Moments, count: int) -> Moments:
 
 
 def is_nonnegative(moments: Moments) -> bool:
-    """Whether a signal is a function that takes no negative value."""
+    """Whether a signal is a function without negative values."""
     if moments.pre is None or moments.function is None:
         return False
     mean, std = moments.pre.spread
@@ -162,7 +162,7 @@ def is_nonnegative(moments: Moments) -> bool:
 
 
 def log_normal(moments: Moments) -> Moments:
-    """The same moments as those of e^g, g Gaussian; as they are where the mean is not positive."""
+    """The moments as those of e^g for Gaussian g; unchanged if the mean is not positive."""
     mean, second = moments.mean, moments.second
     if not moments.is_known() or np.any(mean <= 0):
         return moments
@@ -180,7 +180,7 @@ def log_normal(moments: Moments) -> Moments:
 
 
 def _without(signal: Signal, shape: Shape, axes: Sequence[int], *, keep: bool) -> Signal:
-    """With the reduced dimensions, of size 1 by now, or without them."""
+    """Keeps or removes the reduced dimensions, which have size 1."""
     after = tuple(1 if a in axes else n for a, n in enumerate(shape))
     return signal if keep else squeeze(signal, after, axes)
 
@@ -188,7 +188,7 @@ def _without(signal: Signal, shape: Shape, axes: Sequence[int], *, keep: bool) -
 @follows_channel_axes
 @signal_rule("Norm")
 def _norm(visit: Visit) -> Outcome:
-    """√Σ z², the Euclidean norm of vectors."""
+    """The Euclidean norm √Σ z² of vectors."""
     axes, order = reduced_axes(visit), getattr(visit.operation, "ord", None)
     if axes is None or len(axes) != 1 or order not in (None, 2, "euclidean"):
         return unknown(visit, "only Euclidean norms of vectors are modelled")
@@ -199,7 +199,7 @@ def _norm(visit: Visit) -> Outcome:
 
 
 def chained(*outcomes: Outcome) -> Outcome:
-    """Rules of one signal each, one after the other."""
+    """Composes outcomes with one signal each, in order."""
 
     def pullback(gradients: Gradients) -> Gradients:
         for outcome in reversed(outcomes):
@@ -212,12 +212,12 @@ def chained(*outcomes: Outcome) -> Outcome:
 @follows_channel_axes
 @signal_rule("Var", "Std")
 def _variance(visit: Visit) -> Outcome:
-    """The mean square of what a signal has beyond its mean, over its channels."""
+    """The variance or standard deviation over channels."""
     axes, rank = reduced_axes(visit), len(visit.call.input_shapes[0])
     signal = visit.inputs[0]
     if axes is None or not set(axes) <= set(channel_axes(signal, rank)):
         return unknown(visit, "only variances over channels are modelled")
-    # Over many channels the mean is that of the law, a number.
+    # Over many channels, the sample mean equals the mean of the law.
     mean = signal.merged.average(signal.merged.mean)
     centred = Activation("centred square", lambda s: (s - mean) ** 2, ("centred square", mean))
     squares = after_activation(signal, centred)
@@ -229,7 +229,7 @@ def _variance(visit: Visit) -> Outcome:
 
 @signal_rule("Max", "Amax", "Min", "Amin")
 def _extreme(visit: Visit) -> Outcome:
-    """The maximum over all positions, as pooling; or over the channels, which are independent."""
+    """The extreme over all positions, as in global pooling, or over independent channels."""
     axes, shape = reduced_axes(visit), visit.call.input_shapes[0]
     signal = visit.inputs[0]
     if axes is None:
@@ -265,7 +265,7 @@ def _extreme_of_channels(visit: Visit, axes: Sequence[int], sign: float) -> Outc
     law = maximum_law(function, ((mean, std, float(count)),), 0.0, root.shape)
     own = law_of(root, function)
     scale = np.sqrt(moments.second / own.second) if own.second > 0 else np.zeros_like(moments.mean)
-    # Two positions share their maximum as far as their channels are correlated.
+    # Maxima of two positions are taken to be as correlated as their channels.
     covariance = moments.far - outer(moments.mean)
     deviation = np.sqrt(moments.variance)
     correlation = np.divide(

@@ -1,4 +1,4 @@
-"""Positions in another order, repeated or interpolated: flips, rolls, upsampling, resizing."""
+"""Resampling: UpSampling1D to 3D, Resizing, `ops.image.resize`, `flip` and `roll`."""
 
 import functools
 
@@ -17,7 +17,7 @@ _INTERIOR = 24
 
 @signal_rule("Flip", "Fliplr", "Flipud", "Roll")
 def _other_order(visit: Visit) -> Outcome:
-    """The same entries in another order along some dimensions."""
+    """Flips and rolls: the same entries in another order along some dimensions."""
     signal, shape = visit.inputs[0], visit.output_shape
     rank, name = len(shape), type(visit.operation).__name__
     shifts = _turned_axes(visit, rank)
@@ -43,7 +43,7 @@ def _other_order(visit: Visit) -> Outcome:
 
 
 def _turned_axes(visit: Visit, rank: int) -> dict[int, int] | None:
-    """The shift along each dimension that changes; a flip counts as 0."""
+    """The shift along each dimension that is rolled, 0 if it is flipped; None if flattened."""
     operation, name = visit.operation, type(visit.operation).__name__
     if name in ("Fliplr", "Flipud"):
         return {1 if name == "Fliplr" else 0: 0}
@@ -53,14 +53,14 @@ def _turned_axes(visit: Visit, rank: int) -> dict[int, int] | None:
     axes = [axis] if isinstance(axis, int) else list(axis)
     shift = getattr(operation, "shift", 0)
     each = [shift] * len(axes) if isinstance(shift, int) else list(shift)
-    found: dict[int, int] = {}
+    shifts: dict[int, int] = {}
     for a, s in zip(axes, each, strict=True):
-        found[a % rank] = found.get(a % rank, 0) + int(s)
-    return found
+        shifts[a % rank] = shifts.get(a % rank, 0) + int(s)
+    return shifts
 
 
 def _for_parts(outcome: Outcome, signal: Signal) -> Outcome:
-    """The gradient of averages over channels, for each group of them."""
+    """Copies the gradient of channel averages to each group of channels."""
 
     def pullback(gradients: Gradients) -> Gradients:
         first, *rest = outcome.pullback(gradients)
@@ -92,8 +92,8 @@ def _enlarged(source: Axis, target: Axis, factor: int, interpolation: str) -> Li
 
 @functools.lru_cache(maxsize=256)
 def resizing(size: int, wanted: int, interpolation: str, antialias: bool) -> Array:
-    """The matrix (wanted, size) of Keras's resizing along one axis: unit vectors, resized."""
-    # Two columns, since PyTorch's filter against aliasing misreads maps of a single one.
+    """The matrix (wanted, size) of Keras's resizing along one axis, from resized unit vectors."""
+    # Two columns, because PyTorch's antialiasing is wrong for maps of width 1.
     units = np.eye(size, dtype="float32").reshape(size, size, 1, 1)
     resized = keras.ops.image.resize(
         np.repeat(units, 2, axis=2),
@@ -102,8 +102,8 @@ def resizing(size: int, wanted: int, interpolation: str, antialias: bool) -> Arr
         antialias=antialias,
         data_format="channels_last",
     )
-    found = np.asarray(keras.ops.convert_to_numpy(resized), np.float64)
-    matrix = found[:, :, 0, 0].T.copy()
+    columns = np.asarray(keras.ops.convert_to_numpy(resized), np.float64)
+    matrix = columns[:, :, 0, 0].T.copy()
     matrix[np.abs(matrix) < 1e-6] = 0.0
     return matrix
 

@@ -1,4 +1,7 @@
-"""Operations that give the same entries another shape or order."""
+"""Reshaping: Reshape, Flatten, Permute, RepeatVector, and `ops.reshape`, `transpose` and the like.
+
+Also `ops.ravel`, `swapaxes`, `moveaxis`, `expand_dims`, `squeeze`, `broadcast_to` and `repeat`.
+"""
 
 import dataclasses
 import math
@@ -35,9 +38,9 @@ from keras_varinit.signals.roles import Transparent
 
 
 def reordering(visit: Visit, output: Signal) -> Outcome:
-    """Every entry once, elsewhere: gradients come back as they are."""
+    """The outcome of an operation that moves each entry once; gradients pass back unchanged."""
     source = visit.inputs[0]
-    # Entries of the two tensors at one place are not each other's.
+    # A copy, since entries at the same place of input and output are different.
     output = output.each(Moments.copied)
 
     def pullback(gradients: Gradients) -> Gradients:
@@ -51,10 +54,10 @@ def reordering(visit: Visit, output: Signal) -> Outcome:
 @follows_channel_axes
 @signal_rule(keras.layers.Reshape, keras.layers.Flatten, "Reshape", "Ravel")
 def reshaped(visit: Visit) -> Outcome:
-    """Dimensions that are split or joined keep what they hold.
+    """Splits or joins dimensions, which keep their kind.
 
-    Positions that are joined with channels become channels; channels joined into a dimension in
-    front of the channels (as when a map is put together from patches) become positions.
+    Positions joined with channels become channels. Channels joined into a dimension before the
+    last one, as when a map is assembled from patches, become positions.
     """
     before, after = visit.call.input_shapes[0], visit.output_shape
     signal = reshape(visit.inputs[0], before, after)
@@ -64,7 +67,7 @@ def reshaped(visit: Visit) -> Outcome:
 
 
 def reshape(signal: Signal, before: Shape, after: Shape) -> Signal | None:
-    """A signal in another shape, or None where sizes do not tell which dimension is which."""
+    """A signal in another shape; None if the sizes do not determine how dimensions correspond."""
     if before == after:
         return signal
     blocks = _blocks(before, after)
@@ -76,7 +79,7 @@ def reshape(signal: Signal, before: Shape, after: Shape) -> Signal | None:
     kept, target = set(), []
     for ins, outs in blocks:
         inside = channels & set(ins)
-        # A single channel has no dimension of its own in the groups.
+        # A single channel has size 1 and so is in no group.
         if (inside and inside == set(ins)) or (last in outs and (inside or not several)):
             kept |= set(ins)
             target += outs
@@ -107,10 +110,13 @@ def reshape(signal: Signal, before: Shape, after: Shape) -> Signal | None:
 
 
 def _blocks(before: Shape, after: Shape) -> list[tuple[list[int], list[int]]] | None:
-    """Dimensions, those of size 1 left out, in groups of equal products; None where they differ."""
+    """Groups of input and output dimensions with equal products; None if there are none.
+
+    Dimensions of size 1 and the batch are left out.
+    """
     ins = [a for a in range(1, len(before)) if before[a] != 1]
     outs = [a for a in range(1, len(after)) if after[a] != 1]
-    found = []
+    groups = []
     while ins or outs:
         left, right = ins[:1], outs[:1]
         ins, outs = ins[1:], outs[1:]
@@ -132,12 +138,12 @@ def _blocks(before: Shape, after: Shape) -> list[tuple[list[int], list[int]]] | 
                 if not outs:
                     return None
                 right, outs = [*right, outs[0]], outs[1:]
-        found.append((left, right))
-    return found
+        groups.append((left, right))
+    return groups
 
 
 def transposition(visit: Visit) -> tuple[int, ...] | None:
-    """For each dimension of the output the one of the input that it is, or None."""
+    """The input dimension of each output dimension; None if the batch moves."""
     operation, rank = visit.operation, len(visit.call.input_shapes[0])
     order = list(range(rank))
     name = type(operation).__name__
@@ -235,7 +241,10 @@ def _repeat_vector(visit: Visit) -> Outcome:
 
 
 def repeated(visit: Visit, added: Sequence[int]) -> Outcome:
-    """Entries repeated along dimensions that had size 1 or are new: their gradients add up."""
+    """Repeats entries along new dimensions and those of size 1; gradients of copies add up.
+
+    `added` are the new dimensions, by their place in the output.
+    """
     rank, source = len(visit.output_shape), visit.inputs[0]
     signal = expand(source, rank, set(added))
     kept = [a for a in range(rank) if a not in added]
@@ -259,7 +268,7 @@ def repeated(visit: Visit, added: Sequence[int]) -> Outcome:
 
 
 def broadcast_to(signal: Signal, before: Shape, after: Shape) -> Signal | None:
-    """A signal repeated along its dimensions of size 1; None where those are its channels."""
+    """A signal repeated along its dimensions of size 1; None if those are channels."""
     rank = len(after)
     if before == after:
         return signal
@@ -277,7 +286,7 @@ def broadcast_to(signal: Signal, before: Shape, after: Shape) -> Signal | None:
 @follows_channel_axes
 @signal_rule("Repeat")
 def _repeated(visit: Visit) -> Outcome:
-    """Each entry several times in a row: gradients of copies add up."""
+    """Repeats each entry several times in a row; gradients of copies add up."""
     operation, shape = visit.operation, visit.call.input_shapes[0]
     times, axis = operation.repeats, operation.axis
     if not isinstance(times, int) or axis is None or int(axis) % len(shape) == 0:
@@ -293,7 +302,7 @@ def _repeated(visit: Visit) -> Outcome:
         ]
         output = source.each(lambda m: m.mapped(windows))
     else:
-        # Copies of a channel are equal; rules that follow count channels as independent.
+        # Copies of a channel are equal, but the following rules treat them as independent.
         parts = tuple((n * times, m) for n, m in source.each(Moments.copied).parts)
         output = dataclasses.replace(source, parts=parts)
 

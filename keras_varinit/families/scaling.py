@@ -1,4 +1,7 @@
-"""Arithmetic with known numbers: LayerScale, rescaled inputs, masks."""
+"""Arithmetic with known numbers: Rescaling, Normalization, and `ops.add`, `multiply` and the like.
+
+Also `ops.subtract` and `divide`. This covers LayerScale, masks and rescaled inputs.
+"""
 
 import dataclasses
 from collections.abc import Callable
@@ -40,7 +43,7 @@ from keras_varinit.tracing.reader import call_argument, evaluate
     *("Logaddexp2", "Maximum", "Minimum", "Multiply", "Power", "Subtract", "TrueDivide"),
 )
 def _arithmetic_role(call: Call) -> Role:
-    """Two signals merge; a signal and a number are a function of each entry."""
+    """A merge of two signals; with a number, an element-wise function."""
     if len(call.node.inputs) == 2:
         return Merge()
     node = call.node
@@ -63,23 +66,26 @@ _ARITHMETIC: dict[str, Callable[[Any, Any], Any]] = {
 @follows_channel_axes
 @signal_rule(*_ARITHMETIC)
 def _arithmetic(visit: Visit) -> Outcome:
-    """Two signals, or a signal and known numbers on either side."""
-    found = operands(visit)
+    """Arithmetic of two signals, or of a signal and known numbers."""
+    sides = operands(visit)
     name = type(visit.operation).__name__
-    signals = [o for o in found if isinstance(o, int)]
-    numbers = [o for o in found if isinstance(o, np.ndarray)]
+    signals = [o for o in sides if isinstance(o, int)]
+    numbers = [o for o in sides if isinstance(o, np.ndarray)]
     if len(signals) == 2:
         return merged(visit)
     if len(signals) != 1 or len(numbers) != 1:
         return unknown(visit, "the value of an operand is not known")
-    first = isinstance(found[0], int)
+    first = isinstance(sides[0], int)
     return with_numbers(visit, signals[0], name, numbers[0], signal_first=first)
 
 
 def with_numbers(
     visit: Visit, index: int, name: str, values: Array, *, signal_first: bool = True
 ) -> Outcome:
-    """One signal and known numbers, by one of the four operations."""
+    """The operation `name` on the input `index` and known numbers.
+
+    `signal_first` tells whether the signal is the first operand.
+    """
     single = single_value(values)
     same_shape = visit.call.input_shapes[index] == visit.output_shape
     if single is not None and same_shape:
@@ -105,7 +111,7 @@ def _function(name: str, number: float, signal_first: bool) -> Activation:
 
 
 def _only(visit: Visit, index: int, outcome: Outcome) -> Outcome:
-    """A rule of one signal, for an operation that has others."""
+    """Extends an outcome of the input `index` alone to all inputs."""
 
     def pullback(gradients: Gradients) -> Gradients:
         results = [None] * len(visit.inputs)
@@ -115,7 +121,7 @@ def _only(visit: Visit, index: int, outcome: Outcome) -> Outcome:
 
 
 def _affine(visit: Visit, index: int, name: str, values: Array, signal_first: bool) -> Outcome:
-    """Z + c, z - c, c - z or c·z where c differs between channels or positions."""
+    """Adds, subtracts or multiplies numbers c that differ between channels or positions."""
     shape = visit.output_shape
     source = visit.inputs[index]
     signal = broadcast_to(source, visit.call.input_shapes[index], shape)
@@ -126,20 +132,20 @@ def _affine(visit: Visit, index: int, name: str, values: Array, signal_first: bo
 
     def combined(moments: Moments) -> Moments:
         moments = on_axes(moments, numbers.axes)
-        kind, given = name, values
+        kind, operand = name, values
         if name == "Multiply":
             result = multiplied(moments, numbers)
         elif name == "Subtract" and not signal_first:
             result, kind = added(numbers, moments, -1.0), "Reversed"
         else:
             result = added(moments, numbers, -1.0 if name == "Subtract" else 1.0)
-            kind, given = "Add", -values if name == "Subtract" else values
-        law = law_with_numbers(moments, result, given, len(shape), signal, kind)
+            kind, operand = "Add", -values if name == "Subtract" else values
+        law = law_with_numbers(moments, result, operand, len(shape), signal, kind)
         return dataclasses.replace(result, law=law)
 
     output = signal.each(combined)
     factor = numbers.second if name == "Multiply" else np.ones_like(numbers.mean)
-    # Positions whose factors differ in sign lose what their gradients have in common.
+    # Factors of different sign reduce the coherence of gradients.
     kept = 1.0
     if name == "Multiply" and numbers.second_moment > 0:
         kept = min(abs(numbers.pair_moment) / numbers.second_moment, 1.0)
@@ -157,7 +163,7 @@ def _affine(visit: Visit, index: int, name: str, values: Array, signal_first: bo
 
 
 def summed_over_repeats(gradient: Any, output: Signal, source: Signal) -> Any:
-    """The gradient of what was broadcast: the sum over the positions that it was repeated at."""
+    """The gradient of a signal that was broadcast: the sum over its copies."""
     back = fitting(gradient, output, source)
     sizes = [_positions(signal) for signal in (output, source)]
     times = sizes[0] / sizes[1]
@@ -167,7 +173,7 @@ def summed_over_repeats(gradient: Any, output: Signal, source: Signal) -> Any:
 
 
 def _positions(signal: Signal) -> float:
-    """Positions of a signal; those of unknown size count as one."""
+    """Number of positions of a signal; axes of unknown size count as 1."""
     return float(np.prod([a.size or 1 for a in signal.axes]))
 
 
@@ -183,7 +189,7 @@ def _rescaling(visit: Visit) -> Outcome:
 
 @signal_rule(keras.layers.Normalization)
 def _normalization(visit: Visit) -> Outcome:
-    """(z - mean)/√variance with the statistics that it was adapted to, or the inverse."""
+    """(z - mean)/√variance with the adapted statistics, or the inverse."""
     layer = visit.operation
     mean, variance = (
         values_of(getattr(layer, "mean", None)),

@@ -1,4 +1,4 @@
-"""The engine's rules of operations that take a part of a tensor: slices, single entries, splits."""
+"""Selection: `x[key]`, `ops.split`, `array_split`, `unstack`, `slice` and `take`."""
 
 import math
 from collections.abc import Sequence
@@ -39,7 +39,7 @@ Cut = tuple[int, int, int]  # start, number of entries, step
 
 
 class Selection:
-    """A box cut out of a tensor: per dimension where it starts, its size and its step."""
+    """A box cut out of a tensor; `cuts` holds (start, size, step) by dimension."""
 
     def __init__(self, signal: Signal, shape: Shape, cuts: dict[int, Cut]) -> None:
         self.signal, self.shape, self.cuts = signal, shape, cuts
@@ -57,12 +57,12 @@ class Selection:
     def _window(self, dimension: int, source: Axis, target: Axis) -> Window:
         start, _, step = self.cuts.get(dimension, (0, 0, 1))
         if step < 0:
-            # Borders are alike on both sides, so the mirrored part is read forwards.
+            # Classes of positions are symmetric, so the mirrored part is read forward.
             start = (self.shape[dimension] or 1) - 1 - start
         return Window("conv", 1, abs(step), 1, -start, source, target)
 
     def _kept_channels(self) -> list[float]:
-        """The share of each group of channels that is kept."""
+        """The share of each group of channels that is selected."""
         parts = self.signal.parts
         if len(self.channels) == 1 and self.channels[0] in self.cuts:
             start, count, step = self.cuts[self.channels[0]]
@@ -86,7 +86,7 @@ class Selection:
         return signal_at(parts, self.channels, self.rank)
 
     def back(self, gradient: Gradient) -> Gradient:
-        """The gradient of the whole: 0 for entries that are left out."""
+        """The gradient of the whole tensor, 0 for entries outside the box."""
         rest = iter(gradient.parts)
         parts: list[Array] = []
         for (_, moments), share in zip(self.signal.parts, self.kept, strict=True):
@@ -95,7 +95,7 @@ class Selection:
             else:
                 parts.append(np.zeros_like(moments.mean))
         left = math.prod(
-            # Of a dimension of unknown size an unknown share was taken.
+            # The selected share of a dimension of unknown size is unknown.
             math.nan if (n := self.shape[a]) is None else (self.after[a] or 1) / n
             for a in position_axes(self.signal, self.rank)
             if a in self.cuts
@@ -106,7 +106,7 @@ class Selection:
 
 
 def selected(visit: Visit, boxes: Sequence[dict[int, Cut]], shape_as: Sequence[Any]) -> Outcome:
-    """One output for each box; `shape_as` turns its signal into the output's own shape."""
+    """One output for each box; `shape_as` holds functions that give it its final shape."""
     signal, shape = visit.inputs[0], visit.call.input_shapes[0]
     channels = channel_axes(signal, len(shape))
     if any(shape[a] is None for box in boxes for a in box if a in channels):
@@ -128,7 +128,7 @@ def selected(visit: Visit, boxes: Sequence[dict[int, Cut]], shape_as: Sequence[A
 @follows_channel_axes
 @signal_rule("GetItem")
 def _get_item(visit: Visit) -> Outcome:
-    """Slices, single positions and channels, new dimensions."""
+    """`x[key]` with slices, integers, Ellipsis and None."""
     shape = visit.call.input_shapes[0]
     key = call_argument(visit.call.node, 1, "key")
     read = _read_key(key if isinstance(key, tuple) else (key,), shape)
@@ -151,7 +151,10 @@ def _get_item(visit: Visit) -> Outcome:
 def _read_key(
     key: Sequence[Any], shape: Shape
 ) -> tuple[dict[int, Cut], list[int], list[int]] | None:
-    """Cuts and single entries by dimension of the source, new dimensions by that of the result."""
+    """Parses a key into cuts, removed dimensions and new dimensions; None if not possible.
+
+    Cuts and removed dimensions count in the input, new dimensions in the output.
+    """
     places = [k for k in key if k is not None]
     if any(isinstance(k, bool) for k in places):
         return None
@@ -186,7 +189,7 @@ def _read_key(
 
 
 def _cut_of(key: Any, size: int | None) -> Cut | tuple[()] | None:
-    """What a slice or an index takes of a dimension: () all of it, None what is not known."""
+    """The cut of a slice or an index along a dimension: () for all of it, None if unknown."""
     if isinstance(key, slice):
         if key == slice(None):
             return ()
@@ -258,7 +261,7 @@ def _slice(visit: Visit) -> Outcome:
 @follows_channel_axes
 @signal_rule("Take")
 def _take(visit: Visit) -> Outcome:
-    """One entry of a dimension, or consecutive ones."""
+    """`ops.take` of one entry of a dimension, or of evenly spaced ones."""
     shape = visit.call.input_shapes[0]
     indices, axis = call_argument(visit.call.node, 1, "indices"), visit.operation.axis
     values = np.asarray(indices) if isinstance(indices, int | list | tuple | np.ndarray) else None

@@ -15,7 +15,7 @@ from keras_varinit.signals.outcome import Gradients, Outcome, Signal, Visit, lay
 
 
 def moved(visit: Visit, windows_of: Callable[[Axis, Axis, int], AnyWindow]) -> Outcome:
-    """A linear map along each axis: entries at other positions, repeated, left out or mixed."""
+    """A linear map along each position axis: moves, repeats, drops or mixes entries."""
     signal = in_layout(visit, channel_axis_of(visit.operation, visit.inputs[0].channel_axis))
     target, _ = layout(visit.output_shape, signal.channel_axis)
     windows = [
@@ -26,7 +26,7 @@ def moved(visit: Visit, windows_of: Callable[[Axis, Axis, int], AnyWindow]) -> O
 
 
 def along_axes(visit: Visit, signal: Signal, windows: Sequence[AnyWindow]) -> Outcome:
-    """A linear map along each axis of the positions."""
+    """Applies one window per position axis to a signal, with the pullback of gradients."""
     output = signal.each(lambda m: _mapped(m, windows))
     back = back_through(visit, windows)
 
@@ -42,7 +42,7 @@ def along_axes(visit: Visit, signal: Signal, windows: Sequence[AnyWindow]) -> Ou
 
 
 def _mapped(moments: Moments, windows: Sequence[AnyWindow]) -> Moments:
-    """Where each output is one input, it is the same function of something Gaussian."""
+    """Maps the moments; outputs that are single inputs stay functions of a Gaussian root."""
     result = moments.mapped(windows)
     if not all(_picks(window) for window in windows):
         if all(isinstance(w, Window) and w.kind == "pool" for w in windows):
@@ -55,6 +55,7 @@ def _mapped(moments: Moments, windows: Sequence[AnyWindow]) -> Moments:
 
 
 def _picks(window: AnyWindow) -> bool:
+    """Whether each output of a window is one of its inputs."""
     if window.kind == "repeat":
         return True
     if window.kind == "linear":
@@ -79,6 +80,6 @@ def back_through(visit: Visit, windows: Sequence[AnyWindow]) -> Callable[[Gradie
 
 
 def gather(places: Sequence[int], inputs: Axis, outputs: Axis) -> Linear:
-    """Output p is the input at `places[p]`."""
+    """The map whose output p is the input at `places[p]`."""
     positions = np.asarray(places, np.int64)
     return Linear(inputs, outputs, 1, positions.tobytes(), np.ones(len(positions)).tobytes())

@@ -1,4 +1,4 @@
-"""Signals on the positions and channels of what they join: broadcasting, forward and back."""
+"""Broadcasting of signals to a common shape, and of gradients back."""
 
 import dataclasses
 import itertools
@@ -25,10 +25,14 @@ from keras_varinit.signals.outcome import Gradient, Signal
 
 @dataclasses.dataclass(frozen=True)
 class Aligned:
-    """A signal as it was (`source`) and on the positions and channels of the result.
+    """A signal broadcast to the positions and channels of a result.
 
-    `repeats`: at how many positions each of its entries stands. `rearranged`: its channels were in
-    other dimensions. `copies`: how many channels each of its channels became.
+    Args:
+        signal: The broadcast signal.
+        source: The signal before.
+        repeats: Number of positions each entry was copied to.
+        rearranged: Whether its channels were in other dimensions.
+        copies: Number of channels each channel was copied to.
     """
 
     signal: Signal
@@ -38,7 +42,7 @@ class Aligned:
     copies: int = 1
 
     def back(self, gradient: Gradient, output: Signal) -> Gradient:
-        """The gradient of the source: sums over all entries that it was repeated at."""
+        """The gradient of the source: a sum over all copies of each entry."""
         coherence = gradient.coherence
         times = self.repeats
         grown = times * (1 + coherence * (times - 1)) if math.isfinite(times) and times > 1 else 1.0
@@ -63,23 +67,29 @@ class Aligned:
 
 
 def parts_for(gradients: Sequence[Array], output: Signal, source: Signal) -> list[Array]:
-    """Gradients by groups of channels, averaged over those that make up each of other groups."""
+    """Second moments by the channel groups of `source`, averaged over overlapping groups.
+
+    `gradients` holds one array by class of position for each group of channels of `output`.
+    """
     if [n for n, _ in output.parts] == [n for n, _ in source.parts]:
         return list(gradients)
     ends = np.cumsum([0, *(n for n, _ in output.parts)]) / output.channels
     own = np.cumsum([0, *(n for n, _ in source.parts)]) / source.channels
-    found = []
+    regrouped_gradients = []
     for start, stop in itertools.pairwise(own):
         shares = np.clip(np.minimum(ends[1:], stop) - np.maximum(ends[:-1], start), 0.0, None)
         weights = shares / shares.sum()
-        found.append(sum((w * g for w, g in zip(weights, gradients, strict=True)), np.zeros(())))
-    return found
+        regrouped_gradients.append(
+            sum((w * g for w, g in zip(weights, gradients, strict=True)), np.zeros(()))
+        )
+    return regrouped_gradients
 
 
 def align(signal: Signal, before: Shape, shape: Shape, target: Signal) -> Aligned | None:
-    """A signal on a shape that it is broadcast to, laid out like `target`; None where it cannot be.
+    """Broadcasts a signal of shape `before` to `shape`, laid out like `target`.
 
-    A tensor of lower rank lacks the dimensions behind the batch, as in Keras's merging layers.
+    Returns None if it cannot be broadcast. For a tensor of lower rank, the missing dimensions
+    follow the batch dimension, as in Keras's merging layers.
     """
     rank = len(shape)
     channels = channel_axes(target, rank)
@@ -121,7 +131,7 @@ def _with_channels(signal: Signal, shape: Shape, channels: Sequence[int]) -> Sig
 
 
 class _Move:
-    """Takes moments to other axes; what was taken there before comes out as the same object."""
+    """Broadcasts moments to other axes; equal arguments return the same object."""
 
     def __init__(self, axes: Axes, numbers: tuple[int, ...]) -> None:
         self.axes, self.numbers = axes, numbers
@@ -150,7 +160,7 @@ class _Move:
 
 
 def regrouped(signals: Sequence[Signal]) -> list[tuple[int, list[Moments]]]:
-    """Groups of channels that are alike in all signals: (channels, moments of each signal)."""
+    """Groups of channels that no signal splits further: (channels, moments of each signal)."""
     edges = sorted({end for s in signals for end in _ends(s)})
     groups = []
     for start, stop in zip([0, *edges[:-1]], edges, strict=True):

@@ -1,4 +1,4 @@
-"""What a normalization over channels takes from a signal and from its gradient."""
+"""What a normalization over channels removes from a signal and from its gradient."""
 
 import math
 
@@ -21,9 +21,15 @@ def in_common(gradient: Gradient, signal: Signal) -> float:
 
 
 def centred(moments: Moments, mean: Array, share: float, size: float = 1.0) -> Moments:
-    """Each entry less a mean over channels, and less `share` of what its channel has beyond that.
+    """Subtracts a mean over channels, and `share` of each channel's own mean over positions.
 
-    Cross terms with the entry's own mean stay.
+    Cross terms with the entry's own mean are kept.
+
+    Args:
+        moments: Moments of an entry, by class of position.
+        mean: The mean over channels, by class of position.
+        share: Share of the channel's deviation that is removed, in [0, 1].
+        size: The mean square of the row sizes over the square of their mean.
     """
     left = moments.mean - mean
     deviation = moments.far - size * outer(moments.mean)
@@ -37,12 +43,12 @@ def centred(moments: Moments, mean: Array, share: float, size: float = 1.0) -> M
 
 
 def inverse_of_few(channels: int, *, keeps_mean: bool) -> float:
-    """E of the squared gradient over that for many channels, n of which are Gaussian.
+    """E g² for n Gaussian channels, relative to its limit for many channels.
 
-    The gradient is ⟂ to the normalized row, and to its mean where that is taken away: k = n - 1 or
-    n - 2 directions are left. With n/χ² of as many degrees of freedom as the row has directions,
-    k + 1, for the inverse variance, E = k/n·n/(k - 1). It is 0 where no direction is left, and NaN
-    where there is no mean.
+    The gradient is orthogonal to the normalized row, and to the constant row if the mean is
+    subtracted, which leaves k = n - 1 or n - 2 directions. The inverse variance is n/χ² with
+    k + 1 degrees of freedom, so the ratio is k/n·n/(k - 1). It is 0 if no direction is left, and
+    NaN if the expectation does not exist.
     """
     left = channels - (1 if keeps_mean else 2)
     if left <= 0:

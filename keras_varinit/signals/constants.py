@@ -1,4 +1,4 @@
-"""Numbers, arrays and variables that take part in a model's computation: their values are known."""
+"""Numbers, arrays and variables that take part in a computation with known values."""
 
 import dataclasses
 import itertools
@@ -20,17 +20,17 @@ from keras_varinit.tensors import to_numpy, view
 
 
 def moments_of_variable(layer: Any, name: str) -> tuple[float, float]:
-    """Mean and mean square of a layer's bias, or of another variable of its own; 0 without one."""
+    """Mean and mean square of a layer's own variable, such as "bias"; 0 if it has none."""
     variable = own_variable(layer, name)
-    held = getattr(layer, f"{name}_initializer", None)
-    if variable is None or isinstance(held, keras.initializers.Zeros):
+    initializer = getattr(layer, f"{name}_initializer", None)
+    if variable is None or isinstance(initializer, keras.initializers.Zeros):
         return 0.0, 0.0
     values = np.asarray(view(variable), np.float64)
     return float(np.mean(values)), float(np.mean(np.square(values)))
 
 
 def values_of(value: Any) -> Array | None:
-    """An argument's value as numbers, or None where it is not known before the model runs."""
+    """An argument's value as float64, or None if it is not known before the model runs."""
     if value is None or is_symbolic(value) or isinstance(value, str):
         return None
     if isinstance(value, bool | int | float | np.number | np.ndarray):
@@ -45,26 +45,26 @@ def values_of(value: Any) -> Array | None:
 
 
 def operands(visit: Visit) -> list[int | Array | None]:
-    """The two arguments of an operation: the number of a signal, known values, or None."""
+    """The two operands of an operation, each an input's number, an array of values, or None."""
     order = iter(range(len(visit.inputs)))
-    found: list[int | Array | None] = []
+    operand_values: list[int | Array | None] = []
     arguments = visit.call.node.arguments
-    given = [*arguments.args, *(arguments.kwargs[k] for k in sorted(arguments.kwargs))]
-    for value in given[:2]:
+    call_values = [*arguments.args, *(arguments.kwargs[k] for k in sorted(arguments.kwargs))]
+    for value in call_values[:2]:
         if is_symbolic(value):
             number = next(order)
             known = visit.values[number] if visit.values else None
-            found.append(number if known is None else known)
+            operand_values.append(number if known is None else known)
         else:
-            found.append(values_of(value))
-    return found
+            operand_values.append(values_of(value))
+    return operand_values
 
 
 def constant_signal(values: npt.NDArray[Any], shape: Shape, like: Signal) -> Signal:
-    """The moments of known numbers, broadcast to a shape, laid out as another signal is.
+    """The moments of known numbers, broadcast to `shape` and laid out like another signal.
 
-    E c_p c_q averages over channels. Within a class of positions it averages over its members; near
-    positions count like any two.
+    E c_p c_q averages over channels and over the members of each class of positions; near
+    positions are treated like any two.
     """
     rank = len(shape)
     channels, positions = channel_axes(like, rank), position_axes(like, rank)
@@ -92,7 +92,7 @@ def constant_signal(values: npt.NDArray[Any], shape: Shape, like: Signal) -> Sig
 
 
 def _by_position(values: npt.NDArray[Any], rank: int, positions: Sequence[int]) -> Array:
-    """All values at each position; those of examples that differ count like channels."""
+    """The values as (*positions, channels); differing examples count as channels."""
     values = np.asarray(values, np.float64).reshape((1,) * (rank - values.ndim) + values.shape)
     moved = np.moveaxis(values, positions, range(len(positions)))
     return moved.reshape((*moved.shape[: len(positions)], -1))
@@ -103,7 +103,15 @@ def law_with_numbers(
 ) -> Law | None:
     """The law of z·c ("Multiply"), z + c ("Add") or c - z ("Reversed") for known numbers c.
 
-    By classes of positions, each of which has its own mean and standard deviation.
+    Each class of positions contributes kinds with its own mean and standard deviation.
+
+    Args:
+        source: Moments of z.
+        output: Moments of the result.
+        values: The numbers c, broadcastable to the result's shape.
+        rank: Rank of the result.
+        like: A signal with the layout of the result.
+        name: The operation.
     """
     positions = position_axes(like, rank)
     table = _by_position(values, rank, positions)
@@ -151,7 +159,7 @@ _KINDS = 12
 
 
 def _typical(values: Array) -> list[tuple[float, float]]:
-    """Numbers that stand for many, with their shares; mean and mean square are kept."""
+    """At most `_KINDS` representative (share, value) pairs with the same mean and mean square."""
     distinct, counts = np.unique(values, return_counts=True)
     if len(distinct) <= _KINDS:
         return list(zip((counts / counts.sum()).tolist(), distinct.tolist(), strict=True))
@@ -165,7 +173,10 @@ def _typical(values: Array) -> list[tuple[float, float]]:
 
 
 def _by_class(values: Array, axes: tuple[Axis, ...]) -> Array:
-    """Means over the positions of each class, along the first dimensions."""
+    """Averages the leading dimensions over the positions of each class.
+
+    `values` is (*positions, ...); the result is (*classes, ...).
+    """
     for number, axis in enumerate(axes):
         size = values.shape[number]
         if size == 1:
@@ -180,6 +191,6 @@ def _by_class(values: Array, axes: tuple[Axis, ...]) -> Array:
 
 
 def single_value(values: Array) -> float | None:
-    """The number that all entries are, or None where they differ."""
+    """The value that all entries share, or None if they differ."""
     first = float(values.flat[0]) if values.size else None
     return first if first is not None and bool(np.all(values == first)) else None

@@ -1,10 +1,10 @@
-"""Kernels of few taps, whose gradients depend on them through the activation behind.
+"""Gradients through kernels with few inputs, which depend on the kernel via the next activation.
 
 u_p = Σ_a w_a z_{p+a} and dL/dz_q = Σ_a w_a g_{q-a} f'(u_{q-a}), in which f' depends on w_a z_q.
-Where two outputs have a gradient in common these dependences add up: by Stein's lemma
-E w_a w_b f'(u) f'(u') = σ_w⁴ z_q² E f''(u) f''(u') to leading order, which for T taps on c channels
-is bend·(T - 1)/(Tc)·z_q²/E z² of what independent kernels pass back. It is much for depthwise
-kernels, and nothing for wide ones.
+These dependences add up where outputs share a gradient: by Stein's lemma
+E w_a w_b f'(u) f'(u') = σ_w⁴ z_q² E f''(u) f''(u') to leading order. For T taps on c channels this
+is bend·(T - 1)/(Tc)·z_q²/E z² times what an independent kernel passes back: large for depthwise
+kernels, negligible for wide ones.
 """
 
 import dataclasses
@@ -24,15 +24,17 @@ _STEP = 1 / 64
 
 _LARGEST = 0.9
 
-_MANY = 64  # channels, whose kernels depend on the activation behind by 1 % at most
+_MANY = 64  # channels from which on the effect is at most 1 %
 
 
 @dataclasses.dataclass(frozen=True)
 class Bend:
-    """How a gradient behind an activation depends on the pre-activations u of far positions.
+    """How the gradient at an activation depends on pre-activations u at distant positions.
 
-    `size`: Var u·E f''(u) f''(u') over E f'², times the gradient's coherence; it falls with the
-    power `fall` of Var u. `normalized`: u comes out of batch normalization.
+    Args:
+        size: Var u·E f''(u) f''(u') / E f'², times the gradient's coherence.
+        fall: `size` is proportional to (Var u)^-fall.
+        normalized: Whether u is the output of batch normalization.
     """
 
     size: float
@@ -41,9 +43,16 @@ class Bend:
 
 
 def bend_of(coherence: float, law: PointLaw, wider: PointLaw, correlation: float) -> Bend | None:
-    """The bend of an activation of that `law`, and of another for u of twice the variance.
+    """The bend of an activation, or None if there is none.
 
-    Price's theorem: E f'' f'' is the slope of E f'(u) f'(u') over the correlation.
+    By Price's theorem, E f''(u) f''(u') is the derivative of E f'(u) f'(u') with respect to the
+    correlation of u and u'.
+
+    Args:
+        coherence: Coherence of the gradient.
+        law: The activation's law.
+        wider: Its law for u of twice the variance.
+        correlation: Correlation of u at distant positions.
     """
     rho = min(max(correlation, -_LARGEST), _LARGEST)
     rise = law.slope_product(rho + _STEP) - law.slope_product(rho - _STEP)
@@ -57,9 +66,10 @@ def bend_of(coherence: float, law: PointLaw, wider: PointLaw, correlation: float
 
 @dataclasses.dataclass(frozen=True)
 class Own:
-    """The share of a gradient at z that goes with z: size·y·V^-fall, y = a·z² + b·z + c.
+    """The share of the gradient at z that depends on z: size·y·V^-fall, y = a·z² + b·z + c.
 
-    V = (y + F - 1)/F is the variance of outputs that read z, one of `fan` F inputs, over its mean.
+    V = (y + F - 1)/F is the variance of the outputs that read z, relative to its mean, where z is
+    one of F = `fan` inputs.
     """
 
     size: float
@@ -70,7 +80,7 @@ class Own:
     c: float
 
     def of(self, z: Array) -> Array:
-        """For values of z."""
+        """The share at each value of an array of z."""
         y = np.maximum((self.a * z + self.b) * z + self.c, 0.0)
         variance = (y + max(self.fan - 1, 1e-9)) / self.fan
         return np.asarray(self.size * y * variance**-self.fall)
@@ -79,10 +89,17 @@ class Own:
 def with_own(
     gradient: Gradient, came: Gradient, windows: Sequence[AnyWindow], moments: Moments, inputs: int
 ) -> Gradient:
-    """The gradient at z of a kernel of `inputs` channels, and what of it goes with z itself.
+    """Adds the dependence on z itself to the gradient at the inputs z of a kernel.
 
-    Behind normalization z counts less its mean, and kernels have one length; without it the mean
-    that outputs have in common takes part, as for ReLU.
+    With batch normalization after the kernel, z counts without its mean and all kernels have the
+    same norm. Otherwise the mean that outputs share contributes too, as after ReLU.
+
+    Args:
+        gradient: The gradient at z, for an independent kernel.
+        came: The gradient at the kernel's output.
+        windows: The kernel's window along each position axis.
+        moments: Moments of z.
+        inputs: Number of channels that an output reads.
     """
     bend = came.bend
     if bend is None or inputs > _MANY or not moments.is_known():
@@ -112,7 +129,7 @@ def with_own(
 
 @functools.lru_cache(maxsize=512)
 def _connections(window: AnyWindow) -> tuple[float, float]:
-    """Outputs that read an input, as a mean over connections; inputs that an output reads."""
+    """Mean over connections of the outputs per input; mean number of inputs per output."""
     if not isinstance(window, Window) or window.kind != "conv":
         return 1.0, 1.0
     if window.inputs.size is None or window.outputs.size is None:
@@ -126,9 +143,9 @@ def _connections(window: AnyWindow) -> tuple[float, float]:
 
 @dataclasses.dataclass(frozen=True)
 class OwnPart:
-    """What an activation makes of a gradient that goes with its output z.
+    """The effect of an activation on a gradient that depends on its output z.
 
-    `factor` on E f'²; `coherent`: the share of the result that far positions have in common.
+    `factor` multiplies E f'²; `coherent` is the share of the result that distant positions share.
     """
 
     factor: float
@@ -136,7 +153,7 @@ class OwnPart:
 
 
 def through_activation(own: Own | None, law: PointLaw) -> OwnPart:
-    """What f, of that law, makes of the gradient at z = f(u)."""
+    """The effect of f, with the given law, on the gradient at z = f(u)."""
     values, slopes, weights = law.in_cells
     squares = float(np.sum(weights * slopes**2))
     if squares <= 0 or own is None:

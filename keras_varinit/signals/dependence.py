@@ -1,4 +1,4 @@
-"""What the arguments of an operation have in common, and what follows from it."""
+"""Dependence between the arguments of an operation."""
 
 import itertools
 import math
@@ -16,7 +16,7 @@ from keras_varinit.signals.outcome import Signal, Visit
 
 
 class Dependence:
-    """What the arguments of an operation have in common, beyond their weights' independence."""
+    """Which arguments of an operation share tensors or weights."""
 
     def __init__(self, visit: Visit, arguments: Sequence[Any], aligned: Sequence[Aligned]) -> None:
         self.visit = visit
@@ -37,14 +37,17 @@ class Dependence:
         return [(i, j) for i, j in itertools.combinations(places, 2) if self._share(i, j)]
 
     def _share(self, i: int, j: int) -> bool:
-        """Parts of one softmax, which others of mean 0 were multiplied with, are as independent."""
+        """Whether two arguments depend on each other.
+
+        Two arguments of mean 0 that share only parts of one softmax count as independent.
+        """
         shared = self.reaches[i] & self.reaches[j]
         if self.centred[i] and self.centred[j]:
             shared &= ~self.visit.ties
         return bool(shared)
 
     def are_twins(self, first: int, second: int) -> bool:
-        """Whether one chain of operations and weights made both, of different inputs."""
+        """Whether the same operations and weights computed both, from different inputs."""
         one, two = self.lineages[first], self.lineages[second]
         return one is not None and two is not None and one.is_twin_of(two)
 
@@ -59,29 +62,29 @@ class Dependence:
         output: Signal,
         through: Activation | None,
     ) -> list[list[Kept]]:
-        """For each group of channels and argument: see the module `together`; [] says nothing."""
+        """`together.kept_together` by group of channels and argument; [] if nothing is known."""
         if through is None:
             return []
-        found: list[list[Kept]] = []
+        factors: list[list[Kept]] = []
         for (_, parts), (_, total) in zip(groups, output.parts, strict=True):
             apart = total.pre is None and share_no_root(parts, self.pairs())
             apart = apart and not (name == "Where" and self.is_placed(parts))
-            found.append(
+            factors.append(
                 kept_together(name, parts, total, through) if apart else [(1.0, None)] * len(parts)
             )
-        return found
+        return factors
 
     def is_placed(self, parts: Sequence[Moments]) -> bool:
-        """Whether a mask is known, and the same for all channels of a position."""
+        """Whether the mask `parts[0]` is known, and equal for all channels of a position."""
         mask = parts[0]
         return id(mask) in self.numbers and bool(np.all((mask.mean == 0) | (mask.mean == 1)))
 
     def made_independent(self, terms: Sequence[Term]) -> tuple[Term, ...]:
-        """Terms over signals that are independent of each other; none where there are no such."""
+        """Rewrites terms over mutually independent signals; empty if that is impossible."""
         return independent(terms, self._reach_of)
 
     def _reach_of(self, moments: Moments) -> int | None:
-        """Known numbers depend on nothing."""
+        """The bits that a signal depends on; 0 for known numbers."""
         return 0 if id(moments) in self.numbers else self.visit.reach_of(moments)
 
 

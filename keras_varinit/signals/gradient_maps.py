@@ -1,9 +1,9 @@
-"""Gradients through linear maps: means, repetitions, interpolation, and what taps have in common.
+"""Gradients through linear maps: means, repetition, interpolation, and shared taps.
 
-With fixed coefficients an output y = A x gives x the gradient Aᵀ g. Of the gradients g of two
-outputs p and q a share `coherence` is common to all positions; what is left correlates by `local`
-between neighbours along an axis and by less farther apart, as means over windows do,
-L(d) = max(1 - |d|·(1 - local), 0): E g_p g_q = √(G_p G_q)·(c + (1 - c)·Π L(p - q)), with G = E g².
+For y = A x with fixed A, the gradient of x is Aᵀ g. A share c (`coherence`) of g is common to all
+positions. The remainder has the correlation `local` between neighbours along an axis and decays
+linearly, as for means over windows: L(d) = max(1 - |d|·(1 - local), 0). With G = E g²,
+E g_p g_q = √(G_p G_q)·(c + (1 - c)·Π L(p - q)).
 """
 
 import dataclasses
@@ -30,11 +30,12 @@ _FARTHEST = 4
 
 @dataclasses.dataclass(frozen=True)
 class BackMap:
-    """Aᵀ along one axis, on second moments by class of position.
+    """Aᵀ along one axis, acting on second moments by class of position.
 
-    `apart` (inputs, outputs): Σ_p A_pi Σ_q L(p - q) A_qi. `together` (inputs, outputs²): the same
-    for L = 1, by the classes of p and q. `adjacent`: the correlation that `apart` leaves between
-    neighbours.
+    Args:
+        apart: (inputs, outputs), Σ_p A_pi Σ_q L(p - q) A_qi.
+        together: (inputs, outputs²), the same for L = 1, by the classes of p and q.
+        adjacent: Correlation between neighbours of the gradient that `apart` describes.
     """
 
     apart: Array
@@ -44,7 +45,7 @@ class BackMap:
 
 @functools.lru_cache(maxsize=1024)
 def back_map(window: AnyWindow, local: float) -> BackMap:
-    """The matrices of a map with one coefficient for each pair of an input and an output."""
+    """The `BackMap` of a window, for gradients with the neighbour correlation `local`."""
     source, target = window.inputs, window.outputs
     outputs = members_of(window)
     if target.size is None:
@@ -80,7 +81,7 @@ def back_map(window: AnyWindow, local: float) -> BackMap:
 
     own = apart.sum(axis=1)
     if source.size is None:
-        # Inputs in the middle, as many as until the windows lie the same way again.
+        # One period of the stride, in the middle.
         start = int(np.median(reads)) - first
         inner = np.arange(start, start + max(round(window.stride), 1))
         classes = np.zeros(len(inner), np.int64)
@@ -105,7 +106,7 @@ def back_map(window: AnyWindow, local: float) -> BackMap:
 
 
 def through_linear(gradient: Gradient, windows: Sequence[AnyWindow]) -> Gradient:
-    """The gradient at the inputs of a map along each axis."""
+    """The gradient at the inputs of a linear map with one window per position axis."""
     if not windows:
         return gradient
     maps = [back_map(w, float(f"{gradient.local:.4f}")) for w in windows]
@@ -123,10 +124,10 @@ def through_linear(gradient: Gradient, windows: Sequence[AnyWindow]) -> Gradient
 
 
 def through_taps(gradient: Gradient, windows: Sequence[Window]) -> Gradient:
-    """Gradients of two inputs are alike in the taps that both have.
+    """Reduces the coherence: gradients of two inputs correlate through the taps both have.
 
-    With n_pq of them, and n_p that p has, the correlation is the mean of n_pq over that of
-    √(n_p n_q), for p ≠ q.
+    If n_pq taps read both p and q, and n_p taps read p, the correlation is the mean of n_pq over
+    the mean of √(n_p n_q), for p ≠ q.
     """
     shared = [_taps_in_common(window) for window in windows]
     own = math.prod(each.own for each in shared)
@@ -139,9 +140,13 @@ def through_taps(gradient: Gradient, windows: Sequence[Window]) -> Gradient:
 
 @dataclasses.dataclass(frozen=True)
 class _Shared:
-    """Means over pairs of inputs, along one axis, of the taps in common and of √(n_p n_q).
+    """Taps shared by pairs of inputs along one axis.
 
-    `own` is the share of an input's pairs with itself. `adjacent` is None for a single input.
+    Args:
+        pairs: Mean over pairs of n_pq.
+        scale: Mean over pairs of √(n_p n_q).
+        own: Contribution of pairs of an input with itself.
+        adjacent: Correlation of adjacent inputs; None for a single input.
     """
 
     pairs: float
@@ -155,7 +160,7 @@ def _taps_in_common(window: Window) -> _Shared:
     if window.kind == "transposed":
         return _Shared(1.0, 1.0, 0.0, 1.0)
     if window.inputs.size is None or window.outputs.size is None:
-        # Those of different phases of a stride have none.
+        # Inputs at different phases of a stride share no taps.
         return _Shared(1 / window.stride, 1.0, 0.0, float(window.stride == 1))
     inputs = window.inputs.size
     reads = window.reads(np.arange(window.outputs.size))

@@ -1,8 +1,8 @@
-"""Which dimensions of a tensor hold channels and which hold positions, and how that changes.
+"""Layouts: which dimensions of a tensor hold channels and which hold positions.
 
-Channels are exchangeable and, but for what they have in common through their means, uncorrelated:
-different rows of a kernel made them. Positions share their kernels. A reshape or a transposition
-keeps what each dimension is; a layer that sums over a dimension of positions makes it channels.
+Channels come from different columns of a kernel, so they are exchangeable and uncorrelated apart
+from their means. Positions share one kernel. Reshaping and transposing keep the kind of each
+dimension; a layer that contracts a position dimension treats it as channels.
 """
 
 import dataclasses
@@ -19,7 +19,7 @@ from keras_varinit.signals.outcome import Gradient, Signal, Visit
 
 
 def channel_axis_of(layer: Any, default: int = -1) -> int:
-    """The dimension of the channels in a layer's input and output."""
+    """The channel dimension of a layer's input and output."""
     data_format = getattr(layer, "data_format", None)
     if data_format is None:
         return default
@@ -27,7 +27,7 @@ def channel_axis_of(layer: Any, default: int = -1) -> int:
 
 
 def in_layout(visit: Visit, channel_axis: int) -> Signal:
-    """The first input with its channels where a layer expects them."""
+    """The first input with its channels in `channel_axis`."""
     return with_channel_axes(visit.inputs[0], visit.call.input_shapes[0], (channel_axis,))
 
 
@@ -43,7 +43,7 @@ def position_axes(signal: Signal, rank: int) -> tuple[int, ...]:
 
 
 def signal_at(parts: Sequence[tuple[int, Moments]], channels: Sequence[int], rank: int) -> Signal:
-    """A signal whose channels lie in the given dimensions, the last of which is the main one."""
+    """A signal with channels in the dimensions `channels`; the last one is the main one."""
     places = sorted(a % rank - rank for a in channels)
     return Signal(tuple(parts), places[-1], tuple(places[:-1]))
 
@@ -54,10 +54,15 @@ def sizes_of(shape: Shape, dimensions: Sequence[int]) -> tuple[int | None, ...]:
 
 
 def with_channel_axes(signal: Signal, shape: Shape, wanted: Sequence[int]) -> Signal:
-    """The same tensor, with its channels in other dimensions.
+    """The same tensor with its channels in other dimensions.
 
-    Positions that become channels are averaged over. Of channels that become positions two
-    different ones have the product of their means as their pair moment.
+    Positions that become channels are averaged over. For channels that become positions, the
+    pair moment of two different ones is the product of their means.
+
+    Args:
+        signal: The signal.
+        shape: Shape of its tensor, batch included.
+        wanted: The channel dimensions to use.
     """
     rank = len(shape)
     wanted = tuple(sorted(a % rank for a in wanted))
@@ -86,9 +91,10 @@ def with_channel_axes(signal: Signal, shape: Shape, wanted: Sequence[int]) -> Si
 
 
 def without_axes(moments: Moments, numbers: Sequence[int], *, pooled: bool) -> Moments:
-    """Without some axes of positions: averages over equal positions along them.
+    """Removes position axes.
 
-    `pooled` False averages the *signal* over them instead, so that pairs of positions count too.
+    With `pooled`, moments are averaged over equal positions along the removed axes. Otherwise the
+    *signal* is averaged along them, so that pairs of different positions count too.
     """
     for number in sorted(numbers, reverse=True):
         moments = _averaged_over(moments, number) if not pooled else _typical_of(moments, number)
@@ -96,7 +102,7 @@ def without_axes(moments: Moments, numbers: Sequence[int], *, pooled: bool) -> M
 
 
 def _typical_of(moments: Moments, number: int) -> Moments:
-    """Averages over one axis at equal positions of it."""
+    """Moments averaged along one axis, at equal positions of each pair."""
     weights = moments.axes[number].weights
     mean = np.tensordot(moments.mean, weights, axes=(number, 0))
     pairs = np.diagonal(moments.far, axis1=2 * number, axis2=2 * number + 1)
@@ -109,7 +115,7 @@ def _typical_of(moments: Moments, number: int) -> Moments:
 
 
 def _averaged_over(moments: Moments, number: int) -> Moments:
-    """The mean of the signal along one axis: all pairs, and what near ones have beyond them."""
+    """Moments of the signal's mean along one axis: over all pairs, plus the excess of near ones."""
     axis = moments.axes[number]
     weights = axis.weights
     mean = np.tensordot(moments.mean, weights, axes=(number, 0))
@@ -129,7 +135,7 @@ def _reduced(moments: Moments, number: int, mean: Array, far: Array, excess: Arr
 
 
 def with_new_axis(moments: Moments, number: int) -> Moments:
-    """With one more axis of a single position."""
+    """Inserts an axis of size 1."""
     axes = (*moments.axes[:number], Axis(1, 1), *moments.axes[number:])
     return Moments(
         axes,
@@ -146,7 +152,7 @@ def with_new_axis(moments: Moments, number: int) -> Moments:
 
 
 def with_examples(moments: Moments, axis: Axis) -> Moments:
-    """Along a new first axis that examples become: two of its positions are like two examples."""
+    """Prepends an axis over examples: two of its positions are related like two examples."""
     count = axis.count
 
     def repeated(one: Moments) -> Moments:
@@ -164,7 +170,7 @@ def with_examples(moments: Moments, axis: Axis) -> Moments:
 
 
 def on_axes(moments: Moments, axes: Axes) -> Moments:
-    """The same positions, in the classes that other axes divide them into."""
+    """The same positions, divided into the classes of other axes."""
     if moments.axes == axes:
         return moments
     if [a.size for a in moments.axes] != [a.size for a in axes]:
@@ -180,7 +186,7 @@ def on_axes(moments: Moments, axes: Axes) -> Moments:
 
 
 def reordered(moments: Moments, order: Sequence[int]) -> Moments:
-    """With the axes of positions in another order."""
+    """Permutes the position axes."""
     if list(order) == list(range(len(moments.axes))):
         return moments
     pairs = [i for axis in order for i in (2 * axis, 2 * axis + 1)]
@@ -199,7 +205,7 @@ def reordered(moments: Moments, order: Sequence[int]) -> Moments:
 
 
 def stretched(moments: Moments, numbers: Sequence[int], axes: Axes) -> Moments:
-    """Repeated along axes of size 1: E z_p z_q = E z_p² where p and q differ in them alone."""
+    """Repeats along axes of size 1: E z_p z_q = E z_p² where p and q differ only along them."""
     if not numbers:
         return on_axes(moments, axes)
     mean, second = moments.mean, moments.second
@@ -210,7 +216,7 @@ def stretched(moments: Moments, numbers: Sequence[int], axes: Axes) -> Moments:
         mean = mean.repeat(count, number)
         second = second.repeat(count, number)
         far = far.repeat(count, 2 * number).repeat(count, 2 * number + 1)
-        # Of pairs that differ along other axes too, those close by are told apart.
+        # Pairs that also differ along other axes: near ones are tracked separately.
         reach = 0 if alone else min(4, size - 1 if size is not None else 4)
         radius[number] = reach
         excess = excess.repeat(2 * reach + 1, 2 * number).repeat(count, 2 * number + 1)
@@ -222,36 +228,39 @@ def stretched(moments: Moments, numbers: Sequence[int], axes: Axes) -> Moments:
 
 
 def flat_channels(signal: Signal, shape: Shape) -> Signal:
-    """With its channels in the main dimension alone, as most rules expect them."""
+    """Moves all channels to the main dimension, as most rules expect them."""
     if not signal.other_axes:
         return signal
     return with_channel_axes(signal, shape, (signal.channel_axis,))
 
 
-def fitting(gradient: Gradient, given: Signal, signal: Signal) -> Gradient:
-    """A gradient of one layout on the classes of another, averaged where they differ."""
+def fitting(gradient: Gradient, current: Signal, signal: Signal) -> Gradient:
+    """Transfers a gradient from the classes of `current` to those of `signal`.
+
+    It is averaged where the classes differ.
+    """
     shapes = [m.mean.shape for _, m in signal.parts]
     if [g.shape for g in gradient.parts] == shapes:
         return gradient
-    second = gradient.second_moment(given)
-    coherence = gradient.coherence if given.axes and signal.axes else 0.0
+    second = gradient.second_moment(current)
+    coherence = gradient.coherence if current.axes and signal.axes else 0.0
     parts = tuple(np.full(shape, second) for shape in shapes)
     return dataclasses.replace(gradient, parts=parts, coherence=coherence)
 
 
-def back_to(gradient: Gradient, given: Signal, signal: Signal, rank: int) -> Gradient:
-    """`fitting`, where a rule had the channels of its input in other dimensions.
+def back_to(gradient: Gradient, current: Signal, signal: Signal, rank: int) -> Gradient:
+    """`fitting` for a rule that moved the channels of its input to other dimensions.
 
-    What were channels had independent gradients, so that positions which they become share nothing.
+    Channels have independent gradients, so the positions they become are uncorrelated.
     """
-    fitted = fitting(gradient, given, signal)
-    if channel_axes(given, rank) == channel_axes(signal, rank):
+    fitted = fitting(gradient, current, signal)
+    if channel_axes(current, rank) == channel_axes(signal, rank):
         return fitted
     return Gradient(fitted.parts)
 
 
 def expand(signal: Signal, rank: int, added: set[int]) -> Signal:
-    """A signal with new dimensions of size 1, at the given places of its new shape."""
+    """Inserts dimensions of size 1 at the places `added` of the new shape, of rank `rank`."""
     kept = [a for a in range(rank) if a not in added]
     target = [kept[a] for a in channel_axes(signal, len(kept))]
     positions = [a for a in range(1, rank) if a not in target]
@@ -266,7 +275,7 @@ def expand(signal: Signal, rank: int, added: set[int]) -> Signal:
 
 
 def squeeze(signal: Signal, shape: Shape, removed: Sequence[int]) -> Signal:
-    """A signal without some dimensions of size 1; where no channels are left, the last has them."""
+    """Removes dimensions of size 1; the last dimension holds the channels if none are left."""
     rank = len(shape)
     left = [a for a in range(rank) if a not in removed]
     channels = channel_axes(signal, rank)

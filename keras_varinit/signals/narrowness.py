@@ -1,14 +1,14 @@
-"""How far tokens of finite width are from having nothing in common, tensor by tensor.
+"""Narrowness: the residual similarity of tokens of finite width, for each tensor.
 
-Tokens x_p of n independent entries have products x_p·x_q/n of variance 1/n, relative to the squares
-of what is each token's own. Every kernel of n outputs adds 1/n, so that the narrowness r of deep
-stacks is about their depth over their width. Tokens that resemble each other do so in both terms
-of a residual sum: what they have of it adds up like deviations, weighed by the terms' shares (an
-account to first order, chosen among two by measured stacks of attention blocks). An activation
-keeps of two correlations their product with the share of its variance that is linear.
+For tokens x_p of n independent entries, the products x_p·x_q/n have variance 1/n relative to the
+squared norms of the tokens' own parts. Each kernel of n outputs adds 1/n, so the narrowness r of a
+deep stack is about its depth over its width. In a residual sum, similarities of both terms add up
+like standard deviations, weighted by the terms' shares (a first-order account, chosen between two
+by comparison with measured stacks of attention blocks). An activation multiplies a correlation by
+the linear share of its variance.
 
-It is as well Σ λ²/(Σ λ)² over the eigenvalues λ of the channels' covariance, 1/n where they have
-nothing in common: what kernels make of few independent inputs differs more from unit to unit.
+r is also Σ λ²/(Σ λ)² over the eigenvalues λ of the channels' covariance, 1/n for uncorrelated
+channels: outputs of kernels that read few independent inputs vary more from unit to unit.
 """
 
 import math
@@ -28,7 +28,7 @@ _SUMS = ("Add", "Subtract", "Average")
 
 
 def of_input(signal: Signal) -> float:
-    """1/n for n independent entries."""
+    """1/n for n independent channels."""
     return 1 / max(signal.channels, 1)
 
 
@@ -37,38 +37,38 @@ def of_outputs(
 ) -> float:
     """The narrowness of a call's outputs."""
     name, moments = operation_name(node.operation), output.parts[0][1]
-    found = max(before, default=0.0)
+    narrow = max(before, default=0.0)
     if isinstance(role, Weights):
-        # Attention has two kernels in a row on the way of the values.
+        # Values pass two kernels of an attention layer in a row, hence levels.
         if isinstance(node.operation, keras.layers.Embedding):
             return of_input(output)
         levels = len({kernel.level for kernel in role.kernels})
         if "Depthwise" in name or "Separable" in name:
-            # Channels that were alike go through taps of their own.
+            # Similar channels pass through different taps.
             least = min((of_input(signal) for signal in inputs), default=0.0)
-            found = least + max(found - least, 0.0) / math.prod(node.operation.kernel_size)
+            narrow = least + max(narrow - least, 0.0) / math.prod(node.operation.kernel_size)
             levels -= 1
         else:
-            found /= _taps(role, inputs)
-        found += levels / max(output.channels, 1)
+            narrow /= _taps(role, inputs)
+        narrow += levels / max(output.channels, 1)
     elif name in (*_SUMS, "Multiply") and len(inputs) > 1:
         own = [_share(s.merged) if name == "Multiply" else _own(s.merged) for s in inputs]
         total = sum(own)
         if total > 0 and math.isfinite(total):
-            found = sum(o / total * math.sqrt(r) for o, r in zip(own, before, strict=True)) ** 2
+            narrow = sum(o / total * math.sqrt(r) for o, r in zip(own, before, strict=True)) ** 2
     elif name == "Concatenate" and output.channels == sum(s.channels for s in inputs):
         shares = [signal.channels / output.channels for signal in inputs]
-        found = sum(share**2 * r for share, r in zip(shares, before, strict=True))
+        narrow = sum(share**2 * r for share, r in zip(shares, before, strict=True))
     if isinstance(role, Elementwise | Weights) and role.activation and moments.pre is not None:
         least = of_input(output)
-        found = least + max(found - least, 0.0) * _linear_share(moments) ** 2
-    return found
+        narrow = least + max(narrow - least, 0.0) * _linear_share(moments) ** 2
+    return narrow
 
 
 def beyond_independent(role: Role, signal: Signal, before: float) -> float:
-    """Σ λ²/(Σ λ)² of what a kernel reads, over that of as many independent entries.
+    """Σ λ²/(Σ λ)² of a kernel's inputs, in excess of that of as many independent entries.
 
-    What the kernel in front has added is left out: it takes away again what it has given.
+    The contribution of the preceding kernel is left out, since it cancels.
     """
     if not isinstance(role, Weights):
         return 0.0
@@ -76,13 +76,13 @@ def beyond_independent(role: Role, signal: Signal, before: float) -> float:
 
 
 def _taps(role: Weights, inputs: Sequence[Signal]) -> float:
-    """A window reads entries of several positions, which are as many more that differ."""
+    """The number of positions that an output reads; their entries differ from each other."""
     channels = max((signal.channels for signal in inputs), default=1)
     return max(role.kernels[0].fans.fan_in / channels, 1.0)
 
 
 def _linear_share(moments: Moments) -> float:
-    """The share of a function's variance that is that of its linear part."""
+    """The share of a function's variance that its linear part accounts for."""
     if moments.pre is None or moments.function is None or not moments.pre.is_known():
         return 1.0
     law = law_of(moments.pre, moments.function)
@@ -91,7 +91,7 @@ def _linear_share(moments: Moments) -> float:
 
 
 def _share(moments: Moments) -> float:
-    """The share of a second moment that is not the mean's."""
+    """The share of the second moment that distant positions do not have in common."""
     return _own(moments) / moments.second_moment if moments.second_moment > 0 else 0.0
 
 
@@ -99,9 +99,9 @@ Source = tuple[int, float]
 
 
 def source_of(node: Node, role: Role, before: float, sources: Sequence[Source | None]) -> Any:
-    """The tensor that the last kernel on the way read, with its narrowness; None if several did.
+    """The input of the last kernel on the path, with its narrowness; None if there are several.
 
-    Keys and values of one source resemble each other where its tokens do.
+    Keys and values of the same source are similar where its tokens are.
     """
     if isinstance(role, Weights):
         return (node.inputs[0], before) if node.inputs else None
@@ -110,7 +110,7 @@ def source_of(node: Node, role: Role, before: float, sources: Sequence[Source | 
 
 
 def shared_width(one: Source | None, other: Source | None) -> float:
-    """1/r where both were made of one source of narrowness r; infinite where they were not."""
+    """1/r for two tensors of the same source of narrowness r; infinite for different sources."""
     return 1 / max(one[1], 1e-12) if one is not None and one == other else math.inf
 
 

@@ -1,4 +1,4 @@
-"""What rules take and return: signals, the gradients that come back, and visits of the engine."""
+"""The values that rules take and return: `Visit`, `Signal`, `Gradient` and `Outcome`."""
 
 import dataclasses
 import math
@@ -19,11 +19,13 @@ from keras_varinit.tracing.masks import Masks
 
 @dataclasses.dataclass(frozen=True)
 class Signal:
-    """Moments of a tensor, by groups of channels: (number of channels, moments).
+    """Moments of a tensor, by groups of channels.
 
-    `channel_axis` is the tensor's dimension that holds the channels, and `other_axes` are more of
-    them, counted from the right, such as the heads of attention; the others but the batch are
-    positions.
+    Args:
+        parts: (number of channels, moments) of each group.
+        channel_axis: The tensor's main channel dimension.
+        other_axes: Further channel dimensions, counted from the right, such as the heads of
+            attention. All remaining dimensions except the batch are positions.
     """
 
     parts: tuple[tuple[int, Moments], ...]
@@ -32,7 +34,7 @@ class Signal:
 
     @property
     def axes(self) -> Axes:
-        """The axes of its positions."""
+        """Axes of the positions."""
         return self.parts[0][1].axes
 
     @property
@@ -42,7 +44,7 @@ class Signal:
 
     @property
     def merged(self) -> Moments:
-        """Averages over all channels."""
+        """Moments averaged over all channels."""
         return combined([m for _, m in self.parts], [n for n, _ in self.parts])
 
     @property
@@ -55,7 +57,7 @@ class Signal:
         return all(m.is_known() for _, m in self.parts)
 
     def each(self, function: Callable[[Moments], Moments]) -> "Signal":
-        """A function of each group; equal groups stay the same object."""
+        """Applies `function` to each group; groups sharing one object still share one after."""
         done: dict[int, Moments] = {}
         parts = []
         for n, moments in self.parts:
@@ -73,16 +75,20 @@ class Signal:
 class Gradient:
     """E (dL/dz)² by group of channels and class of position.
 
-    `coherence` is the correlation of the gradients at two far positions of a channel, and `local`
-    what adjacent positions have beyond it, as a share of what is missing to 1. `through` is the
-    activation that the gradient has just come back through. `phases` are what it owes to gradients
-    where paths part, as amplitudes along orthonormal ones: (number, amplitude). `in_step`: all
-    channels have one gradient, for their sum was taken. `here` is a factor on the second moment at
-    the kernel in front that does not go on through it: channels of small kernels were scaled up.
-    `radial` is a factor for what goes to a factor common to all channels, of which a normalization
-    leaves next to nothing.
-    `bend` and `own` are those of `curvature`: how the gradient depends on the pre-activations, and
-    what of it goes with the signal itself.
+    Args:
+        parts: For each group of channels, an array of second moments by class of position.
+        coherence: Correlation of the gradients at two distant positions of a channel.
+        local: Excess correlation of adjacent positions, as a share of 1 - `coherence`.
+        through: The activation that the gradient has just passed back through.
+        phases: Components along the orthonormal gradients at points where paths part:
+            (number of the point, amplitude).
+        in_step: Whether all channels share one gradient, because their sum was taken.
+        here: Factor on the second moment at the preceding kernel only; it is not passed further
+            back. It arises where normalization scales up channels of small kernels.
+        radial: Factor on the gradient of a factor common to all channels. Normalization removes
+            nearly all of it.
+        bend: A `curvature.Bend`: how the gradient depends on the pre-activations.
+        own: A `curvature.Own`: the share of the gradient that depends on the signal itself.
     """
 
     parts: tuple[Array, ...]
@@ -97,16 +103,16 @@ class Gradient:
     own: Any = None
 
     def with_parts(self, parts: tuple[Array, ...]) -> "Gradient":
-        """Other second moments, as coherent."""
+        """Replaces the second moments and keeps the coherence."""
         return Gradient(parts, self.coherence, self.local)
 
     @property
     def adjacent(self) -> float:
-        """The correlation of the gradients at adjacent positions."""
+        """Correlation of the gradients at adjacent positions."""
         return self.coherence + (1 - self.coherence) * self.local
 
     def less_coherent(self, far: float, adjacent: float) -> "Gradient":
-        """The correlations of far and of adjacent pairs times a factor each."""
+        """Multiplies the correlations of distant and of adjacent pairs by a factor each."""
         coherence = self.coherence * far
         left = 1 - coherence
         local = (self.adjacent * adjacent - coherence) / left if left > 1e-9 else 0.0
@@ -127,23 +133,23 @@ class Gradient:
 
     @property
     def power(self) -> float:
-        """E (dL/dz)² over groups and classes alike."""
+        """E (dL/dz)², weighing all groups and classes equally."""
         return float(np.mean([np.mean(g) for g in self.parts]))
 
     def parting(self, number: int) -> "Gradient":
-        """Where paths part: what no earlier parting explains is a phase of its own."""
+        """Adds a phase for the part that earlier branching points do not explain."""
         left = self.power - sum(amplitude**2 for _, amplitude in self.phases)
         if not left > 1e-9 * self.power:
             return self
         return dataclasses.replace(self, phases=(*self.phases, (number, math.sqrt(left))))
 
     def in_phase(self, other: "Gradient") -> float:
-        """E of the product of two gradients."""
+        """The expected product of two gradients."""
         amplitudes = dict(other.phases)
         return sum(amplitude * amplitudes.get(number, 0.0) for number, amplitude in self.phases)
 
     def times_phases(self, factor: float) -> tuple[tuple[int, float], ...]:
-        """The phases after a factor of that mean."""
+        """The phases times `factor`, the mean of a factor on the gradient."""
         return tuple((n, a * factor) for n, a in self.phases) if factor else ()
 
 
@@ -153,7 +159,7 @@ Pullback = Callable[[Gradients], Gradients]
 
 
 def added(first: Gradient | None, second: Gradient) -> Gradient:
-    """Gradients of two uses of a tensor: independent but for paths that parted further on."""
+    """Sums the gradients of two uses of a tensor, which are independent up to shared phases."""
     if first is None:
         return second
     one, two = first.power, second.power
@@ -176,7 +182,7 @@ def added(first: Gradient | None, second: Gradient) -> Gradient:
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-    """What a rule returns: the outputs, and how gradients come back to the inputs."""
+    """The result of a rule: output signals, and a pullback of gradients to the inputs."""
 
     outputs: tuple[Signal, ...]
     pullback: Pullback
@@ -184,30 +190,44 @@ class Outcome:
 
 @dataclasses.dataclass(frozen=True)
 class Lineage:
-    """How a tensor came about: equal `key`s by the same operations and weights.
+    """The origin of a tensor.
 
-    `sources` are the model's inputs that it was made of, as the bits of an integer.
+    Args:
+        key: Equal for tensors computed by the same operations with the same weights.
+        sources: The model inputs it depends on, as the bits of an integer.
     """
 
     key: int
     sources: int
 
     def is_twin_of(self, other: "Lineage") -> bool:
-        """Whether the same operations made both, of different inputs."""
+        """Whether the same operations computed both, from disjoint model inputs."""
         return self.key == other.key and not self.sources & other.sources
 
 
 @dataclasses.dataclass(frozen=True)
 class Visit:
-    """One call as the engine's rules see it.
+    """One call of an operation, as its signal rule sees it.
 
-    `variance_of(kernel, gain)` is the variance of an entry of a kernel whose output has the second
-    moment gain·variance; `forward` and `backward` record what a kernel's output carries. `values`
-    holds the numbers that some inputs are, `at_output` whether all outputs are the model's.
-    `masks` knows the tensors that no weight has touched. Inputs whose `reaches` share a bit depend
-    on each other; `reach_of` says it of other signals; what shares a bit of `ties` alone is made of
-    parts of one softmax. `narrowness` and `sources`: see the module `narrowness`. `renewed` gives
-    the correlation that is supposed where only the scale is known.
+    Args:
+        call: The call, with its shapes.
+        role: Its role in a stage.
+        inputs: A signal for each input tensor.
+        variance_of: `variance_of(kernel, gain)` is the variance of the kernel's entries, where
+            the kernel's output has the second moment gain·variance.
+        forward: `forward(kernel, second)` records E u² of a kernel's output u.
+        backward: `backward(kernel, second)` records E (dL/du)².
+        note: Adds a note for the user.
+        values: The values of inputs that are known numbers, else None.
+        at_output: Whether every output is an output of the model.
+        masks: Masks by tensor; they cover tensors that no weight has touched.
+        lineages: The lineage of each input.
+        reaches: Bit sets; inputs that share a bit depend on each other.
+        reach_of: The bit set of another signal, None if unknown.
+        narrowness: The narrowness of each input; see the module `narrowness`.
+        renewed: Returns the correlation to assume where only the scale is known.
+        sources: The source of each input; see the module `narrowness`.
+        ties: Bits that stand for parts of one softmax.
     """
 
     call: Call
@@ -240,7 +260,15 @@ class Visit:
 
 
 def alike(shape: Shape, channel_axis: int, mean: float, second: float, pair: float) -> Signal:
-    """A signal of that shape with equal moments everywhere."""
+    """A signal of the given shape with equal moments everywhere.
+
+    Args:
+        shape: Shape of the tensor, batch included.
+        channel_axis: Its channel dimension; the last one if out of range.
+        mean: E z.
+        second: E z².
+        pair: E z_p z_q of two distant positions p and q.
+    """
     if not 1 - len(shape) <= channel_axis < len(shape):
         channel_axis = -1
     axes, channels = layout(shape, channel_axis)
@@ -258,9 +286,9 @@ def layout(shape: Shape, channel_axis: int) -> tuple[Axes, int]:
 
 
 def unknown(visit: Visit, reason: str = "") -> Outcome:
-    """Outputs of which nothing is known, and gradients of which nothing is known either.
+    """Outputs and gradients of unknown scale (NaN).
 
-    `reason` is noted where what comes in was known.
+    `reason` is added to the notes if any input was known.
     """
     if reason and (not visit.inputs or any(s.is_known() for s in visit.inputs)):
         kind = type(visit.operation).__name__
@@ -277,15 +305,15 @@ def unknown(visit: Visit, reason: str = "") -> Outcome:
 
 
 def lost_gradient(signal: Signal) -> Gradient:
-    """A gradient of which nothing is known."""
+    """A gradient of unknown scale (NaN) for a signal."""
     return Gradient(tuple(np.full(m.mean.shape, math.nan) for _, m in signal.parts))
 
 
 def only_first(gradient: Gradient | None, count: int) -> Gradients:
-    """A gradient for the first of several inputs."""
+    """A gradient for the first of `count` inputs, None for the others."""
     return (gradient, *[None] * (count - 1))
 
 
 def not_modelled(visit: Visit, what: str) -> Outcome:
-    """Unknown, with a note that says what is."""
+    """`unknown`, noting that `what` is not modelled."""
     return unknown(visit, f"{what} is not modelled")

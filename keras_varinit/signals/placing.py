@@ -1,8 +1,8 @@
-"""Several signals in one: side by side along an axis of positions, or mixed along the batch.
+"""Concatenation along an axis of positions or along the batch.
 
-Each piece stands among zeros; moments of the whole are sums over pieces and pairs of pieces. Where
-a class of positions holds entries of several pieces, far entries lie in two of them as often as
-both are met, but near ones nearly always in one.
+Each piece is padded with zeros to the whole; the moments of the whole are sums over pieces and
+pairs of pieces. Where a class of positions contains entries of several pieces, two distant entries
+fall into pieces independently, but two near ones nearly always into the same piece.
 """
 
 import dataclasses
@@ -18,20 +18,20 @@ from keras_varinit.signals.outcome import Gradient
 
 
 class Mixture:
-    """Pieces along the batch: an example is one of them."""
+    """Pieces joined along the batch: each example comes from one of them."""
 
     def __init__(self, shares: Sequence[float], axes: Axes) -> None:
         self.shares, self.axes = shares, axes
 
     def placed(self, piece: int, moments: Moments) -> Moments:
-        """A piece as part of the whole: 0 in the other examples."""
+        """A piece as part of the whole, 0 in the other examples."""
         share, moments = self.shares[piece], on_axes(moments, self.axes)
         far, excess = share**2 * moments.far, share * moments.excess
         excess = excess + share * (1 - share) * near_pairs(moments)[0]
         return Moments(moments.axes, share * moments.mean, far, excess, moments.radius)
 
     def cross(self, one: int, two: int, pair: Array, radius: tuple[int, ...]) -> Array | float:
-        """What near pairs of two pieces have: no example is both."""
+        """Products of near entries of two pieces: 0, since no example contains both."""
         return 0.0
 
     def met(self, piece: int) -> Array:
@@ -44,7 +44,14 @@ class Mixture:
 
 
 class Placing:
-    """Pieces along one axis of positions."""
+    """Pieces joined along one axis of positions.
+
+    Args:
+        sizes: Size of each piece along the axis.
+        sources: Position axes of each piece.
+        axes: Position axes of the whole.
+        number: Index of the joined axis.
+    """
 
     def __init__(
         self, sizes: Sequence[int], sources: Sequence[Axes], axes: Axes, number: int
@@ -67,10 +74,10 @@ class Placing:
             self.windows.append(windows)
 
     def placed(self, piece: int, moments: Moments) -> Moments:
-        """A piece as part of the whole, among zeros."""
+        """A piece as part of the whole, padded with zeros."""
         windows = self.windows[piece]
         whole = moments.mapped(windows)
-        # What near pairs have beyond far ones; those in the same piece are counted below.
+        # Excess of near pairs; pairs within the same piece are counted below.
         beyond = dataclasses.replace(moments, far=np.zeros_like(moments.far)).mapped(windows)
         result = Moments(whole.axes, whole.mean, whole.far, beyond.excess, whole.radius)
         if self.is_mixed:
@@ -82,7 +89,7 @@ class Placing:
         return Moments(result.axes, result.mean, result.far, excess, result.radius)
 
     def cross(self, one: int, two: int, pair: Array, radius: tuple[int, ...]) -> Array:
-        """What near pairs of two pieces have, given what classes of far ones say."""
+        """Products of near entries of two pieces, from those of distant ones."""
         ratios = [self._ratio(*each, radius) for each in ((one, two), (two, one))]
         return np.asarray(pair * (ratios[0] + ratios[1]) / 2)
 
@@ -94,7 +101,7 @@ class Placing:
         return np.broadcast_to(self._share(piece).reshape(shape), counts)
 
     def back(self, piece: int, gradient: Gradient) -> Gradient:
-        """The gradient of a piece: that at its places."""
+        """The gradient of a piece: the entries at its positions."""
         return through_linear(gradient, self.windows[piece])
 
     def _share(self, piece: int) -> Array:
@@ -102,9 +109,9 @@ class Placing:
         return np.asarray(inside / self.counts)
 
     def _ratio(self, one: int, two: int, radius: tuple[int, ...]) -> Array:
-        """How often near positions lie in these pieces, over how often far ones do.
+        """Ratio of the frequencies with which near and distant pairs lie in two pieces.
 
-        By offset and class along the axis, in the layout of `excess`.
+        It is indexed by offset and class along the axis, in the layout of `excess`.
         """
         reach, size = radius[self.number], len(self.owner)
         places = np.arange(size)
@@ -128,9 +135,13 @@ class Placing:
 def joined(
     pieces: Sequence[Moments], places: Placing | Mixture, alike: Mapping[tuple[int, int], bool]
 ) -> Moments:
-    """The whole. `alike`: for pairs of pieces, whether they are like two positions of one signal.
+    """The moments of the whole.
 
-    Others meet in their means alone.
+    Args:
+        pieces: Moments of each piece.
+        places: Where the pieces go.
+        alike: For each pair of pieces, whether they are related like two positions of one signal.
+            Other pairs are independent.
     """
     placed = [places.placed(number, m) for number, m in enumerate(pieces)]
     radius = tuple(max(r) for r in zip(*(m.radius for m in placed), strict=True))

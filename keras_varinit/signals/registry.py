@@ -1,9 +1,9 @@
-"""The registry: what is known of a layer class or a raw operation, in one table.
+"""The registry of rules for layer classes and raw operations.
 
-An entry has up to three rules. `role` says what an operation is to the stages between kernels,
-`signal` what it does to moments and gradients, and `rows` what it does to the rows of attention
-written by hand. A rule is found by the operation's class and its bases, the most specific first, or
-by name for operations of `keras.ops`; each of the three is looked up by itself.
+An entry has up to three rules: `role`, the operation's role in the stages between kernels;
+`signal`, its effect on moments and gradients; and `rows`, its effect on the rows of hand-written
+attention. Layers are looked up along their MRO, operations of `keras.ops` by name; each of the
+three rules is looked up independently.
 """
 
 import dataclasses
@@ -27,7 +27,7 @@ _AnyRule = TypeVar("_AnyRule", bound=Callable[..., Any])
 
 @dataclasses.dataclass(frozen=True)
 class Entry:
-    """The rules of one kind of operation; None where there is none."""
+    """The rules of one kind of operation; None where it has none."""
 
     role: RoleRule | None = None
     signal: SignalRule | None = None
@@ -58,32 +58,32 @@ def role_rule(*kinds: Kind) -> Callable[[_AnyRule], _AnyRule]:
 
 @dataclasses.dataclass(frozen=True)
 class Constant:
-    """The role rule of operations all of whose calls have one role."""
+    """A role rule that returns the same role for every call."""
 
     role: Role
 
     def __call__(self, call: Call) -> Role:
-        """The role."""
+        """Returns the role."""
         return self.role
 
 
 def constant_role(role: Role, *kinds: Kind) -> None:
-    """Registers a role that all calls of an operation have."""
+    """Registers one role for all calls of the given kinds."""
     _registering("role", kinds)(Constant(role))
 
 
 def signal_rule(*kinds: Kind) -> Callable[[_AnyRule], _AnyRule]:
-    """Decorator: registers what layers of a class (and its subclasses) do to signals.
+    """Decorator: registers how layers of a class (and its subclasses) change signals.
 
-    The function takes a `Visit` and returns the output's `Signal`, or an `Outcome` that also says
-    how gradients come back; without that, gradients come back with the change of scale that the
-    signal went through.
+    The function takes a `Visit` and returns either the `Signal` of the output or an `Outcome`,
+    which adds a pullback for gradients. Without a pullback, the gradient's second moment is
+    multiplied by the same factor as the signal's.
 
     Args:
         *kinds: Layer classes, and names of operations of `keras.ops` such as "Relu".
 
     Raises:
-        TypeError: a kind is neither a class nor a name.
+        TypeError: if a kind is neither a class nor a name.
 
     Example:
         >>> import keras, keras_varinit as kv
@@ -103,21 +103,21 @@ def signal_rule(*kinds: Kind) -> Callable[[_AnyRule], _AnyRule]:
 
 
 def row_rule(*kinds: Kind) -> Callable[[_AnyRule], _AnyRule]:
-    """Decorator: registers what an operation does to signals with rows; None where it is no use."""
+    """Decorator: registers a rule for signals with rows, which may return None to decline."""
     return _registering("rows", kinds)
 
 
 def follows_channel_axes(function: _AnyRule) -> _AnyRule:
-    """Decorator: marks a signal rule that takes signals with `other_axes` as they are.
+    """Decorator: marks a signal rule that accepts signals with `other_axes`.
 
-    All other rules get such signals with their channels in one dimension.
+    All other rules receive such signals with their channels moved to one dimension.
     """
     _KEEPING_CHANNEL_AXES.add(function)
     return function
 
 
 def takes_channel_axes(function: SignalRule) -> bool:
-    """Whether a rule takes signals with channels in several dimensions."""
+    """Whether a rule accepts signals with channels in several dimensions."""
     return function in _KEEPING_CHANNEL_AXES
 
 
@@ -138,40 +138,40 @@ def role_of(call: Call) -> Role:
 
 
 def signal_rule_of(operation: Any) -> SignalRule | None:
-    """The rule of what an operation does to signals, or None."""
+    """The signal rule of an operation, or None."""
     rule: SignalRule | None = _rule_of(operation, "signal")
     return rule
 
 
 def row_rule_of(operation: Any) -> RowRule | None:
-    """The rule of what an operation does to rows of attention, or None."""
+    """The row rule of an operation, or None."""
     rule: RowRule | None = _rule_of(operation, "rows")
     return rule
 
 
 def has_role_rule(operation: Any) -> bool:
-    """Whether it is known what an operation is to a stage."""
+    """Whether an operation has a role rule."""
     return _rule_of(operation, "role") is not None
 
 
 def has_signal_rule(operation: Any) -> bool:
-    """Whether it is known what an operation does to signals."""
+    """Whether an operation has a signal rule."""
     return _rule_of(operation, "signal") is not None
 
 
 def has_own_rule(cls: type) -> bool:
-    """Whether a role or a signal rule was registered for that very class."""
+    """Whether a role or signal rule is registered for this class itself, not for a base."""
     entry = _ENTRIES.get(cls, Entry())
     return entry.role is not None or entry.signal is not None
 
 
 def registered(field: Field) -> dict[Kind, Callable[..., Any]]:
-    """The rules of that kind by layer class or name of an operation."""
+    """All rules of one field, by layer class or name of an operation."""
     rules = {kind: getattr(entry, field) for kind, entry in _ENTRIES.items()}
     return {kind: rule for kind, rule in rules.items() if rule is not None}
 
 
 def layer_classes(*names: str) -> tuple[type, ...]:
-    """Classes of `keras.layers` by name; those that the installed Keras lacks are left out."""
+    """Classes of `keras.layers` by name, without those that the installed Keras lacks."""
     classes = (getattr(keras.layers, name, None) for name in names)
     return tuple(cls for cls in classes if cls is not None)

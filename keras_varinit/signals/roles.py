@@ -1,4 +1,4 @@
-"""Roles: what a call of an operation is to the stages between kernels."""
+"""Roles of calls in the stages between kernels."""
 
 import dataclasses
 from typing import Any
@@ -11,7 +11,10 @@ from keras_varinit.tracing.reader import Node
 
 @dataclasses.dataclass(frozen=True)
 class Call:
-    """One call of an operation: the graph's node, the shapes, and zeros put around its input."""
+    """One call of an operation: its node in the graph, its shapes, and zero padding of its input.
+
+    `pads` holds (before, after) for each spatial dimension, None without padding.
+    """
 
     node: Node
     input_shapes: tuple[Shape, ...]
@@ -26,9 +29,10 @@ class Call:
 
 @dataclasses.dataclass(frozen=True)
 class Kernel:
-    """A kernel of a weight layer; those of one layer with rising `level` act in turn.
+    """A kernel of a weight layer.
 
-    `reads_own_output` marks the recurrent kernel of a cell.
+    Kernels of one layer are applied in order of `level`; `reads_own_output` marks the recurrent
+    kernel of a cell.
     """
 
     variable: Any
@@ -47,7 +51,7 @@ class Weights:
 
 @dataclasses.dataclass(frozen=True)
 class Elementwise:
-    """An activation, or any other function of each entry alone."""
+    """An activation, or another element-wise function of one signal."""
 
     activation: Activation
 
@@ -66,45 +70,45 @@ class Pooling:
 
 @dataclasses.dataclass(frozen=True)
 class Transparent:
-    """Leaves a stage as it is: normalization (`normalizes`), dropout, reshaping."""
+    """Does not change a stage: normalization (`normalizes`), dropout, reshaping."""
 
     normalizes: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
 class Padding:
-    """Zeros around the map: (before, after) for each spatial dimension."""
+    """Zero padding: (before, after) for each spatial dimension."""
 
     pads: tuple[tuple[int, int], ...]
 
 
 @dataclasses.dataclass(frozen=True)
 class Merge:
-    """Several signals become one of the same kind: add, multiply, average, maximum."""
+    """Combines several signals entry by entry: add, multiply, average, maximum."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Concatenation:
-    """Several signals side by side along an axis."""
+    """Joins several signals along an axis."""
 
     axis: int
 
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-    """Makes a signal of its own: an embedding look-up's output, a constant."""
+    """Starts a new signal: a constant, or the output of an embedding."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Unknown:
-    """Not modelled: there is no rule, or the rule does not cover this case, for `reason`."""
+    """Not modelled: no rule exists, or the rule does not cover this case; `reason` says why."""
 
     reason: str = "no rule"
 
 
 @dataclasses.dataclass(frozen=True)
 class LeftAlone(Unknown):
-    """A weight layer whose weights are not to be drawn, for `reason`."""
+    """A weight layer whose weights must not be drawn; `reason` says why."""
 
 
 Role = (
@@ -121,15 +125,15 @@ Role = (
 
 
 def operation_classes(operation: Any) -> tuple[type, ...]:
-    """The class of an operation and its bases, the most specific first."""
+    """The class of an operation and its bases, most specific first."""
     return type(operation).__mro__
 
 
 def spatial_shape(shape: Shape, data_format: str) -> Shape:
-    """The positions of a map: its shape without batch and channels."""
+    """The spatial part of a shape, without batch and channels."""
     return shape[1:-1] if data_format == "channels_last" else shape[2:]
 
 
 def per_dimension(value: Any, rank: int) -> tuple[int, ...]:
-    """A size given once or per dimension, per dimension."""
+    """Expands an integer to one value per dimension."""
     return (value,) * rank if isinstance(value, int) else tuple(value)

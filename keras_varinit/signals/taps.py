@@ -1,4 +1,4 @@
-"""What the taps of a convolution read, and how gradients come back through them."""
+"""The taps of convolutions: what they read, and gradients back through them."""
 
 import functools
 import itertools
@@ -14,7 +14,7 @@ from keras_varinit.signals.roles import Call, per_dimension
 
 
 def windows(call: Call, source: Axes, target: Axes) -> list[Window]:
-    """The windows of a convolution layer."""
+    """The window of a convolution layer along each position axis."""
     layer, rank = call.operation, len(source)
     sizes = per_dimension(layer.kernel_size, rank)
     strides = per_dimension(layer.strides, rank)
@@ -30,33 +30,36 @@ def windows_of(
     source: Axes,
     target: Axes,
 ) -> list[Window]:
-    """The windows of a convolution, axis by axis."""
-    found = []
+    """The window of a convolution along each position axis."""
+    axis_windows = []
     for k, s, d, before, after in zip(sizes, strides, dilation, source, target, strict=True):
         low, _ = padding_and_outputs(before.size or 10**6, k, s, d, padding)
-        found.append(Window("conv", k, s, d, low, before, after))
-    return found
+        axis_windows.append(Window("conv", k, s, d, low, before, after))
+    return axis_windows
 
 
 def transposed_windows(call: Call, source: Axes, target: Axes) -> list[Window]:
-    """The windows of a transposed convolution layer."""
+    """The window of a transposed convolution layer along each position axis."""
     layer = call.operation
     rank = len(source)
     sizes = per_dimension(layer.kernel_size, rank)
     strides = per_dimension(layer.strides, rank)
     dilation = per_dimension(layer.dilation_rate, rank)
-    found = []
+    axis_windows = []
     for axis in range(rank):
         n, m, low = source[axis].size, target[axis].size, 0
         k, s, d = sizes[axis], strides[axis], dilation[axis]
         if n is not None and m is not None:
             low = transposed_padding(n, m, k, s, d, layer.padding)
-        found.append(Window("transposed", k, s, d, low, source[axis], target[axis]))
-    return found
+        axis_windows.append(Window("transposed", k, s, d, low, source[axis], target[axis]))
+    return axis_windows
 
 
 def summed_back(windows: Sequence[AnyWindow], moments: Moments, gradient: Array) -> Array:
-    """Σ over the outputs that read an input of E g², by class of the input's position."""
+    """Σ E g² over the outputs that read an input, by class of the input's position.
+
+    `gradient` is E g² by class of the output's position.
+    """
     if all(reads_in_place(window) for window in windows):
         return gradient
     for axis, (window, each) in enumerate(zip(windows, axis_maps(moments, windows), strict=True)):
@@ -73,9 +76,9 @@ def summed_back(windows: Sequence[AnyWindow], moments: Moments, gradient: Array)
 def mean_inverse(moments: Moments, windows: Sequence[AnyWindow], fan_in: int) -> float:
     """E σ²·E 1/σ² over channels u = Σ w·z of `fan_in` inputs through windows; NaN if unbounded.
 
-    Given the kernel a channel's variance over examples and positions is Σ w_a w_b C_ab, a sum of
-    squares with the eigenvalues λ of the taps' covariance, each `fan_in` times, and
-    E 1/σ² = ∫ Π (1 + 2tλ)^(-fan_in/2) dt.
+    For a fixed kernel, a channel's variance σ² over examples and positions is Σ w_a w_b C_ab, with
+    C the covariance of the taps. It is a weighted χ² sum with the eigenvalues λ of C, each
+    `fan_in` times, so E 1/σ² = ∫ Π (1 + 2tλ)^(-fan_in/2) dt.
     """
     kinds = [(w.taps, w.dilation) if isinstance(w, Window) else (1, 1) for w in windows]
     places = list(itertools.product(*(range(taps) for taps, _ in kinds)))

@@ -214,7 +214,7 @@ class OwnCell(L.LSTMCell):
 def test_what_is_not_known_is_none_with_its_reason(layer, steps, reason):
     made = layer()
     analysis = kv.analyze(sequence_model(made, steps=steps))
-    noted = f"{made.name}: {reason}, so what it puts out is not known"
+    noted = f"{made.name}: {reason}, so its output is not known"
     assert [note for note in analysis.notes if "not known" in note] == [noted]
     assert analysis.predicted["end/kernel"].forward is None
     assert analysis.predicted[made.cell.kernel.path].forward is not None

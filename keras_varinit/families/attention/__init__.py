@@ -1,1 +1,1 @@
-"""Attention: Keras's layers, the fused operation, and attention written by hand."""
+"""Attention: Keras's layers, `ops.dot_product_attention`, and hand-written attention."""

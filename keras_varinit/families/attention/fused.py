@@ -1,4 +1,4 @@
-"""The engine's rule of `ops.dot_product_attention`, on (batch, length, heads, size)."""
+"""`ops.dot_product_attention` on tensors of shape (batch, length, heads, size)."""
 
 import math
 
@@ -30,9 +30,9 @@ def _dot_product_attention(visit: Visit) -> Outcome:
         return unknown(visit, "its queries and keys depend on each other")
     if arguments.get("bias") is not None:
         return unknown(visit, "a bias of its logits is not modelled")
-    given = {n: visit.inputs[number] for n, number in numbers.items()}
+    sources = {n: visit.inputs[number] for n, number in numbers.items()}
     shapes = {n: visit.call.input_shapes[number] for n, number in numbers.items()}
-    signals = {n: with_channel_axes(s, shapes[n], _HEADS) for n, s in given.items()}
+    signals = {n: with_channel_axes(s, shapes[n], _HEADS) for n, s in sources.items()}
     size, value_size = (shapes[n][-1] or 1 for n in ("query", "value"))
     repeats = (shapes["query"][-2] or 1) // (shapes["key"][-2] or 1)
     scale = arguments.get("scale")
@@ -68,13 +68,13 @@ def _dot_product_attention(visit: Visit) -> Outcome:
         results: list[Gradient | None] = [None] * len(visit.inputs)
         if gradient is None:
             return results
-        found = attention.backward(gradient.parts[0], gradient.coherence)
+        by_name = attention.backward(gradient.parts[0], gradient.coherence)
         for name, number in numbers.items():
-            second, coherence = found[name]
-            # Several heads of queries read one of keys and values.
+            second, coherence = by_name[name]
+            # With grouped queries, several query heads read the same keys and values.
             factor = 1 if name == "query" else repeats
             inner = Gradient((second * factor,) * len(signals[name].parts), coherence)
-            results[number] = added(results[number], fitting(inner, signals[name], given[name]))
+            results[number] = added(results[number], fitting(inner, signals[name], sources[name]))
         return results
 
     return Outcome((output,), pullback)

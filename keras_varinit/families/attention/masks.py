@@ -1,4 +1,4 @@
-"""What the masks of an attention let each query see."""
+"""Masks of attention: which keys each query attends to."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -19,7 +19,7 @@ _OF_PAIRS = ("attention_mask", "mask")
 
 
 class UnknownError(Exception):
-    """What an attention does is not known, for the reason given."""
+    """The effect of an attention is unknown; the message says why."""
 
 
 def sight(
@@ -31,12 +31,20 @@ def sight(
     causal: bool,
     window: int | None = None,
 ) -> Pattern:
-    """Which keys each query sees, by the masks among a call's arguments.
+    """The pattern of keys that each query attends to, from the masks of a call.
 
-    A mask of the queries drops rows that nothing is to be read from; they count like all others.
+    A mask of queries is ignored: masked rows of the output count like all others.
+
+    Args:
+        visit: The call.
+        arguments: Masks by name; those of keys are (batch, keys), others (..., queries, keys).
+        rows: Number of queries, None if unknown.
+        keys: Number of keys, None if unknown.
+        causal: Whether the attention is causal.
+        window: Width of a sliding window.
 
     Raises:
-        UnknownError: the number of positions is not known, or a mask depends on signals.
+        UnknownError: if the number of positions is unknown, or a mask depends on signals.
     """
     if rows is None or keys is None:
         raise UnknownError("it attends to an unknown number of positions")
@@ -49,26 +57,26 @@ def sight(
 
 
 def mask_values(visit: Visit, mask: Any) -> Booleans | None:
-    """Where a mask, given as a call's argument, is true for one example; None without a mask."""
+    """The boolean values of a mask argument; None without a mask."""
     if mask is None:
         return None
     if not isinstance(mask, Input):
         return as_booleans(keras.ops.convert_to_numpy(mask))
-    found = None if visit.masks is None else visit.masks.of(visit.call.node, mask.number)
-    if found is None:
+    known = None if visit.masks is None else visit.masks.of(visit.call.node, mask.number)
+    if known is None:
         raise UnknownError("its mask is a signal, or of unknown size")
-    if found.from_data:
+    if known.from_data:
         visit.note(FROM_DATA)
-    return as_booleans(found.values)
+    return as_booleans(known.values)
 
 
 def as_booleans(values: Any) -> Booleans:
-    """Where an array is not 0."""
+    """Whether each entry of an array is nonzero."""
     return np.asarray(np.asarray(values) != 0, np.bool_)
 
 
 def _as_rows(values: Booleans, rows: int, keys: int, of_keys: bool) -> Booleans:
-    """A mask of keys, or of queries and keys, as (rows, keys)."""
+    """A mask of keys, or of queries and keys, as an array (rows, keys)."""
     spread: npt.NDArray[np.bool_]
     if of_keys:
         spread = values.reshape(-1, 1, keys)

@@ -1,4 +1,4 @@
-"""The engine's rules of multi-head attention; the mathematics is in `attention_moments`."""
+"""MultiHeadAttention and GroupQueryAttention; the mathematics is in `maths.attention`."""
 
 import math
 from collections.abc import Mapping
@@ -36,7 +36,7 @@ from keras_varinit.typing import Operation
 
 @weight_rule(*layer_classes("MultiHeadAttention", "GroupQueryAttention"))
 def _attention_role(call: Call) -> Role:
-    """Query, key and value side by side, then the output projection."""
+    """The kernels of query, key and value at level 0, of the output projection at level 1."""
     kernels = []
     for part in layers_of(call.operation):
         if isinstance(part, keras.layers.EinsumDense):
@@ -54,16 +54,16 @@ _LAYERS = layer_classes("MultiHeadAttention", "GroupQueryAttention")
 
 
 def is_customized(layer: Operation) -> bool:
-    """Whether it is an attention layer whose own class computes attention, on a base of Keras's."""
+    """Whether a layer derives from Keras's attention layers and computes attention itself."""
     return isinstance(layer, _LAYERS) and computes_attention(layer)
 
 
 @signal_rule(*layer_classes("MultiHeadAttention", "GroupQueryAttention"))
 def _attention(visit: Visit) -> Outcome:
-    """Queries, keys and values by their kernels, attention, and the output's kernel."""
+    """The projections of query, key and value, attention, and the output projection."""
     layer, role = visit.operation, visit.role
     if not isinstance(role, Weights):
-        raise TypeError("a rule of weight layers met another role")
+        raise TypeError("the rule expects a call whose role is `Weights`")
     arguments = named_arguments(visit.call.node)
     parts = _parts(layer, role)
     projected = {
@@ -80,7 +80,7 @@ def _attention(visit: Visit) -> Outcome:
 
 
 def _parts(layer: Any, role: Weights) -> dict[str, tuple[Kernel, tuple[float, float]]]:
-    """The kernels by the name of their layers, and mean and mean square of the bias beside."""
+    """The kernel and (mean, mean square) of the bias, by the name of the inner layer."""
     kernels = {id(k.variable): k for k in role.kernels}
     return {
         part.name: (kernels[id(part.kernel)], moments_of_variable(part, "bias"))
@@ -90,13 +90,13 @@ def _parts(layer: Any, role: Weights) -> dict[str, tuple[Kernel, tuple[float, fl
 
 
 def _source(arguments: Mapping[str, Any], name: str) -> Any:
-    """The query, the key or the value: an `Input`, or a constant such as trained queries."""
-    found = arguments.get(name)
-    return arguments.get("value") if found is None and name == "key" else found
+    """The argument for query, key or value: an `Input`, or a constant such as trained queries."""
+    argument = arguments.get(name)
+    return arguments.get("value") if argument is None and name == "key" else argument
 
 
 def _of_constant(values: Any) -> Signal:
-    """The signal of an array or variable: averages over its entries and pairs of positions."""
+    """The signal of an array or variable, averaged over its entries and pairs of positions."""
     array = np.asarray(keras.ops.convert_to_numpy(values), np.float64)
     axes, channels = layout(array.shape, -1)
     rows = array.reshape(array.shape[0], -1, channels)
@@ -139,7 +139,7 @@ def _core(
 
 
 def _in_last(signal: Signal, shape: Shape) -> Signal:
-    """With its channels in the last dimension."""
+    """The signal with its channels in the last dimension."""
     if signal.channel_axis % len(shape) == len(shape) - 1:
         return signal
     axes, channels = layout(shape, -1)
@@ -147,7 +147,7 @@ def _in_last(signal: Signal, shape: Shape) -> Signal:
 
 
 class _Projected:
-    """One of query, key, value and gate: a kernel on a source."""
+    """The projection of a source to query, key, value or gate."""
 
     def __init__(
         self, visit: Visit, kernel: Kernel, bias: tuple[float, float], source: Any
@@ -165,14 +165,14 @@ class _Projected:
         self.output = self.weighing.output(bias, -1)
 
     def back(self, second: Array, coherence: float) -> Gradient:
-        """The gradient of the source for E g² at an entry of the output."""
+        """The gradient of the source; `second` is E g² of the output by class of position."""
         self.weighing.came_back(Gradient((second,), coherence), self.output)
         factor = self.weighing.variance * self.kernel.fans.fan_out
         return Gradient((second * factor,) * len(self.source.parts), coherence)
 
 
 class _Layer:
-    """A multi-head attention layer at work; `core` None where its attention is not known."""
+    """One call of a multi-head attention layer; `core` is None if its attention is unknown."""
 
     def __init__(
         self,
@@ -202,7 +202,7 @@ class _Layer:
         self.output = self.last.output(bias, -1)
 
     def outcome(self) -> Outcome:
-        """Its outputs, of which a second one is the weights, and the way back."""
+        """The output and, if requested, the attention weights, with the pullback."""
         outputs = [self.output]
         for shape in self.visit.call.output_shapes[1:]:
             outputs.append(self._weights(shape))
@@ -232,23 +232,23 @@ class _Layer:
         gradient, mixed = gradients[0], self.mixed
         shapes = {n: p.output.parts[0][1].mean.shape for n, p in self.projected.items()}
         lost = {n: (np.full(shape, np.nan), 0.0) for n, shape in shapes.items()}
-        # What the weights themselves are used for is not followed back.
+        # Gradients of the returned attention weights are not modelled.
         if self.core is None or gradient is None or any(g is not None for g in gradients[1:]):
             return lost
         factor = self.last.variance * self.channels
         g = np.broadcast_to(gradient.second_moment(self.output) * factor, mixed.mean.shape)
         if gradient.parts[0].shape == mixed.mean.shape:
             g = gradient.parts[0] * factor
-        coherence, found = gradient.coherence, {}
+        coherence, by_name = gradient.coherence, {}
         if self.gate is not None:
             open_ = self.gate.outputs[0].merged
             back = self.gate.pullback((Gradient((g * mixed.second,), 0.0),))[0]
-            found["gate"] = (lost["gate"][0] if back is None else back.parts[0], 0.0)
+            by_name["gate"] = (lost["gate"][0] if back is None else back.parts[0], 0.0)
             g = g * open_.second
             coherence *= min(open_.pair_moment / open_.second_moment, 1.0)
-        found |= self.core.backward(g, coherence)
-        del found["logits"]
+        by_name |= self.core.backward(g, coherence)
+        del by_name["logits"]
         for name in ("key", "value"):
-            # Heads of one group have kernels of their own behind them.
-            found[name] = (found[name][0] * self.repeats, found[name][1])
-        return found
+            # The query heads of a group are followed by independent kernels.
+            by_name[name] = (by_name[name][0] * self.repeats, by_name[name][1])
+        return by_name

@@ -1,7 +1,7 @@
-"""The engine's rules of products of two signals: queries with keys, weights with values.
+"""Products of two signals: Dot, `ops.matmul`, `ops.einsum`, as in hand-written attention.
 
-Products that sum over channels are logits; products of weights with values sum over the keys. Other
-sums over positions are not modelled.
+Products that sum over channels are logits; products of attention weights and values sum over the
+keys. Other sums over positions are not modelled.
 """
 
 import math
@@ -36,7 +36,7 @@ Labels = Sequence[str]
 @follows_channel_axes
 @signal_rule("Matmul", "Einsum", keras.layers.Dot)
 def _product(visit: Visit) -> Outcome:
-    """A sum of products over some dimensions of two signals, or with a kernel or known numbers."""
+    """A contraction of two signals, or of a signal with a kernel or known numbers."""
     if isinstance(visit.role, Weights):
         return raw_kernels(visit)
     if len(visit.inputs) != 2 or any(v is not None for v in visit.values):
@@ -53,21 +53,21 @@ def _product(visit: Visit) -> Outcome:
 
 
 def _with_known(visit: Visit) -> Outcome:
-    """A matrix product with known numbers on one side."""
-    found = operands(visit)
-    for number, values in enumerate(found):
-        other = found[1 - number]
+    """A matrix product with a matrix of known numbers."""
+    sides = operands(visit)
+    for number, values in enumerate(sides):
+        other = sides[1 - number]
         if isinstance(values, np.ndarray) and isinstance(other, int):
             return with_matrix(visit, other, values, signal_first=number == 1)
     return unknown(visit, "the value of an operand is not known")
 
 
 class UnmodelledError(Exception):
-    """A product is not modelled, for the reason given."""
+    """A product is not modelled; the message says why."""
 
 
 def _labels(visit: Visit) -> tuple[list[str], list[str], list[str]] | None:
-    """A letter for each dimension of both operands and of the output."""
+    """A label for each dimension of both operands and of the output, None if unknown."""
     first, second = (len(s) for s in visit.call.input_shapes)
     if isinstance(visit.operation, keras.layers.Dot):
         return _of_dot(visit.operation, first, second)
@@ -108,7 +108,14 @@ def _of_einsum(
 
 
 class Product:
-    """The product of two signals, each dimension of which has a label."""
+    """A contraction of two signals.
+
+    Args:
+        visit: The call.
+        left: A label for each dimension of the first operand.
+        right: A label for each dimension of the second operand.
+        output: A label for each dimension of the output.
+    """
 
     def __init__(self, visit: Visit, left: Labels, right: Labels, output: Labels) -> None:
         self.visit, self.labels, self.output = visit, (left, right), output
@@ -128,14 +135,14 @@ class Product:
         )
 
     def _shape(self, number: int) -> list[int | None]:
-        """An operand's shape. Keras forgets lengths that its signal may know."""
+        """An operand's shape, with sizes that Keras has lost taken from its signal."""
         signal, shape = self.visit.inputs[number], list(self.visit.call.input_shapes[number])
         for place, axis in zip(position_axes(signal, len(shape)), signal.axes, strict=True):
             shape[place] = axis.size if shape[place] is None else shape[place]
         return shape
 
     def outcome(self) -> Outcome:
-        """Of weights and values, or of queries and keys."""
+        """The outcome as a product of weights and values, or else of queries and keys."""
         for number in (0, 1):
             signal = self.visit.inputs[number]
             if isinstance(signal, RowSignal) and signal.rows and signal.rows.are_weights:
@@ -151,7 +158,7 @@ class Product:
         return {labels[a] for a in channel_axes(signal, len(labels))}
 
     def arranged(self, number: int, channels: set[str], order: Labels) -> Moments:
-        """An operand's moments with those channels, its positions in that order."""
+        """An operand's moments with the given channels and order of positions."""
         labels, shape = self.labels[number], self.visit.call.input_shapes[number]
         places = [a for a, label in enumerate(labels) if label in channels]
         signal = with_channel_axes(self.visit.inputs[number], shape, places)
@@ -159,7 +166,7 @@ class Product:
         return reordered(signal.merged, [here.index(label) for label in order])
 
     def back(self, number: int, second: Array, coherence: float, order: Labels) -> Gradient:
-        """A gradient by positions in that order, for an operand as it came in."""
+        """The gradient of an operand; `second` is E g² by positions in the given order."""
         signal, labels = self.visit.inputs[number], self.labels[number]
         here = [labels[a] for a in position_axes(signal, len(labels))]
         if sorted(here) == sorted(order):
@@ -169,15 +176,15 @@ class Product:
         return Gradient((moved,) * len(signal.parts), coherence)
 
     def count(self, labels: Sequence[str]) -> int:
-        """The number of entries along some dimensions."""
+        """The product of the sizes of some dimensions."""
         return math.prod(self.sizes[label] or 1 for label in labels)
 
     def places(self, labels: Sequence[str]) -> tuple[int, ...]:
-        """Where labels stand in the output, counted from the right."""
+        """The dimensions of labels in the output, counted from the right."""
         return tuple(self.output.index(x) - len(self.output) for x in labels)
 
     def signal(self, parts: Moments, order: Labels) -> Signal:
-        """The output's signal, of moments by positions in that order; the rest are channels."""
+        """The output's signal from moments by positions in the given order."""
         here = [x for x in self.output[1:] if x in order]
         moments = reordered(parts, [list(order).index(x) for x in here])
         channels = [x for x in self.output[1:] if x not in order]
@@ -186,12 +193,12 @@ class Product:
 
 
 class _Logits:
-    """Σ over channels of q·k, of two signals that different kernels made."""
+    """Logits Σ q·k over the channels of two signals from different kernels."""
 
     def __init__(self, product: Product) -> None:
         self.product = product
         visit, summed, shared = product.visit, set(product.summed), product.shared
-        # The operand whose positions come last in the output is that of the keys.
+        # The keys are the operand whose positions come last in the output.
         ends = [max((product.output.index(x) for x in each), default=0) for each in product.only]
         self.numbers = (1, 0) if ends[0] > ends[1] else (0, 1)
         both = [product.channels_of(n) for n in self.numbers]
@@ -219,7 +226,7 @@ class _Logits:
                 raise UnmodelledError("its operands depend on each other")
 
     def outcome(self) -> Outcome:
-        """Logits that know their rows, where there are positions on both sides."""
+        """The logits, with their rows if both operands have positions."""
         product, (query, key) = self.product, self.parts
         positions = [x for x in product.output[1:] if x not in self.channels]
         has_channels = len(positions) < len(product.output) - 1
@@ -230,7 +237,7 @@ class _Logits:
         second = query.second_moment * key.second_moment
         pair = query.pair_moment * key.pair_moment
         if self.are_twins:
-            # Entries of two examples by one kernel: E uv = E u u', and E u²v² of a Gaussian pair.
+            # Two examples u, v of one kernel: E uv = E u u', and E u²v² as for a Gaussian pair.
             mean = query.pair_moment
             second, pair = second + 2 * mean**2, mean**2
         common = self.size * (self.size - 1) * mean**2
@@ -259,7 +266,7 @@ class _Logits:
         gradient = gradients[0]
         if gradient is None:
             return [None, None]
-        found: list[Gradient | None] = [None, None]
+        passed: list[Gradient | None] = [None, None]
         names = ("query", "key")
         for number, name in enumerate(names):
             own, other = self.parts[number], self.parts[1 - number]
@@ -269,17 +276,17 @@ class _Logits:
                 count = self.product.count(self.tokens[1 - number])
                 total = gradient.second_moment(output) * other.second_moment * count
                 second, coherence = np.full(own.mean.shape, total), 0.0
-                # What softmax and its like take from what keys have in common is not known here.
+                # How much softmax removes of what all keys have in common is unknown here.
                 if isinstance(output, RowSignal) and other.pair_moment > 0.1 * other.second_moment:
                     second = np.full(own.mean.shape, math.nan)
             second = second * self.product.count(self.extra[1 - number])
             operand = self.numbers[number]
-            found[operand] = self.product.back(operand, second, coherence, self.orders[number])
-        return found
+            passed[operand] = self.product.back(operand, second, coherence, self.orders[number])
+        return passed
 
 
 class Mixing:
-    """Weights times values: what attention puts out."""
+    """Attention weights times values."""
 
     def __init__(self, product: Product, number: int, weights: RowSignal) -> None:
         self.product, self.number, self.weights = product, number, weights
@@ -320,7 +327,7 @@ class Mixing:
         )
 
     def _depends_on_weights(self) -> bool:
-        """Whether the values are the keys."""
+        """Whether values and weights depend on each other, as if the values are the keys."""
         reaches = self.product.visit.reaches
         return bool(reaches and reaches[0] & reaches[1])
 
@@ -329,7 +336,7 @@ class Mixing:
         return shared_width(self.rows.source, sources[1 - self.number]) if sources else math.inf
 
     def outcome(self) -> Outcome:
-        """The mixed values; the gradient of the weights knows those of queries and keys."""
+        """The mixed values; the weights' gradient carries those of queries and keys."""
         order = [*self.blocks, *self.queries]
         output = self.product.signal(self.attention.mixed, order)
         return Outcome((output,), lambda gradients: self._pullback(gradients, output, order))
@@ -342,16 +349,16 @@ class Mixing:
         g = gradient.parts[0].transpose([here.index(x) for x in order])
         if g.shape != self.attention.mixed.mean.shape:
             g = np.full(self.attention.mixed.mean.shape, gradient.second_moment(output))
-        found = self.attention.backward(g, gradient.coherence)
-        second, coherence = found["value"]
+        by_operand = self.attention.backward(g, gradient.coherence)
+        second, coherence = by_operand["value"]
         value = self.product.back(
             1 - self.number, second * self.repeats, coherence, self.value_order
         )
-        logits = float(np.mean(found["logits"][0]))
+        logits = float(np.mean(by_operand["logits"][0]))
         weights = RowGradient(
             tuple(np.full_like(m.mean, logits) for _, m in self.weights.parts),
-            found["logits"][1],
-            sources={n: found[n] for n in ("query", "key")},
+            by_operand["logits"][1],
+            sources={n: by_operand[n] for n in ("query", "key")},
             centred=True,
         )
         return [weights, value] if self.number == 0 else [value, weights]

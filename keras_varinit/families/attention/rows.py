@@ -1,8 +1,8 @@
-"""Logits and weights of attention written by hand: signals that know their rows.
+"""Signals with rows: logits and weights of hand-written attention.
 
-A product of queries and keys is a signal like others, and besides it knows what it was made of:
-what changes along a row of logits is what softmax sees. Scaling, masks, softmax and dropout hand
-that on, and the product with the values uses it. Any other operation sees the plain moments.
+A product of queries and keys is a `RowSignal`, which also records its factors, because softmax
+depends on the variation along a row of logits. Scaling, masks, softmax and dropout pass the rows
+on, and the product with the values uses them. Other operations see plain moments.
 """
 
 import dataclasses
@@ -22,20 +22,29 @@ from keras_varinit.maths.windows import Array
 from keras_varinit.signals.outcome import Gradient, Outcome, Signal, Visit
 from keras_varinit.signals.registry import row_rule_of
 
-# What is added to a logit that nothing is to be read from, at least.
+# Masked logits are at most this.
 _HIDDEN = -1e3
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Rows:
-    """The rows of a tensor of logits, or of weights once softmax made them.
+    """The rows of a tensor of logits, or of attention weights.
 
-    `row_axes`, `key_axes` and `block_axes` are dimensions counted from the right: of the queries,
-    of the keys, and of positions that queries and keys share. `query` and `key` hold the moments of
-    what the logits are products of, `size` entries each, with the axes of blocks first; `scale` is
-    what the product was multiplied by, squared, and `spread` an effective `size` by which rows
-    differ in size. `kept` is what dropout leaves of the weights. `source` is what the keys' kernel
-    read (see `narrowness`).
+    Dimensions are counted from the right.
+
+    Args:
+        query: Moments of the queries, with the axes of blocks first.
+        key: Moments of the keys, with the axes of blocks first.
+        pattern: Which keys each query attends to.
+        row_axes: Dimensions of the queries.
+        key_axes: Dimensions of the keys.
+        block_axes: Dimensions of positions that queries and keys share.
+        scale: Square of the factor on the logits.
+        size: Number of entries of a query or a key.
+        spread: Effective size that determines how much the norms of rows vary.
+        kept: Share of the weights that dropout keeps.
+        are_weights: Whether softmax has been applied.
+        source: The input of the keys' kernel; see `narrowness`.
     """
 
     query: Moments
@@ -52,26 +61,26 @@ class Rows:
     source: tuple[int, float] | None = None
 
     def shares(self) -> Array:
-        """E Σ A², E Σ A³, E (Σ A²)² and E Σ A⁴ of typical rows."""
+        """E Σ A², E Σ A³, E (Σ A²)² and E Σ A⁴, averaged over rows."""
         own = max(self.key.second_moment - self.key.pair_moment, 0.0)
         variance = self.scale * self.size * self.query.second_moment * own
         counts = self.pattern.counts
-        found = row_shares(np.full_like(counts, variance), counts, self.spread)
-        return np.asarray(found.mean(axis=1))
+        shares = row_shares(np.full_like(counts, variance), counts, self.spread)
+        return np.asarray(shares.mean(axis=1))
 
 
 @dataclasses.dataclass(frozen=True)
 class RowSignal(Signal):
-    """A signal that knows its rows; a function of its entries does not."""
+    """A signal with rows; `each` drops them."""
 
     rows: Rows | None = None
 
     def each(self, function: Callable[[Moments], Moments]) -> Signal:
-        """A function of each group, as a signal without rows."""
+        """Applies `function` to each group and drops the rows."""
         return self.plain().each(function)
 
     def plain(self) -> Signal:
-        """The same moments alone."""
+        """The signal without rows."""
         return Signal(self.parts, self.channel_axis, self.other_axes)
 
 
@@ -79,8 +88,9 @@ class RowSignal(Signal):
 class RowGradient(Gradient):
     """The gradient of logits or weights.
 
-    `sources` holds E g² and coherence at the entries of queries and keys, where the product with
-    the values has worked them out. `centred`: the sum over a row is 0.
+    Args:
+        sources: E g² and coherence for "query" and "key", computed by the product with the values.
+        centred: Whether each row sums to 0.
     """
 
     sources: Mapping[str, tuple[Array, float]] | None = None
@@ -94,19 +104,19 @@ def rows_of(visit: Visit, number: int = 0) -> Rows | None:
 
 
 def with_rows(signal: Signal, rows: Rows) -> RowSignal:
-    """A signal that knows its rows."""
+    """Adds rows to a signal."""
     return RowSignal(signal.parts, signal.channel_axis, signal.other_axes, rows)
 
 
 def masked(visit: Visit, number: int, rows: Rows, values: npt.NDArray[Any]) -> Outcome:
-    """The same rows where a mask, an array over the tensor, lets them through."""
+    """Restricts rows to the entries that a mask, an array over the whole tensor, keeps."""
     seen = _as_pattern(values, rows, len(visit.output_shape))
     pattern = rows.pattern.restricted(seen) if not np.all(seen) else rows.pattern
     return passed_on(visit, number, dataclasses.replace(rows, pattern=pattern))
 
 
 def passed_on(visit: Visit, number: int, rows: Rows, factor: float = 1.0) -> Outcome:
-    """The logits with other rows, and times √`factor`; gradients come back times `factor`."""
+    """Replaces the rows, and multiplies second moments and those of gradients by `factor`."""
     signal = visit.inputs[number]
     output = with_rows(Signal.scaled(signal, factor) if factor != 1.0 else signal, rows)
 
@@ -121,7 +131,7 @@ def passed_on(visit: Visit, number: int, rows: Rows, factor: float = 1.0) -> Out
 
 
 def _as_pattern(values: npt.NDArray[Any], rows: Rows, rank: int) -> Booleans:
-    """A mask over a whole tensor as (rows, keys)."""
+    """A mask over the whole tensor as an array (rows, keys)."""
     values = np.asarray(values != 0).reshape((1,) * (rank - values.ndim) + values.shape)
     last = [*rows.row_axes, *rows.key_axes]
     values = np.moveaxis(values, last, range(-len(last), 0))
@@ -135,27 +145,27 @@ def _as_pattern(values: npt.NDArray[Any], rows: Rows, rank: int) -> Booleans:
 
 
 def known_numbers(visit: Visit, value: Any, number: int | None) -> npt.NDArray[Any] | None:
-    """An operand that no weight has touched, by its value or its number among the inputs."""
+    """The value of an operand without weights, from `value` or its input number; else None."""
     if number is None:
         return np.asarray(keras.ops.convert_to_numpy(value))
     if visit.values and visit.values[number] is not None:
         return np.asarray(visit.values[number])
-    found = None if visit.masks is None else visit.masks.of(visit.call.node, number)
-    if found is None:
+    known = None if visit.masks is None else visit.masks.of(visit.call.node, number)
+    if known is None:
         return None
-    if found.from_data:
+    if known.from_data:
         visit.note(FROM_DATA)
-    return found.values
+    return known.values
 
 
 def hides(values: npt.NDArray[Any]) -> npt.NDArray[np.bool_] | None:
-    """Which logits an added mask leaves; None where it is no mask."""
+    """The logits that an additive mask keeps; None if the values are not a mask."""
     kept = values == 0
     return np.asarray(kept) if np.all(kept | (values <= _HIDDEN)) else None
 
 
 def outcome_of_rows(visit: Visit) -> Outcome | None:
-    """What an operation does to rows; None where it has no rule for them or there are none."""
+    """The outcome by an operation's row rule; None without rows or without a rule."""
     if not any(isinstance(s, RowSignal) for s in visit.inputs):
         return None
     rule = row_rule_of(visit.operation)

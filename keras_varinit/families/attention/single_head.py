@@ -1,4 +1,4 @@
-"""The engine's rules of attention without kernels: `Attention` and `AdditiveAttention`."""
+"""Attention and AdditiveAttention, the layers without kernels."""
 
 import math
 from collections.abc import Mapping
@@ -35,12 +35,12 @@ _AHEAD = 6.0
 
 @signal_rule(*layer_classes("Attention", "AdditiveAttention"))
 def _attention(visit: Visit) -> Outcome:
-    """Queries, values and keys as they come in, `inputs=[query, value, key]`."""
+    """Attention on `inputs=[query, value, key]`, without projections."""
     arguments = named_arguments(visit.call.node)
-    given = arguments["inputs"]
-    if any(not isinstance(each, Input) for each in given):
+    sources = arguments["inputs"]
+    if any(not isinstance(each, Input) for each in sources):
         return unknown(visit, "it attends to constants")
-    numbers = [each.number for each in given]
+    numbers = [each.number for each in sources]
     query, value = numbers[:2]
     key = numbers[2] if len(numbers) > 2 else value
     try:
@@ -50,7 +50,7 @@ def _attention(visit: Visit) -> Outcome:
 
 
 class _Layer:
-    """An attention layer at work, its inputs given by their numbers."""
+    """One call of an attention layer; `query`, `key` and `value` are numbers of inputs."""
 
     def __init__(
         self, visit: Visit, arguments: Mapping[str, Any], query: int, key: int, value: int
@@ -82,7 +82,7 @@ class _Layer:
             self._check_self(parts["query"])
             return
         kept = 1 - float(visit.operation.dropout)
-        # Keys that are the values themselves pull the output towards the query.
+        # If the keys are the values, the output is pulled towards the query.
         width = channels if reaches[1] & reaches[2] else math.inf
         self.attention = Attention(
             parts["query"],
@@ -111,7 +111,7 @@ class _Layer:
         return _of_sums(float(np.mean(outer**2)), float(np.mean(scale)), size)
 
     def _check_self(self, moments: Moments) -> None:
-        """Products with itself, d·E x², must be far ahead of those with others."""
+        """Checks that the logit of a token with itself, d·E x², far exceeds all others."""
         scale = float(np.mean(_values(self.visit.operation, "scale")))
         size = self.signals["query"].channels
         own = max(moments.second_moment - moments.pair_moment, 0.0)
@@ -121,7 +121,7 @@ class _Layer:
             raise UnknownError("its queries are its keys, with no kernel between them")
 
     def outcome(self) -> Outcome:
-        """The mixed values and, where asked for, the weights."""
+        """The mixed values and, if requested, the attention weights."""
         value = self.signals["value"]
         if self.attention is None:
             output = value.each(Moments.copied)
@@ -145,9 +145,9 @@ class _Layer:
         if self.attention is None:
             results[self.numbers["value"]] = gradient
             return results
-        found = self.attention.backward(gradient.parts[0], gradient.coherence)
+        by_input = self.attention.backward(gradient.parts[0], gradient.coherence)
         for name, number in self.numbers.items():
-            second, coherence = found[name]
+            second, coherence = by_input[name]
             parts = (second,) * len(self.signals[name].parts)
             results[number] = added(results[number], Gradient(parts, coherence))
         return results
@@ -159,9 +159,9 @@ def _values(layer: Any, name: str) -> Any:
 
 
 def _of_sums(outer: float, inner: float, size: int) -> LogitsOf:
-    """Logits Σ w·tanh(a·(q + k)) over `size` entries, `outer` = E w² and `inner` = a.
+    """Logits Σ w·tanh(a·(q + k)) over `size` entries, with `outer` = E w² and `inner` = a.
 
-    What changes along a row is E tanh² less E tanh tanh' of two keys of one query.
+    Their variance along a row is proportional to E tanh² - E tanh tanh' for two keys of a query.
     """
     activation = Activation(
         f"tanh of {inner:g}", lambda s: FUNCTIONS["tanh"](inner * s), ("tanh", inner)

@@ -1,7 +1,7 @@
-"""The engine's rules of softmax: over the channels, over positions, and over the keys of attention.
+"""Softmax, LogSoftmax and `ops.softmax`: over channels, positions, or the keys of attention.
 
-Weights A = softmax(l) over n logits have E A = 1/n and E Σ A² = S. With gradients that know nothing
-of each other E Σ (dL/dl)² = (S - 2 E Σ A³ + E (Σ A²)²)·g².
+Weights A = softmax(l) over n logits have E A = 1/n and E Σ A² = S. For uncorrelated gradients of
+second moment g², E Σ (dL/dl)² = (S - 2 E Σ A³ + E (Σ A²)²)·g².
 """
 
 import dataclasses
@@ -58,7 +58,7 @@ def softmax_axes(operation: Any, rank: int) -> list[int]:
 @follows_channel_axes
 @signal_rule("Softmax", keras.layers.Softmax)
 def _softmax(visit: Visit) -> Outcome:
-    """Of a signal that knows no rows; at the model's output it belongs to the loss."""
+    """Softmax of a signal without rows; at the model's output it belongs to the loss."""
     if visit.at_output:
         count = len(visit.inputs)
         return Outcome(visit.inputs[:1], lambda gradients: only_first(gradients[0], count))
@@ -74,7 +74,7 @@ def _softmax(visit: Visit) -> Outcome:
 
 
 def softmax(visit: Visit, axes: Sequence[int]) -> Outcome:
-    """Softmax over some dimensions of the first input."""
+    """Softmax of the first input over the dimensions `axes`."""
     signal, shape = visit.inputs[0], visit.call.input_shapes[0]
     if visit.at_output:
         return Outcome((signal,), lambda gradients: only_first(gradients[0], len(visit.inputs)))
@@ -92,7 +92,7 @@ def softmax(visit: Visit, axes: Sequence[int]) -> Outcome:
 
 
 def as_activation(visit: Visit, outputs: tuple[Signal, ...], name: str) -> Outcome:
-    """Softmax, or one of its kin, as the activation of a layer with kernels."""
+    """Softmax as the activation of a layer with kernels; similar functions are not modelled."""
     call = dataclasses.replace(visit.call, input_shapes=visit.call.output_shapes)
     moved = dataclasses.replace(visit, inputs=outputs, call=call)
     if name != "softmax":
@@ -101,7 +101,7 @@ def as_activation(visit: Visit, outputs: tuple[Signal, ...], name: str) -> Outco
 
 
 def _over_channels(visit: Visit, count: int) -> Outcome:
-    """Logits that different rows of a kernel made are independent."""
+    """Softmax over channels, which are independent logits."""
     signal = visit.inputs[0]
     total = signal.merged
     variance = total.average(total.variance)
@@ -131,7 +131,7 @@ def _over_channels(visit: Visit, count: int) -> Outcome:
 
 
 def _over_positions(visit: Visit, axes: Sequence[int]) -> Outcome:
-    """Logits of one kernel at all positions: what they have in common cancels."""
+    """Softmax over positions of one channel, where the common part of the logits cancels."""
     signal, shape = visit.inputs[0], visit.call.input_shapes[0]
     rank = len(shape)
     positions = position_axes(signal, rank)
@@ -141,7 +141,7 @@ def _over_positions(visit: Visit, axes: Sequence[int]) -> Outcome:
     key = without_axes(merged, others, pooled=True)
     second, pair = key.second_moment, _within(key)
     own = max(second - pair, 0.0)
-    # Rows of logits are alike as far as entries of one key are, beyond those of two keys.
+    # Correlation of two rows of logits, from that of their entries at the same key.
     row_axes = axes_of(sizes_of(shape, [positions[n] for n in others]))
     same = without_axes(merged, keys, pooled=True).pair_moment
     alike = min(max((same - merged.pair_moment) / own, 0.0), 1.0) if own > 0 else 1.0
@@ -171,7 +171,7 @@ def _within(key: Moments) -> float:
 
 
 def _weights(visit: Visit, rows: Rows) -> Outcome:
-    """The weights of rows of logits, which the first input holds."""
+    """Softmax of the first input, logits with the given rows."""
     signal = visit.inputs[0]
     squares, cubes, fourths, _ = rows.shares().tolist()
     keys = rows.pattern.keys
@@ -195,7 +195,7 @@ def _weights(visit: Visit, rows: Rows) -> Outcome:
 
 @row_rule("Softmax", keras.layers.Softmax, keras.layers.Activation)
 def _of_rows(visit: Visit) -> Outcome | None:
-    """Softmax over the keys of attention."""
+    """Softmax of logits with rows, over the keys."""
     is_softmax = isinstance(visit.role, Elementwise) and visit.role.activation.name == "softmax"
     if not is_softmax:
         return None
@@ -220,7 +220,7 @@ def _of_rows(visit: Visit) -> Outcome | None:
 
 
 def _mask_of(visit: Visit) -> tuple[int | None, Any]:
-    """The mask of a `Softmax` layer: its number among the inputs, or its value."""
+    """The mask of a `Softmax` layer: (number of the input, None) or (None, value)."""
     if not isinstance(visit.operation, keras.layers.Softmax):
         return None, None
     mask = named_arguments(visit.call.node).get("mask")
@@ -229,12 +229,12 @@ def _mask_of(visit: Visit) -> tuple[int | None, Any]:
 
 @row_rule("Multiply", "Divide", "TrueDivide")
 def _scaled(visit: Visit) -> Outcome | None:
-    """Logits times a number."""
-    found = operands(visit)
-    numbers = [o for o in found if isinstance(o, np.ndarray)]
-    if len(numbers) != 1 or (not isinstance(found[0], int) and "Divide" in _name(visit)):
+    """Logits multiplied or divided by a number."""
+    sides = operands(visit)
+    numbers = [o for o in sides if isinstance(o, np.ndarray)]
+    if len(numbers) != 1 or (not isinstance(sides[0], int) and "Divide" in _name(visit)):
         return None
-    number = next(o for o in found if isinstance(o, int))
+    number = next(o for o in sides if isinstance(o, int))
     rows = rows_of(visit, number)
     if rows is None or rows.are_weights or numbers[0].size != 1:
         return None
@@ -250,19 +250,19 @@ def _name(visit: Visit) -> str:
 
 @row_rule("Add", "Where", keras.layers.Add)
 def _masked(visit: Visit) -> Outcome | None:
-    """A mask added to logits, or logits where a mask is true and -∞ elsewhere."""
+    """Logits with an additive mask, or with -∞ where a boolean mask is false."""
     arguments = visit.call.node.arguments
-    given = [*arguments.args, *(arguments.kwargs[k] for k in sorted(arguments.kwargs))]
-    given = keras.tree.flatten(given)
-    numbers, values = _numbered(given), []
+    call_values = [*arguments.args, *(arguments.kwargs[k] for k in sorted(arguments.kwargs))]
+    call_values = keras.tree.flatten(call_values)
+    numbers, values = _numbered(call_values), []
     index = next(n for n, s in enumerate(visit.inputs) if isinstance(s, RowSignal))
     rows = rows_of(visit, index)
     if rows is None or rows.are_weights:
         return None
     place = numbers.index(index)
-    others = [n for n in range(len(given)) if n != place]
+    others = [n for n in range(len(call_values)) if n != place]
     for n in others:
-        value = known_numbers(visit, given[n], numbers[n])
+        value = known_numbers(visit, call_values[n], numbers[n])
         if value is None:
             return None
         values.append(value)
@@ -283,19 +283,19 @@ def _masked(visit: Visit) -> Outcome | None:
         return unknown(visit, str(reason))
 
 
-def _numbered(given: Sequence[Any]) -> list[int | None]:
-    """For each argument its number among the inputs, None for what is no tensor of the graph."""
-    count, found = 0, []
-    for value in given:
+def _numbered(values: Sequence[Any]) -> list[int | None]:
+    """The input number of each argument, None for arguments that are not symbolic tensors."""
+    count, numbers = 0, []
+    for value in values:
         is_input = isinstance(value, keras.KerasTensor)
-        found.append(count if is_input else None)
+        numbers.append(count if is_input else None)
         count += is_input
-    return found
+    return numbers
 
 
 @row_rule(keras.layers.Dropout)
 def _dropped(visit: Visit) -> Outcome | None:
-    """Dropout of weights: they are divided by what is kept."""
+    """Dropout of attention weights, which divides them by the kept share."""
     rows, signal = rows_of(visit), visit.inputs[0]
     if rows is None or not rows.are_weights:
         return None

@@ -1,1 +1,1 @@
-"""Recurrent layers: SimpleRNN, LSTM, GRU, their cells, and both directions."""
+"""Recurrent layers: SimpleRNN, LSTM, GRU, RNN with their cells, ConvLSTM, and Bidirectional."""

@@ -1,4 +1,4 @@
-"""Cells of recurrent layers: their kernels with fans, their numbers, and the law of each kind."""
+"""Cells of SimpleRNN, LSTM, GRU and ConvLSTM: kernels with fans, parameters, and recurrences."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -39,9 +39,9 @@ _GATES = {keras.layers.SimpleRNNCell: 1, keras.layers.GRUCell: 3, keras.layers.L
 
 @weight_rule(keras.layers.RNN)
 def _recurrent_role(call: Call) -> Role:
-    """Kernel and recurrent kernel of each cell; stacked cells act in turn.
+    """The kernel and recurrent kernel of each cell; stacked cells have rising levels.
 
-    The stage behind is the cell's activation; the recurrent kernel reads what the cell put out.
+    The activation of the last cell begins the stage that follows.
     """
     cell = call.operation.cell
     cells = list(getattr(cell, "cells", [cell]))
@@ -61,7 +61,7 @@ def _recurrent_role(call: Call) -> Role:
 
 @weight_rule(*layer_classes("ConvLSTM1D", "ConvLSTM2D", "ConvLSTM3D"))
 def _conv_lstm_role(call: Call) -> Role:
-    """Two convolutions with four gates on the last axis: fan-out counts one gate."""
+    """Two convolutions with four gates on the last axis; the fan-out counts one gate."""
     layer, cell = call.operation, call.operation.cell
     shapes = call.input_shapes[0]
     inputs = spatial_shape((shapes[0], *shapes[2:]), layer.data_format)
@@ -90,7 +90,7 @@ def _conv_lstm_role(call: Call) -> Role:
     return Weights(kernels, activation_of(cell.activation))
 
 
-# Class of cell, its number of gates, its law.
+# The function that computes the states of a cell over all steps.
 Law = Callable[[Steps, Cell, Sequence[Moment]], States]
 
 KINDS: tuple[tuple[type, int, Law], ...] = (
@@ -103,16 +103,19 @@ _OF_ROWS = ("softmax", "log_softmax", "sparsemax")
 
 
 class NotModelledError(Exception):
-    """Why a recurrent layer is not followed."""
+    """A recurrent layer is not modelled; the message says why."""
 
 
 def kind_of(cell: Any) -> tuple[type, int, Law]:
-    """The class of a cell, its number of gates and its law."""
+    """The class of a cell, its number of gates and its recurrence."""
     return next(kind for kind in KINDS if isinstance(cell, kind[0]))
 
 
 def numbers_of(cell: Any, gates: int, scale: float) -> Cell:
-    """A cell's functions, biases and dropout, for states of that scale."""
+    """A cell's activations, biases and dropout.
+
+    `scale` is the variance of the recurrent kernel times its number of units.
+    """
     biases = _biases(cell, gates)
     return Cell(
         scale,
@@ -138,7 +141,7 @@ def _activation(function: Any) -> Activation:
 
 
 def _biases(cell: Any, gates: int) -> Array:
-    """(2, gates, units): what is added to W x, and to U h where that has biases of its own."""
+    """(2, gates, units): the biases of W x, and those of U h if it has its own."""
     variable, units = own_variable(cell, "bias"), int(cell.units)
     biases = np.zeros((2, gates, units))
     if variable is None:

@@ -1,7 +1,8 @@
-"""The engine's rules of recurrent layers: SimpleRNN, LSTM, GRU, their cells, and both directions.
+"""SimpleRNN, LSTM, GRU, RNN with their cells, and Bidirectional; ConvLSTM by its fans alone.
 
-A kernel's output u is W x_t or U h_{t-1}, of all gates and over all steps, without the biases: no
-kernel makes a pre-activation alone. The law of the state is that of `recurrent_moments`.
+A pre-activation is the sum of the outputs of two kernels. The output u of a kernel is W x_t or
+U h_{t-1}, without biases, over all gates and steps. The moments of the states are computed in
+`maths.recurrence`.
 """
 
 import dataclasses
@@ -45,8 +46,8 @@ from keras_varinit.signals.registry import signal_rule
 from keras_varinit.signals.roles import Kernel, Weights
 from keras_varinit.tracing.arguments import Input, named_arguments
 
-# Steps that are followed one by one. One number for all layers, so that a layer finds the gradients
-# of the steps that it follows in what the layer behind it sends back.
+# Number of steps that are computed one by one. It is the same for all layers, so that gradients
+# passed back by one layer are by the steps of the preceding one.
 _STEPS = 48
 
 
@@ -59,12 +60,12 @@ def _recurrent(visit: Visit) -> Outcome:
         starts = _starts(visit, cells)
         return _Layer(visit, cells, _clock(visit), starts).outcome()
     except NotModelledError as reason:
-        visit.note(f"{visit.operation.name}: {reason}, so what it puts out is not known")
+        visit.note(f"{visit.operation.name}: {reason}, so its output is not known")
         return _without_state(visit)
 
 
 def _without_state(visit: Visit) -> Outcome:
-    """The first kernel reads the input, whatever the state does; nothing else is known."""
+    """Only the output of the first kernel, which reads the input, is known."""
     return general_kernels(dataclasses.replace(visit, note=lambda text: None))
 
 
@@ -76,7 +77,11 @@ def _clock(visit: Visit) -> Clock:
 
 
 def _cells(visit: Visit) -> list[Any]:
-    """The cells of a layer, all of them Keras's own, called on the sequence alone."""
+    """The cells of a layer, if all are Keras's own.
+
+    Raises:
+        NotModelledError: if they are not, or the call has a mask or other arguments.
+    """
     layer, node = visit.operation, visit.call.node
     if not isinstance(getattr(layer, "cell", None), keras.Layer):
         raise NotModelledError("its cell is not a layer")
@@ -101,20 +106,20 @@ def _cells(visit: Visit) -> list[Any]:
 
 
 def _starts(visit: Visit, cells: Sequence[Any]) -> list[list[Input]]:
-    """The states that the layer is given, by cell; empty where it starts from zeros."""
-    given = named_arguments(visit.call.node).get("initial_state")
-    if given is None:
+    """The initial states by cell; empty lists if the layer starts from zeros."""
+    initial = named_arguments(visit.call.node).get("initial_state")
+    if initial is None:
         return [[] for _ in cells]
-    states, found = keras.tree.flatten(given), []
+    states, by_cell = keras.tree.flatten(initial), []
     counts = [len(keras.tree.flatten(cell.state_size)) for cell in cells]
     if len(states) != sum(counts) or not all(isinstance(s, Input) for s in states):
         raise NotModelledError("it starts from states that are no signals, or of other layers")
     if not all(visit.inputs[s.number].is_known() for s in states):
         raise NotModelledError("it starts from a state that is not known")
     for count in counts:
-        found.append(states[:count])
+        by_cell.append(states[:count])
         states = states[count:]
-    return found
+    return by_cell
 
 
 def _moment_of(signal: Signal) -> Moment:
@@ -124,7 +129,7 @@ def _moment_of(signal: Signal) -> Moment:
 
 @dataclasses.dataclass(frozen=True)
 class _Run:
-    """One cell at work: its kernels, the states that it is given, and its own."""
+    """One cell over all steps: its kernels, initial states and states."""
 
     kernel: Kernel
     recurrent: Kernel
@@ -141,7 +146,7 @@ class _Run:
 
 
 class _Layer:
-    """A recurrent layer on a sequence: its cells act in turn."""
+    """One call of a recurrent layer, whose cells are applied in order."""
 
     def __init__(
         self,
@@ -154,12 +159,12 @@ class _Layer:
         self.layer, self.signal = visit.operation, in_layout(visit, -1)
         role = visit.role
         if not isinstance(role, Weights):
-            raise TypeError("a rule of weight layers met another role")
+            raise TypeError("the rule expects a call whose role is `Weights`")
         steps, fan_in = steps_of(self.signal.merged, clock), self.signal.channels
         self.runs: list[_Run] = []
-        for number, (cell, given) in enumerate(zip(cells, starts, strict=True)):
+        for number, (cell, start) in enumerate(zip(cells, starts, strict=True)):
             kernels = role.kernels[2 * number : 2 * number + 2]
-            self.runs.append(self._run(cell, kernels, given, steps, fan_in))
+            self.runs.append(self._run(cell, kernels, start, steps, fan_in))
             steps, fan_in = self.runs[-1].states.outputs, int(cell.units)
 
     def _run(
@@ -182,8 +187,8 @@ class _Layer:
         if not math.isfinite(variance + scale):
             raise NotModelledError("the variance of its kernels is not known")
         inputs = steps.scaled(variance * fan_in / kept, variance * fan_in)
-        given = [_moment_of(visit.inputs[each.number]) for each in starts]
-        states = law(inputs, numbers_of(cell, gates, scale), given or (ZERO, ZERO))
+        moments = [_moment_of(visit.inputs[each.number]) for each in starts]
+        states = law(inputs, numbers_of(cell, gates, scale), moments or (ZERO, ZERO))
         read = clock.average(states.recurrent)
         if not math.isfinite(read + states.last[0][1]):
             raise NotModelledError("its state grows beyond all numbers")
@@ -194,7 +199,7 @@ class _Layer:
         return _Run(kernel, recurrent, variance, kept, gates, int(cell.units), starts, states)
 
     def outcome(self) -> Outcome:
-        """The outputs, and how gradients come back."""
+        """The outputs, with the pullback of gradients."""
         last = self.runs[-1].states
         moments = [state for run in self.runs for state in run.states.last]
         if self.layer.return_sequences:
@@ -235,7 +240,14 @@ class _Layer:
         carried: Sequence[float],
         results: list[Gradient | None],
     ) -> Array:
-        """Takes down the gradients at a cell's kernels; returns those at its input."""
+        """Records the gradients at a cell's kernels and returns those at its input.
+
+        Args:
+            run: The cell.
+            arriving: (steps, steps), E g_t g_s at its outputs.
+            carried: E g² at its final states.
+            results: Gradients by input of the layer; those of initial states are set.
+        """
         visit, clock = self.visit, self.clock
         returned = run.states.pullback(arriving, carried)
         matrix, recurrent = returned.kernel, returned.recurrent
@@ -266,7 +278,7 @@ def _state(shape: Any, moments: tuple[float, float, float]) -> Signal:
 
 @signal_rule(keras.layers.Bidirectional)
 def _bidirectional(visit: Visit) -> Outcome:
-    """Two layers of different weights on one sequence; the second one's output is turned round."""
+    """Joins the two directions; the output of the backward layer is reversed."""
     wrapper, inputs = visit.operation, visit.inputs[:2]
     if wrapper.return_state:
         visit.note(f"{wrapper.name}: the states that it returns are not known")
@@ -309,13 +321,13 @@ def _merged(mode: str | None, ahead: Signal, back: Signal) -> list[Signal]:
 
 
 def _factors(mode: str | None, ahead: Signal, back: Signal) -> tuple[Any, Any]:
-    """What a gradient's second moment is multiplied by on its way to each direction."""
+    """Factors on a gradient's second moment for the forward and the backward layer."""
     if mode == "mul":
         return back.merged.second, ahead.merged.second
     return (0.25, 0.25) if mode == "ave" else (1.0, 1.0)
 
 
 def _turned(moments: Moments) -> Moments:
-    """The sequence from its end to its start."""
+    """The moments of the reversed sequence."""
     mean, far, excess = map(np.flip, (moments.mean, moments.far, moments.excess))
     return Moments(moments.axes, mean, far, excess, moments.radius)

@@ -1,7 +1,7 @@
-"""The steps of a sequence that a recurrent layer is followed over, and their moments.
+"""The steps of a sequence that are computed for a recurrent layer, and their moments.
 
-A long sequence is followed over its first and its last steps; the one in the middle stands for all
-those left out, which is right where states and gradients have settled by then.
+For a long sequence, only its first and last steps are computed. The middle one stands for all
+others, which is right if states and gradients have converged there.
 """
 
 import dataclasses
@@ -16,15 +16,20 @@ from keras_varinit.signals.outcome import Gradient
 
 _LARGEST_RADIUS = 24
 
-_APART = 8  # steps over which what has settled must not change
+_APART = 8  # steps over which a converged quantity must not change
 
 
 @dataclasses.dataclass(frozen=True)
 class Clock:
-    """The steps that are followed, of an axis that may have more.
+    """The computed steps of an axis, in the order in which the layer reads them.
 
-    `reads` and `writes` are the classes of position of their input and output, `shares` the number
-    of steps that each stands for: 1, but for the one in the middle of a long sequence.
+    Args:
+        axis: The axis of the sequence.
+        reads: (steps,), the class of position of each step's input.
+        writes: (steps,), the class of position of each step's output.
+        shares: (steps,), the number of steps that each stands for: 1, except for the middle step
+            of a long sequence.
+        backwards: Whether the layer reads the sequence from its end.
     """
 
     axis: Axis
@@ -35,7 +40,7 @@ class Clock:
 
     @property
     def middle(self) -> int:
-        """The step that stands for many where the sequence is long."""
+        """The step that stands for many in a long sequence."""
         return len(self.shares) // 2
 
     @property
@@ -44,21 +49,21 @@ class Clock:
         return bool(self.shares[self.middle] > 1)
 
     def average(self, values: Array) -> float:
-        """Mean over all steps."""
+        """Mean of (steps,) values over all steps."""
         return float(np.sum(self.shares * values) / np.sum(self.shares))
 
     def members(self, classes: Integers) -> Array:
-        """Steps in each class of position, (steps, classes)."""
+        """(steps, classes): the number of steps in each class of position."""
         return np.asarray(self.shares[:, None] * (classes[:, None] == np.arange(self.axis.count)))
 
     def by_class(self, values: Array, classes: Integers) -> Array:
-        """Mean over the steps of each class."""
+        """Means of (steps,) values over the steps of each class."""
         members = self.members(classes)
         return np.asarray(values @ members / members.sum(axis=0))
 
 
 def clock_of(axis: Axis, limit: int, *, backwards: bool) -> Clock:
-    """The steps to follow of an axis of known size, at most `limit`."""
+    """The steps to compute for an axis of known size, at most `limit`."""
     size = axis.size or 0
     count = min(size, limit)
     positions, shares = np.arange(count), np.ones(count)
@@ -87,7 +92,7 @@ def moments_of(steps: Steps, clock: Clock) -> Moments:
     sizes = members.sum(axis=0)
     others = np.array(steps.others)
     if clock.is_long:
-        # Of the steps that one stands for, nearly all pairs are far apart.
+        # Nearly all pairs of the steps that the middle one stands for are far apart.
         middle, many = clock.middle, clock.shares[clock.middle]
         apart = others[middle, middle // 2]
         others[middle, middle] = apart + (others[middle, middle] - apart) / many
@@ -104,7 +109,10 @@ def moments_of(steps: Steps, clock: Clock) -> Moments:
 
 
 def _radius(over: Array) -> int:
-    """The offset up to which steps of one example are more alike than those of two."""
+    """The largest offset at which steps of one example correlate more than those of two.
+
+    `over` (steps, steps) is the excess of E h_t h_s within an example.
+    """
     count = len(over)
     if count <= 15:
         return count - 1
@@ -115,21 +123,21 @@ def _radius(over: Array) -> int:
 
 @dataclasses.dataclass(frozen=True)
 class SteppedGradient(Gradient):
-    """A gradient whose correlations between the followed steps are known, in order of position.
+    """A gradient with its correlations (steps, steps) between the computed steps, by position.
 
-    The next recurrent layer wants them: those of a gradient that fades are no single number.
+    Another recurrent layer needs them, since a fading gradient has no single correlation.
     """
 
     correlations: Array = dataclasses.field(default_factory=lambda: np.ones((1, 1)))
 
     def with_parts(self, parts: tuple[Array, ...]) -> Gradient:
-        """Other second moments, as coherent."""
+        """Replaces the second moments and keeps the coherence."""
         if any(part.shape != self.parts[0].shape for part in parts):
             return super().with_parts(parts)
         return SteppedGradient(parts, self.coherence, self.local, correlations=self.correlations)
 
     def less_coherent(self, far: float, adjacent: float) -> Gradient:
-        """The correlations of far and of adjacent pairs times a factor each."""
+        """Multiplies the correlations of distant and of adjacent pairs by a factor each."""
         less = super().less_coherent(far, adjacent)
         steps = np.arange(len(self.correlations))
         apart = np.abs(np.subtract.outer(steps, steps))
@@ -139,14 +147,18 @@ class SteppedGradient(Gradient):
         )
 
     def turned(self) -> "SteppedGradient":
-        """From the end of the sequence to its start."""
+        """The gradient of the reversed sequence."""
         return dataclasses.replace(self, correlations=np.flip(self.correlations))
 
 
 def stepped(part: Array, count: int, matrix: Array, clock: Clock) -> SteppedGradient:
-    """The gradient at the input of E g² `part` by class, the same for `count` groups of channels.
+    """The gradient at the input of a recurrent layer.
 
-    `matrix` holds E g_t g_s in the order in which the layer reads.
+    Args:
+        part: (classes,), E g² by class of position.
+        count: Number of groups of channels, which all have this gradient.
+        matrix: (steps, steps), E g_t g_s in the order in which the layer reads.
+        clock: The steps.
     """
     far, adjacent = coherence_of(matrix, clock)
     local = (adjacent - far) / (1 - far) if far < 1 else 0.0
@@ -159,7 +171,7 @@ def stepped(part: Array, count: int, matrix: Array, clock: Clock) -> SteppedGrad
 
 
 def arriving_at(gradient: Gradient, clock: Clock) -> Array:
-    """E g_t g_s of the gradients at the output's steps."""
+    """(steps, steps): E g_t g_s of the gradients at the output's steps."""
     seconds = np.sqrt(gradient.parts[0][clock.writes])
     known = getattr(gradient, "correlations", None)
     if known is not None and len(known) == len(seconds):
@@ -171,7 +183,7 @@ def arriving_at(gradient: Gradient, clock: Clock) -> Array:
 
 
 def has_settled(seconds: Array, clock: Clock) -> bool:
-    """Whether the second moments of a state stay the same towards the middle."""
+    """Whether the second moments (steps,) of a state converge before the middle step."""
     if not clock.is_long:
         return True
     before = float(seconds[clock.middle - _APART])
@@ -179,16 +191,17 @@ def has_settled(seconds: Array, clock: Clock) -> bool:
 
 
 def coherence_of(matrix: Array, clock: Clock) -> tuple[float, float]:
-    """Of gradients by step: the mean correlation of two steps, and of two adjacent ones.
+    """The mean correlations of the gradients at two steps, and at two adjacent steps.
 
-    Both are shares of the mean square, so that the gradient of a sum over the steps is right.
+    `matrix` (steps, steps) holds E g_t g_s. Both correlations are relative to the mean square over
+    steps, so that the gradient of a sum over the steps is exact.
     """
     size, shares = float(np.sum(clock.shares)), clock.shares
     total = float(shares @ np.diagonal(matrix))
     if size < 2 or not total > 0:
         return 0.0, 0.0
     apart = matrix - np.diag(np.diagonal(matrix))
-    # The sums count each pair from both of its sides.
+    # The sums count each pair twice.
     beside = np.diagonal(apart, 1)
     everywhere = float(shares @ apart.sum(axis=1)) / (size - 1)
     adjacent = float(shares[1:] @ beside + shares[:-1] @ beside) / 2 * size / (size - 1)
@@ -200,10 +213,15 @@ def _share(value: float) -> float:
 
 
 def faded(seconds: Array, arriving: Array, clock: Clock) -> Array:
-    """What the gradients of the steps in the middle and before lose over the steps left out.
+    """Factors (steps,) on gradients for their decay over the steps that are left out.
 
-    Where gradients arrive at every step they have settled; where they come from the end alone they
-    fade geometrically. NaN where they do neither.
+    Gradients that arrive at every step have converged in the middle. Gradients that arrive only at
+    the end decay geometrically. NaN in other cases.
+
+    Args:
+        seconds: (steps,), E g² at the computed steps.
+        arriving: (steps,), E g² of the gradients that arrive at the outputs.
+        clock: The steps.
     """
     middle, many = clock.middle, float(clock.shares[clock.middle])
     later = float(np.mean(seconds[middle + _APART - 2 : middle + _APART + 3]))
