@@ -301,12 +301,12 @@ class Attending:
         """
         rows, value = self._mean_rows(), self.value
         seen = rows @ value.indicator
-        met = rows * (value.second - np.diag(value.pair))[value.classes] @ rows.T
+        same_key = rows * (value.second - np.diag(value.pair))[value.classes] @ rows.T
         own = np.maximum(value.second - value.mean_pair, 0.0)[value.classes]
         more = (rows * own @ rows.T) * (self._boosts() - 1)
         alike = self._by_query(self.swayed * self.logits.variance * self.own_value) / self.width
         more = more + np.maximum(self._correlations, 0.0) * np.sqrt(np.outer(alike, alike))
-        return np.asarray(seen @ value.pair @ seen.T + met + more)
+        return np.asarray(seen @ value.pair @ seen.T + same_key + more)
 
     def _by_query(self, rows: Array) -> Array:
         indicator = self.query.indicator
@@ -359,8 +359,8 @@ class Attending:
         root = np.sqrt(g) / n
         crossed = pattern.over_rows(root) ** 2 - pattern.over_rows(root**2)
         to_value = alone + coherence * boost * np.maximum(crossed, 0.0)
-        met = float(np.sum(g * (1 - squares))) / max(keys * (keys - 1), 1)
-        met += coherence * float(np.sum(np.sqrt(g)) ** 2 - np.sum(g)) / keys**2
+        across = float(np.sum(g * (1 - squares))) / max(keys * (keys - 1), 1)
+        across += coherence * float(np.sum(np.sqrt(g)) ** 2 - np.sum(g)) / keys**2
         slopes = np.maximum(squares - 2 * self.cubes + self.fourths, 0.0)
         noise = (1 / self.kept - 1) * self.value_second
         spread = self.value_size * g * (self.own_value + noise)
@@ -378,7 +378,7 @@ class Attending:
             "logits": (self._by_query(spread_on_logits / keys), kept_together),
             "query": (self._by_query(to_query), min(kept_together, 1.0)),
             "key": (self._by_key(to_key, self.key), 0.0),
-            "value": (self._by_key(to_value, self.value), _ratio(met, float(np.mean(to_value)))),
+            "value": (self._by_key(to_value, self.value), _ratio(across, float(np.mean(to_value)))),
         }
 
     def _by_key(self, values: Array, tokens: Tokens) -> Array:

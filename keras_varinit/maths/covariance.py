@@ -9,6 +9,8 @@ For a channel z of a layer's output, over random weights and inputs (the mean-fi
   (w₁, n₁, w₂, n₂, …) with w = 2·radius + 1. Offset 0 is the position itself.
 
 Moments are uncentred. Classes of positions are those of `windows.Axis`.
+
+Reference: Xiao et al. (2018), arXiv:1806.05393 (mean-field theory of convolutional networks).
 """
 
 import dataclasses

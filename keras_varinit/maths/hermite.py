@@ -3,6 +3,8 @@
 For u = m + σs with s ~ N(0, 1), f(u) = Σ aₙ hₙ(s) in normalized Hermite polynomials hₙ, and two
 such variables of correlation ρ have E f(u) f(u') = Σ aₙ² ρⁿ. The series is cut at n = 40; the
 remainder of E f² enters as one more power, so that ρ = 1 is exact.
+
+Reference: Daniely, Frostig and Singer (2016), arXiv:1602.05897 (dual activations).
 """
 
 import dataclasses

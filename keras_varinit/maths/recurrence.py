@@ -11,6 +11,8 @@ series. The state of an LSTM or GRU is a nonlinear function of its whole past, w
 covers: paths of `SAMPLES` units are drawn for two examples at once, from normals with a fixed seed
 and exact second moments. Gradients are propagated in the same way: what U and the next layer send
 to h_t is Gaussian, and independent of the forward paths.
+
+Reference: Chen, Pennington and Schoenholz (2018), arXiv:1806.05394.
 """
 
 import dataclasses
