@@ -195,9 +195,9 @@ class Tokens:
 class Logits:
     """The logits of each row: their variance and their sensitivity to queries and keys; (rows,).
 
-    `variance`: over a row's keys, times χ²_d/d, d = `size`. `to_query`: E over the keys of (dl/dq)²
-    for an entry of the query, without what keys have in common. `to_key`: E (dl/dk)² for an entry
-    of a key.
+    `variance`: of a row's logits, to be multiplied by χ²_d/d, d = `size`. `to_query`: E over the
+    keys of (dl/dq)² for an entry of the query, without what keys have in common. `to_key`:
+    E (dl/dk)² for an entry of a key.
     """
 
     variance: Array

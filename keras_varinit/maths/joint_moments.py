@@ -129,8 +129,8 @@ def _powers(values: Array, squares: Array, first: _Side, second: _Side) -> Array
     """The squared coefficients cᵢⱼ² and remainders: (terms + 1, terms + 1).
 
     Args:
-        values: h on a grid, (nodes of s, nodes of t).
-        squares: h² on that grid.
+        values: h or ∂h on a grid, (points of s, points of t).
+        squares: Its mean squares on that grid, of the same shape.
         first: Weights and polynomials of s.
         second: Weights and polynomials of t.
     """

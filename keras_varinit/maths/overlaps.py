@@ -41,7 +41,7 @@ def overlaps(window: AnyWindow) -> tuple[tuple[int, float, float], ...]:
 def wins_both(windows: tuple[AnyWindow, ...], size: float) -> float:
     """Σ over pairs of windows of P(an entry is the maximum of both), per entry.
 
-    The maximum of the union of two windows is equally likely to be any entry that both contain.
+    Each entry that two windows share is equally likely to be the maximum of their union.
     """
     total = 0.0
     for chosen in itertools.product(*(overlaps(w) for w in windows)):
