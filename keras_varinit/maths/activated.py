@@ -1,4 +1,4 @@
-"""What activations and max pooling do to the moments of a signal."""
+"""Moments after activations and max pooling: E f(u), E f(u)² and E f(u) f(u') at all positions."""
 
 import math
 from collections.abc import Sequence
@@ -27,10 +27,10 @@ IDENTITY = Activation("linear", lambda s: s, ("linear",))
 
 
 def activated(moments: Moments, activation: Activation) -> Moments:
-    """f(u): u counts as Gaussian unless it is itself a function of something Gaussian.
+    """f(u); u is Gaussian, has a law, or is itself a function of such a signal.
 
-    E f(u_p)² is exact at each position; a pair has the geometric mean of the two positions' times
-    what its correlation makes of a pair at a typical position.
+    E f(u_p)² is exact at each position. A pair has E f(u) f(u') of its correlation at a typical
+    position, scaled by the root of the product of the two positions' second moments.
     """
     if activation.name == "linear":
         return moments
@@ -62,7 +62,7 @@ def activated(moments: Moments, activation: Activation) -> Moments:
 
 
 def moments_of_kind(kind: Kind) -> Moments:
-    """The entries of one kind."""
+    """Moments of the entries of one kind."""
     if (kind.scale, kind.shift) == (1.0, 0.0):
         return kind.source
     scale, shift = kind.scale, kind.shift
@@ -82,16 +82,17 @@ def composed(first: Activation, second: Activation) -> Activation:
 
 
 def law_of(moments: Moments, activation: Activation, times: float = 1.0) -> PointLaw:
-    """The law of f(u) at a typical position, or of f(times·u)."""
+    """`PointLaw` of f(u) at a typical position, or of f(times·u)."""
     mean, std = (times * value for value in moments.spread)
     skewness = 0.0 if moments.shape else float(f"{moments.skewness:.6f}")
     return point_law(activation, _rounded(mean), _rounded(std), skewness, moments.shape)
 
 
 def _by_position(moments: Moments, activation: Activation, law: PointLaw) -> tuple[Array, Array]:
-    """E f(u_p) and E f(u_p)², interpolated over the standard deviations that there are.
+    """E f(u_p) and E f(u_p)², interpolated over standard deviations: (n₁, n₂, …) each.
 
-    Where means do not go with standard deviations, as behind a maximum, by each pair of them.
+    Where means are not proportional to standard deviations, as after a maximum, each pair of mean
+    and standard deviation is evaluated.
     """
     mean, std = moments.spread
     spreads = np.sqrt(moments.variance)
@@ -111,7 +112,7 @@ def _by_position(moments: Moments, activation: Activation, law: PointLaw) -> tup
 
 
 def squared_slopes(moments: Moments, activation: Activation, law: PointLaw) -> Array:
-    """E f'(u_p)² by class of position, as `_by_position` does for the values."""
+    """E f'(u_p)², interpolated as in `_by_position`: (n₁, n₂, …)."""
     mean, std = moments.spread
     spreads = np.sqrt(moments.variance)
     if std == 0 or not math.isfinite(std) or is_homogeneous(activation):
@@ -144,15 +145,20 @@ def _by_pairs(
 def max_pooled(
     moments: Moments, windows: Sequence[AnyWindow], border: Border | None = None
 ) -> tuple[Moments, Array, float]:
-    """The maximum over windows; also E f'² at the entry that wins, and the window's mean size.
+    """The maximum over windows of f(u).
 
-    In windows that reach into a `border` around the map its value v takes part: they have the
-    maximum of max(v, f(u)) over the entries of the map, of which none passes a gradient where v
-    wins.
+    Entries of a window count as equicorrelated with the window's mean correlation ρ. Two windows
+    share a common part, whose correlation is that of the windows' means over ρ; covariance beyond
+    it, of overlapping windows, enters to first order.
 
-    The entries of a window count as equicorrelated with the window's mean correlation ρ; those of
-    two windows share a common part whose correlation is that of the windows' means over ρ. What
-    overlapping windows share beyond that enters to first order.
+    Args:
+        moments: Moments of f(u).
+        windows: One along each axis.
+        border: Padding with a value v, if any. Windows that reach into it have the maximum of
+            max(v, f(u)) over the entries inside; no gradient passes where v wins.
+
+    Returns:
+        Moments of the maximum; E f'² at the winning entry, (n₁, n₂, …); mean size of a window.
     """
     root = moments if moments.pre is None else moments.pre
     function = IDENTITY if moments.function is None else moments.function
@@ -178,7 +184,7 @@ def max_pooled(
             if sizes[index] == 0:
                 total += share * np.array([value, value**2, 0.0])
                 continue
-            # A homogeneous function passes the scale on, so that few laws serve all positions.
+            # Scale passes through a homogeneous f, so few laws serve all positions.
             factor = 1.0
             if is_homogeneous(f) and std > 0:
                 factor = math.sqrt(variance[index]) / std or 1.0
@@ -211,7 +217,7 @@ def max_pooled(
 
 
 def winning(moments: Moments, correlation: float, size: float) -> Activation | None:
-    """What a maximum over `size` entries is to what is in front of them; see `maxima`."""
+    """A maximum over `size` entries as a function of one entry; see `maxima`."""
     if moments.pre is not None or moments.border is not None or not moments.is_known():
         return None
     mean, std = moments.spread
@@ -236,7 +242,7 @@ def _maximum(
 
 
 class _Kinds:
-    """The entries of windows by mean and standard deviation: near borders they differ."""
+    """Entries of windows, grouped by mean and standard deviation: these differ near borders."""
 
     def __init__(self, moments: Moments, windows: Sequence[AnyWindow]) -> None:
         maps = axis_maps(moments, windows)
@@ -245,9 +251,9 @@ class _Kinds:
         self.mean_std = apply([each.means for each in maps], self.stds)
 
     def of(self, index: tuple[int, ...], scale: float) -> tuple[tuple[float, float, float], ...]:
-        """Mean, standard deviation and number of each kind in a window, over `scale`.
+        """Mean and standard deviation, over `scale`, and number of each kind in a window.
 
-        Kinds are told apart in steps of 3 % of the largest standard deviation.
+        Kinds are binned in steps of 3 % of the largest standard deviation.
         """
         number = np.ones(())
         for counts, place in zip(self.counts, index, strict=True):
@@ -256,17 +262,17 @@ class _Kinds:
         number, means, stds = number[inside], self.means[inside] / scale, self.stds[inside] / scale
         step = 0.03 * float(stds.max()) or 1.0
         kinds = np.round(np.stack([means, stds]) / step)
-        found = []
+        entries = []
         for kind in set(zip(*kinds.tolist(), strict=True)):
             same = np.all(kinds == np.array(kind)[:, None], axis=0)
             total = float(number[same].sum())
             mean = float(number[same] @ means[same]) / total
-            # A grid's step is 3 % of the largest too.
+            # The quadrature's step is 3 % of the largest, too.
             std = max(math.sqrt(float(number[same] @ stds[same] ** 2) / total), 1.3 * step)
-            found.append(
+            entries.append(
                 (_rounded(mean), _rounded(std if stds.max() > 0 else 0.0), _rounded(total))
             )
-        return tuple(sorted(found))
+        return tuple(sorted(entries))
 
 
 def _within(means: Moments, sizes: Array, variance: Array, mean_std: Array) -> Array:
@@ -279,7 +285,7 @@ def _within(means: Moments, sizes: Array, variance: Array, mean_std: Array) -> A
 
 
 def _window_sizes(moments: Moments, windows: Sequence[AnyWindow]) -> Array:
-    """Entries of each window that lie inside the input."""
+    """Number of entries of each window inside the input: (n₁, n₂, …)."""
     sizes = np.ones(())
     for each in axis_maps(moments, windows):
         sizes = sizes[..., None] * each.counts
@@ -287,7 +293,7 @@ def _window_sizes(moments: Moments, windows: Sequence[AnyWindow]) -> Array:
 
 
 def _window_means(moments: Moments, windows: Sequence[AnyWindow]) -> Array:
-    """Mean of E u² over each window."""
+    """Mean of E u² over each window: (n₁, n₂, …)."""
     values = moments.second
     for axis, each in enumerate(axis_maps(moments, windows)):
         values = np.moveaxis(np.tensordot(each.means, values, axes=(1, axis)), 0, axis)

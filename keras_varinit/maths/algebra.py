@@ -1,4 +1,4 @@
-"""Sums, products and averages of the moments of several signals."""
+"""Sums, products and averages of signals made by independent weights."""
 
 from collections.abc import Callable, Sequence
 
@@ -10,7 +10,7 @@ from keras_varinit.maths.windows import Array
 
 
 def added(first: Moments, second: Moments, sign: float = 1.0) -> Moments:
-    """The sum of two signals made by different weights: they meet in their means alone."""
+    """The sum (difference if `sign` is -1) of two independent signals; only means interact."""
     radius = tuple(max(r) for r in zip(first.radius, second.radius, strict=True))
     first, second = widen(first, radius), widen(second, radius)
     far = first.far + second.far
@@ -23,7 +23,7 @@ def added(first: Moments, second: Moments, sign: float = 1.0) -> Moments:
 
 
 def multiplied(first: Moments, second: Moments) -> Moments:
-    """The product of two signals made by different weights."""
+    """The product of two independent signals."""
     radius = tuple(max(r) for r in zip(first.radius, second.radius, strict=True))
     first, second = widen(first, radius), widen(second, radius)
     near_first, near_second = near_pairs(first)[0], near_pairs(second)[0]
@@ -38,7 +38,7 @@ def multiplied(first: Moments, second: Moments) -> Moments:
 
 
 def combined(parts: Sequence[Moments], weights: Sequence[float]) -> Moments:
-    """Averages over groups of channels."""
+    """Groups of channels side by side: averages, weighted by `weights`."""
     if len(parts) == 1:
         return parts[0]
     total = sum(weights)

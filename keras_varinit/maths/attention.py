@@ -1,8 +1,8 @@
-"""Moments of softmax attention: o_p = Σ_q A_pq v_q, A the softmax over keys q of s·q_p·k_q.
+"""Moments of softmax attention: o_p = Σ_q A_pq v_q, with A the softmax over keys q of s·q_p·k_q.
 
-Averages are over the weights that make queries, keys and values, which are independent. Given q_p
-the logits of a row are Gaussian. What the keys have in common shifts a whole row and cancels, so a
-row's logits have variance σ² = s²·|q_p|²·(E k² - E k k'), and |q_p|² = d·E q²·χ²_d/d. A value is
+Averages are over the independent weights that make queries, keys and values. Conditional on q_p the
+logits of a row are Gaussian. What keys have in common shifts a whole row and cancels, so that a
+row's logits have variance σ² = s²·|q_p|²·(E k² - E k k'), where |q_p|² = d·E q²·χ²_d/d. A value is
 v = common + own part; with S = E Σ_q A_pq² the output has E o² = S·E own² + E v v'.
 """
 
@@ -27,7 +27,7 @@ _DENSITY = _STEP * np.exp(-(_NODES**2) / 2) / math.sqrt(2 * math.pi)
 
 _RADII, _COUNTS = 5, 24
 
-# Beyond it one key takes all, and the grid of the integrals would need many points.
+# Above it one key takes all the weight, and the integrals would need a finer grid.
 LARGEST_VARIANCE = 1e4
 
 
@@ -39,8 +39,8 @@ def shares(variance: float, counts: Array) -> Array:
     two such factors.
 
     Args:
-        variance: Of a logit.
-        counts: n, in an array of any shape.
+        variance: Variance of a logit.
+        counts: n, of any shape.
 
     Returns:
         The four moments, along a new first axis; NaN for a variance above `LARGEST_VARIANCE`.
@@ -60,15 +60,15 @@ def shares(variance: float, counts: Array) -> Array:
         for k, power in enumerate(powers)
     )
     both = counts * (counts - 1) * np.sum(powers[0] ** 2 * two_less, axis=-1) / 6
-    found = np.stack([squared, cubed, fourth + both, fourth]) * (logs[1] - logs[0])
-    return np.asarray(np.clip(found, least, 1.0))
+    sums = np.stack([squared, cubed, fourth + both, fourth]) * (logs[1] - logs[0])
+    return np.asarray(np.clip(sums, least, 1.0))
 
 
 @functools.lru_cache(maxsize=256)
 def _transforms(variance: float) -> tuple[Array, Array, list[Array]]:
-    """The grid of log t; E e^{-t e^l}; E (t e^l)^k e^{-t e^l} for k = 2, 3 and 4."""
+    """The grid of log t; E e^{-t e^l}; E (t e^l)^k e^{-t e^l} for k = 2, 3, 4: (grid,) each."""
     std = math.sqrt(variance)
-    # No logit is beyond 8.5 σ, so that Z is below n e^{8.5σ}; e^20 keys are enough.
+    # Logits are within 8.5 σ, so Z < n e^{8.5σ}; the grid serves up to e^20 keys.
     logs = np.arange(-8.5 * std - 25.0, 8.5 * std + 5.0, 0.3)
     scaled = np.exp(np.minimum(logs[:, None] + std * _NODES[None, :], 100.0))
     weighted = np.exp(-scaled) * _DENSITY
@@ -77,8 +77,8 @@ def _transforms(variance: float) -> tuple[Array, Array, list[Array]]:
 
 @functools.lru_cache(maxsize=64)
 def _radii(size: float) -> tuple[Array, Array]:
-    """Nodes and weights for χ²_d/d, of mean 1: a gamma law's three moments and more."""
-    # Gauss quadrature of the gamma law with shape d/2 (generalized Laguerre, Golub-Welsch).
+    """Nodes and weights of χ²_d/d, d = `size`, which has mean 1: (radii,) each."""
+    # Gauss quadrature of the gamma law of shape d/2 (generalized Laguerre, Golub-Welsch).
     shape = size / 2
     n = np.arange(_RADII)
     diagonal = 2 * n + shape
@@ -88,7 +88,16 @@ def _radii(size: float) -> tuple[Array, Array]:
 
 
 def row_shares(variances: Array, counts: Array, size: float) -> Array:
-    """`shares` of rows whose variances are those given times χ²_d/d, d = `size`."""
+    """`shares` of rows whose logits have variance `variances`·χ²_d/d, d = `size`.
+
+    Args:
+        variances: Mean variance of each row's logits, of a shape that broadcasts with `counts`.
+        counts: n of each row.
+        size: d.
+
+    Returns:
+        The four moments, along a new first axis.
+    """
     variances, counts = np.broadcast_arrays(variances, counts)
     if not np.all(np.isfinite(variances)):
         return np.full((4, *counts.shape), math.nan)
@@ -125,8 +134,9 @@ def row_shares(variances: Array, counts: Array, size: float) -> Array:
 class Tokens:
     """Second moments of the entries of queries, keys or values along one axis of positions.
 
-    `classes` is the class of each position; `second` E z² by class, `pair` E z_p z_q of two
-    positions of an example by their classes, `near` what its neighbours add to a position's pairs.
+    `classes`: class of each position, (positions,). `second`: E z², (classes,). `pair`: E z_p z_q
+    of two positions of an example, (classes, classes). `near`: what its neighbours add to the sum
+    of a position's pairs, (classes,).
     """
 
     classes: Integers
@@ -136,12 +146,12 @@ class Tokens:
 
     @functools.cached_property
     def indicator(self) -> Array:
-        """1 for each position's own class: (positions, classes)."""
+        """One-hot classes: (positions, classes)."""
         return np.eye(len(self.second))[self.classes]
 
     @functools.cached_property
     def weights(self) -> Array:
-        """Share of the positions in each class."""
+        """Share of the positions in each class: (classes,)."""
         return np.asarray(self.indicator.mean(axis=0))
 
     @property
@@ -160,19 +170,19 @@ class Tokens:
         return float(self.weights @ self.second)
 
     def gram(self, places: Integers) -> Array:
-        """E z_p z_q of some positions, less what each row and column has on average."""
+        """E z_p z_q of some positions, with centred rows and columns: (places, places)."""
         classes = self.classes[places]
-        found = self.pair[np.ix_(classes, classes)]
+        gram = self.pair[np.ix_(classes, classes)]
         beside = np.arange(len(places) - 1)
         near = self.near[classes] / 2
-        found[beside, beside + 1] += near[:-1]
-        found[beside + 1, beside] += near[1:]
-        np.fill_diagonal(found, self.second[classes])
-        found = found - found.mean(axis=0)
-        return np.asarray(found - found.mean(axis=1, keepdims=True))
+        gram[beside, beside + 1] += near[:-1]
+        gram[beside + 1, beside] += near[1:]
+        np.fill_diagonal(gram, self.second[classes])
+        gram = gram - gram.mean(axis=0)
+        return np.asarray(gram - gram.mean(axis=1, keepdims=True))
 
     def within(self, pattern: Pattern) -> tuple[Array, Array]:
-        """E z² and E z z' of two different positions, over the keys that each row sees."""
+        """E z² and E z z' of two positions among the keys that each row sees: (rows,) each."""
         seen = pattern.over_keys(self.indicator)
         counts = pattern.counts
         second = seen @ self.second / counts
@@ -183,11 +193,11 @@ class Tokens:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Logits:
-    """The logits of each row: their variance, and how far they depend on queries and keys.
+    """The logits of each row: their variance and their sensitivity to queries and keys; (rows,).
 
-    `to_query` is E over a row's keys of (dl/dq)², what keys have in common left out, for an entry
-    of the query; `to_key` the same for an entry of a key. A row's variance is that given times
-    χ²_d/d, d = `size`.
+    `variance`: of a row's logits, to be multiplied by χ²_d/d, d = `size`. `to_query`: E over the
+    keys of (dl/dq)² for an entry of the query, without what keys have in common. `to_key`:
+    E (dl/dk)² for an entry of a key.
     """
 
     variance: Array
@@ -208,16 +218,15 @@ _ROWS, _KEYS = 12, 96
 
 
 def unevenness(key: Tokens, value: Tokens, pattern: Pattern) -> Array:
-    """By row: how much more two keys of tokens resemble each other than any two, in square.
+    """How much more alike two keys of similar tokens are than any two, in square: (rows,).
 
-    With C and D the second moments of keys and values at a row's positions, less what all have in
-    common, it is Σ C_pq D_pq/n² over tr C·tr D/n², less 1/(n - 1), which it is where what is each
-    position's own has nothing to do with that of others.
+    With C and D the second moments of keys and values at a row's positions, centred, it is
+    Σ C_pq D_pq/n² over tr C·tr D/n², minus 1/(n - 1), its value for unrelated C and D.
     """
     some = np.unique(np.round(np.linspace(0, pattern.rows - 1, _ROWS)).astype(int))
     if pattern.is_full:
         some = some[:1]
-    found = []
+    by_row = []
     for row in some:
         places = np.flatnonzero(pattern.seen(int(row)))
         if len(places) > _KEYS:
@@ -226,8 +235,8 @@ def unevenness(key: Tokens, value: Tokens, pattern: Pattern) -> Array:
         keys, values = key.gram(places), value.gram(places)
         total = np.trace(keys) * np.trace(values)
         share = float(np.sum(keys * values)) / total if count > 2 and total > 0 else 0.0
-        found.append(max(share - 1 / (count - 1), 0.0) if share else 0.0)
-    return np.asarray(np.interp(np.arange(pattern.rows), some, found))
+        by_row.append(max(share - 1 / (count - 1), 0.0) if share else 0.0)
+    return np.asarray(np.interp(np.arange(pattern.rows), some, by_row))
 
 
 class Attending:
@@ -235,15 +244,15 @@ class Attending:
 
     Args:
         query: Moments of the queries' entries, by position.
-        key: Of the keys.
-        value: Of the values.
-        pattern: Which keys a query sees.
-        logits: Of queries and keys.
+        key: Those of the keys.
+        value: Those of the values.
+        pattern: The keys that each query sees.
+        logits: Variance and sensitivities of the logits.
         value_size: Entries of a value.
-        kept: Share of the weights that dropout leaves.
-        width: Entries of the tokens that both keys and values are made of. Tokens that have nothing
-            in common still differ from orthogonal by 1/√width, and keys of tokens that resemble
-            each other are favoured together, by σ²/width.
+        kept: Share of the weights that dropout keeps.
+        width: Entries of the tokens that keys and values are both computed from. Unrelated tokens
+            still differ from orthogonal by 1/√width, so keys of tokens that resemble each other
+            are favoured together, by σ²/width.
     """
 
     def __init__(
@@ -271,33 +280,33 @@ class Attending:
         self.squares, self.cubes, self.fourths, alone = row_shares(
             logits.variance, self.counts, logits.size
         )
-        # E Σ ∂²(A A')/∂l∂l' over pairs of keys: what a correlation of their logits favours them by.
+        # E Σ ∂²(A A')/∂l∂l' over pairs of keys: the effect of a correlation of their logits.
         swayed = 1 - 5 * self.squares + 4 * self.cubes + 6 * (self.fourths - alone)
         self.swayed = np.maximum(swayed, 0.0)
-        # Narrow tokens of a deep stack have both: the estimate for their width covers it.
+        # Narrow tokens of a deep stack have both effects; the larger one covers both.
         self.uneven = np.maximum(unevenness(key, value, pattern), 1 / width)
 
     def second(self) -> Array:
-        """E o², by class of query."""
+        """E o², by class of query: (classes,)."""
         rows = self.squares * self.value_second / self.kept + (1 - self.squares) * self.value_pair
         alike = self.swayed * self.logits.variance * self.own_value / self.width
         return self._by_query(np.minimum(rows + alike, self.value_second / self.kept))
 
     def pair(self) -> Array:
-        """E o_p o_p' of two queries, by their classes.
+        """E o_p o_p' of two queries, by their classes: (classes, classes).
 
-        Rows that are independent have E Σ A_pq A_p'q = Σ 1/n n' over the keys of both. The more
-        alike two queries are the more they look at the same keys: by (S n)^ρ, which is e^{ρσ²}
-        where keys are many, and right for equal queries.
+        Independent rows have E Σ A_pq A_p'q = Σ 1/n n' over the keys of both. Correlated queries
+        attend to the same keys more often, by (S n)^ρ: exact for equal queries, and e^{ρσ²} for
+        many keys.
         """
         rows, value = self._mean_rows(), self.value
         seen = rows @ value.indicator
-        met = rows * (value.second - np.diag(value.pair))[value.classes] @ rows.T
+        same_key = rows * (value.second - np.diag(value.pair))[value.classes] @ rows.T
         own = np.maximum(value.second - value.mean_pair, 0.0)[value.classes]
         more = (rows * own @ rows.T) * (self._boosts() - 1)
         alike = self._by_query(self.swayed * self.logits.variance * self.own_value) / self.width
         more = more + np.maximum(self._correlations, 0.0) * np.sqrt(np.outer(alike, alike))
-        return np.asarray(seen @ value.pair @ seen.T + met + more)
+        return np.asarray(seen @ value.pair @ seen.T + same_key + more)
 
     def _by_query(self, rows: Array) -> Array:
         indicator = self.query.indicator
@@ -310,17 +319,17 @@ class Attending:
 
     @functools.cached_property
     def _sharpness(self) -> Array:
-        """The logarithm of S·n, by class of query."""
+        """log(S·n), by class of query: (classes,)."""
         return self._by_query(np.log(np.maximum(self.squares * self.counts, 1.0)))
 
     @functools.cached_property
     def _correlations(self) -> Array:
-        """ρ, by the classes of two queries."""
+        """ρ of two queries, by their classes: (classes, classes)."""
         spread = np.sqrt(np.maximum(self.query.second, 1e-300))
         return np.asarray(np.clip(self.query.pair / np.outer(spread, spread), -1.0, 1.0))
 
     def _boosts(self) -> Array:
-        """(S n)^ρ, by the classes of two queries."""
+        """(S n)^ρ of two queries, by their classes: (classes, classes)."""
         both = (self._sharpness[:, None] + self._sharpness[None, :]) / 2
         return np.asarray(np.exp(self._correlations * both))
 
@@ -329,15 +338,18 @@ class Attending:
         return float(weights @ self._boosts() @ weights)
 
     def backward(self, gradient: Array, coherence: float) -> dict[str, tuple[Array, float]]:
-        """E of squared gradients by class of query, key and value, with their coherence.
-
-        Args:
-            gradient: E g² at an entry of the output, by class of query.
-            coherence: E g_p g_p' of two queries over E g².
+        """Squared gradients at logits, queries, keys and values, each with its coherence.
 
         A value gets g_v = Σ_p A_pq g_p. A logit gets A_pq (w_q - Σ A w) with w_q = g·v_q, in which
         what the values have in common cancels: E Σ_q = (S - 2 E Σ A³ + E (Σ A²)²)·d_v·g²·E own².
-        Its sum over a row is 0, so what keys have in common gives a query nothing.
+        These sum to 0 over a row, so what keys have in common does not reach the query.
+
+        Args:
+            gradient: E g² at an entry of the output, by class of query: (classes,).
+            coherence: E g_p g_p' of two queries over E g².
+
+        Returns:
+            E of the squared gradient at an entry, (classes,), and its coherence, by name.
         """
         g = gradient[self.query.classes]
         n, keys = self.counts, self.pattern.keys
@@ -347,8 +359,8 @@ class Attending:
         root = np.sqrt(g) / n
         crossed = pattern.over_rows(root) ** 2 - pattern.over_rows(root**2)
         to_value = alone + coherence * boost * np.maximum(crossed, 0.0)
-        met = float(np.sum(g * (1 - squares))) / max(keys * (keys - 1), 1)
-        met += coherence * float(np.sum(np.sqrt(g)) ** 2 - np.sum(g)) / keys**2
+        across = float(np.sum(g * (1 - squares))) / max(keys * (keys - 1), 1)
+        across += coherence * float(np.sum(np.sqrt(g)) ** 2 - np.sum(g)) / keys**2
         slopes = np.maximum(squares - 2 * self.cubes + self.fourths, 0.0)
         noise = (1 / self.kept - 1) * self.value_second
         spread = self.value_size * g * (self.own_value + noise)
@@ -366,7 +378,7 @@ class Attending:
             "logits": (self._by_query(spread_on_logits / keys), kept_together),
             "query": (self._by_query(to_query), min(kept_together, 1.0)),
             "key": (self._by_key(to_key, self.key), 0.0),
-            "value": (self._by_key(to_value, self.value), _ratio(met, float(np.mean(to_value)))),
+            "value": (self._by_key(to_value, self.value), _ratio(across, float(np.mean(to_value)))),
         }
 
     def _by_key(self, values: Array, tokens: Tokens) -> Array:

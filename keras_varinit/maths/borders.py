@@ -1,4 +1,4 @@
-"""Numbers around a map: padding, whose entries take part in a maximum behind it."""
+"""Padding: a constant border around a map, whose entries take part in a following maximum."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -23,7 +23,7 @@ Pads = tuple[tuple[int, int], ...]
 
 
 def padding_windows(axes: Axes, pads: Pads) -> list[Window]:
-    """Each position where it is in the padded map; pads below 0 crop."""
+    """Each position at its place in the padded map; negative pads crop."""
     return [
         Window("conv", 1, 1, 1, low, axis, _longer(axis, low + high))
         for axis, (low, high) in zip(axes, pads, strict=True)
@@ -35,10 +35,10 @@ def _longer(axis: Axis, more: int) -> Axis:
 
 
 def bordered(source: Moments, pads: Pads, value: float) -> Moments:
-    """A signal with the number `value` around it.
+    """A signal z padded with the number `value`.
 
-    With h_p = 1 in the border, 0 inside, z + value·h has E z_p z_q + value·(h_p E z_q + h_q E z_p)
-    + value²·h_p h_q.
+    With h_p = 1 in the border and 0 inside, z + value·h has the second moments
+    E z_p z_q + value·(h_p E z_q + h_q E z_p) + value²·h_p h_q.
     """
     inner = source.border
     if inner is not None and inner.value == value:
@@ -57,13 +57,13 @@ def bordered(source: Moments, pads: Pads, value: float) -> Moments:
 
 
 def activated_border(border: Border, source: Moments, activation: Activation) -> Moments:
-    """The border of f(u), where `source` is f(u) inside it."""
+    """The activation of a padded signal; `source` is f(u) inside the border."""
     value = float(np.asarray(activation.function(np.array([border.value])))[0])
     return bordered(source, border.pads, value)
 
 
 def share_at_border(windows: Sequence[AnyWindow], pads: Pads) -> Array:
-    """Share of the windows of each class that reach into a border of `pads` around their inputs."""
+    """Share of the windows of each class that reach into a border of `pads`: (n₁, n₂, …)."""
     inside = np.ones(())
     for window, (before, after) in zip(windows, pads, strict=True):
         target, size = window.outputs, window.inputs.size
@@ -75,6 +75,6 @@ def share_at_border(windows: Sequence[AnyWindow], pads: Pads) -> Array:
         padded = ~valid & (reads >= -before) & (reads < size + after)
         clear = (~padded.any(axis=0)).astype(float)
         classes = target.classes(outputs)
-        found = np.bincount(classes, clear, minlength=target.count)
-        inside = inside[..., None] * (found / np.bincount(classes, minlength=target.count))
+        counts = np.bincount(classes, clear, minlength=target.count)
+        inside = inside[..., None] * (counts / np.bincount(classes, minlength=target.count))
     return np.asarray(1 - inside)

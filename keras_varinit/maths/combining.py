@@ -1,4 +1,4 @@
-"""Functions of several signals, entry by entry: which there are, and what they make of moments."""
+"""Elementwise functions of several signals (`Add`, `Multiply`, `Where`, …) and their moments."""
 
 import dataclasses
 import functools
@@ -46,7 +46,7 @@ def _folded(function: Function) -> Function:
     return lambda *values: functools.reduce(function, values)
 
 
-# By class name, of layers and of `keras.ops` alike.
+# Keyed by class name of a layer or of a `keras.ops` operation.
 FUNCTIONS: dict[str, Function] = {
     "Add": _total,
     "Subtract": np.subtract,
@@ -79,11 +79,11 @@ FUNCTIONS: dict[str, Function] = {
 
 @dataclasses.dataclass(frozen=True)
 class Joined:
-    """What a function makes of signals.
+    """The result of a function h of several signals.
 
-    `factors`: E (∂h)² with respect to each, once or by class of position; `kept`: the share of a
-    gradient's coherence that it leaves; `slopes`: E ∂h, 0 where gradients of the signals are not to
-    be told apart. `function`: h, where all are one signal.
+    `factors`: E (∂h)² with respect to each signal, a number or by class of position. `kept`: share
+    of a gradient's coherence that each signal retains. `slopes`: E ∂h, 0 if the signals' gradients
+    are not distinguished. `function`: h, if all arguments are one signal.
     """
 
     moments: Moments
@@ -94,16 +94,16 @@ class Joined:
 
 
 def root_of(moments: Moments) -> tuple[Moments, Activation]:
-    """The Gaussian signal behind a signal, and the function of it that the signal is."""
+    """The underlying signal, and the function of it that the signal is."""
     if moments.pre is None or moments.function is None:
         return moments, IDENTITY
     return moments.pre, moments.function
 
 
 def of_one_root(name: str, parts: Sequence[Moments]) -> Joined:
-    """A function of functions of one signal, which is a function of it too.
+    """A function of functions of one signal, which is a function of it as well.
 
-    The gradient of the whole is h'; each of the parts passes back the share of it that it makes.
+    The gradient of the whole is h'; each argument passes back its share of that.
     """
     root = root_of(parts[0])[0]
     functions = [root_of(m)[1] for m in parts]
@@ -125,7 +125,7 @@ def of_one_root(name: str, parts: Sequence[Moments]) -> Joined:
 
 
 def _shares(name: str, functions: Sequence[Activation], mean: float, std: float) -> list[float]:
-    """The share of each of the functions in Σ E (∂h/∂fᵢ·fᵢ')²."""
+    """Each function's share of Σ E (∂h/∂fᵢ·fᵢ')²."""
     middles = np.arange(-8.0, 8.0, 1 / 64) + 1 / 128
     step = 1 / 4096
     values = [np.asarray(f.function(mean + std * middles), np.float64) for f in functions]
@@ -143,7 +143,10 @@ def _shares(name: str, functions: Sequence[Activation], mean: float, std: float)
 
 
 def of_two(name: str, first: Moments, second: Moments, *, twins: bool = False) -> Joined | None:
-    """h(a, b) of two independent signals, or of twins; None where it has no second moment."""
+    """h(a, b) of two independent signals; None if it has no second moment.
+
+    With `twins` the two are one signal of two examples, as in a siamese network.
+    """
     combination = Combination(name, FUNCTIONS[name])
     pairs = [root_of(first), root_of(second)]
     common = min(max(pairs[0][0].correlation, 0.0), 0.999) if twins else 0.0
@@ -197,7 +200,7 @@ def _spread_out(
     roots: Sequence[Root],
     common: float,
 ) -> Moments:
-    """The moments of h at every position and between them."""
+    """Moments of h at all positions and between them."""
     radius = tuple(max(r) for r in zip(*(m.radius for m in signals), strict=True))
     signals = [widen(m, radius) for m in signals]
     first, second = _by_position(combination, law, signals, roots)
@@ -214,20 +217,20 @@ def _spread_out(
 
 def _far_correlation(moments: Moments, common: float) -> Array:
     covariance = moments.far - outer(moments.mean)
-    found = _beyond(covariance, outer(np.sqrt(moments.variance)), common)
-    return correlations_behind(moments.shape, found)
+    rho = _beyond(covariance, outer(np.sqrt(moments.variance)), common)
+    return correlations_behind(moments.shape, rho)
 
 
 def _near_correlation(moments: Moments, common: float) -> Array:
     own, (far, others, _) = own_classes(moments), near_pairs(moments)
     mean, std = moments.mean.ravel(), np.sqrt(moments.variance).ravel()
     covariance = far + moments.excess - mean[own] * mean[others]
-    found = _beyond(covariance, std[own] * std[others], common)
-    return correlations_behind(moments.shape, found)
+    rho = _beyond(covariance, std[own] * std[others], common)
+    return correlations_behind(moments.shape, rho)
 
 
 def _beyond(covariance: Array, scale: Array, common: float) -> Array:
-    """Correlations of what is left when a part of correlation `common` is taken out."""
+    """Correlations that remain without a common part of correlation `common`."""
     rho = np.where(scale > 0, covariance / np.where(scale > 0, scale, 1.0), 0.0)
     return np.clip((rho - common) / (1 - common), -1.0, 1.0)
 
@@ -235,7 +238,7 @@ def _beyond(covariance: Array, scale: Array, common: float) -> Array:
 def _by_position(
     combination: Combination, law: JointLaw, signals: Sequence[Moments], roots: Sequence[Root]
 ) -> tuple[Array, Array]:
-    """E h and E h² at each position: the typical ones, changed as a coarser rule says."""
+    """E h and E h² at each position: typical values, corrected by a coarser quadrature."""
     table = np.stack(
         [values.ravel() for m in signals for values in (m.mean, np.sqrt(m.variance))],
         axis=1,
@@ -246,16 +249,16 @@ def _by_position(
         return np.full(shape, law.first), np.full(shape, law.second)
     typical = joint_point(combination, *roots)
     rounded = np.round(table / size, 4) * size
-    found: dict[tuple[float, ...], tuple[float, float]] = {}
+    points: dict[tuple[float, ...], tuple[float, float]] = {}
     rows = []
     for row in map(tuple, rounded.tolist()):
-        if row not in found:
+        if row not in points:
             here = [
                 dataclasses.replace(root, mean=row[2 * n], std=row[2 * n + 1], skewness=0.0)
                 for n, root in enumerate(roots)
             ]
-            found[row] = joint_point(combination, *here)
-        rows.append(found[row])
+            points[row] = joint_point(combination, *here)
+        rows.append(points[row])
     values = np.array(rows)
     ratio = values[:, 1] / typical[1] if typical[1] > 0 else np.ones(len(values))
     first = law.first + values[:, 0] - typical[0]

@@ -1,7 +1,7 @@
-"""Factors that all channels of a position share, such as a gate of one channel.
+"""Random factors that all channels of a position share, such as a gate with one channel.
 
-κ·z with κ random from example to example: sums over many channels do not average κ out. What a
-kernel makes of it is κ times a Gaussian, and a normalization takes κ away again.
+If κ varies between examples, a sum over many channels of κ·z does not average κ out: a kernel's
+output is κ times a Gaussian (a scale mixture). Normalization removes κ.
 """
 
 import dataclasses
@@ -18,23 +18,24 @@ from keras_varinit.maths.quadrature import Activation, normal_density
 
 _WEIGHTS = normal_density(NODES) / normal_density(NODES).sum()
 
-# Factors whose squares vary less than that, relative to their mean, count as constant.
-_LEAST = 0.02
+# Factors count as constant if Var(κ²)/(E κ²)² is below this.
+_LEAST_VARIANCE = 0.02
 
-_SOME = 41
+_GRID_SIZE = 41
 
-_OFTEN = 3.0
+# Values of s beyond this are too rare to be seen in practice.
+_LIMIT = 3.0
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Common:
-    """A factor of mean square 1, as a function of s ~ N(0, 1) at `NODES`."""
+    """A factor κ(s) with E κ² = 1 and s ~ N(0, 1); `values` at `NODES`: (nodes,)."""
 
     values: Array
 
     @functools.cached_property
     def law(self) -> Law:
-        """The law of the factor times a Gaussian; gradients through it go on to meet its square."""
+        """The law of κ times a Gaussian; the squared slope that gradients meet is κ²."""
         unit = uniform((), 0.0, 1.0, 0.0)
         values = self.values
 
@@ -47,32 +48,37 @@ class Common:
         return OfRoots((unit, dataclasses.replace(unit)), ("common", self), product, slopes)
 
     def mean(self, values: Array) -> float:
-        """E of a function of the factor, given at `NODES`."""
+        """E g(κ) for `values` of g(κ(s)) at `NODES`: (nodes,)."""
         return float(_WEIGHTS @ values)
 
     def normalized(self, variance: float, epsilon: float) -> tuple[float, float, float]:
-        """What a normalization of rows κ²·variance has over that of rows of one size.
+        """Effect of normalizing rows of mean square κ²·variance, relative to constant κ.
 
-        On second moments; then on the gradient's at the kernel in front alone, NaN where that is
-        made by factors that hardly ever occur; and what is left of it along a row.
+        Args:
+            variance: Second moment of a row at κ = 1.
+            epsilon: Added to the second moment by the normalization.
+
+        Returns:
+            Ratio of the outputs' second moments; ratio of squared gradients at the kernel just
+            before, NaN if dominated by rare κ; share of the squared gradient left along a row.
         """
         squares = self.values**2 * variance
         kept = self.mean(squares / (squares + epsilon)) / (variance or 1.0)
         inverse = 1 / (squares + epsilon)
-        whole, often = self.mean(inverse), self.mean(inverse * (np.abs(NODES) < _OFTEN))
-        here = whole / kept if kept > 0 and whole < 1.05 * often else math.nan
+        whole, usual = self.mean(inverse), self.mean(inverse * (np.abs(NODES) < _LIMIT))
+        here = whole / kept if kept > 0 and whole < 1.05 * usual else math.nan
         left = self.mean(squares * (epsilon / (squares + epsilon) ** 2) ** 2)
         before = self.mean(squares * inverse**2)
         return kept * (variance + epsilon), here, left / before if before > 0 else 1.0
 
     @property
     def varies(self) -> bool:
-        """Whether its square varies at all."""
-        return self.mean(self.values**4) - 1 > _LEAST
+        """Whether κ² varies noticeably."""
+        return self.mean(self.values**4) - 1 > _LEAST_VARIANCE
 
 
 def common_of(factor: Moments) -> Common | None:
-    """A signal as a factor."""
+    """The common factor that a signal acts as; None if it hardly varies."""
     root, function = factor.pre or factor, factor.function
     mean, std = root.spread
     places = mean + std * at(root.shape, NODES)
@@ -81,7 +87,7 @@ def common_of(factor: Moments) -> Common | None:
 
 
 def bare_law(moments: Moments) -> Law | None:
-    """The law without the factor, as far as it is known."""
+    """The law of f(z) without the common factor; None if unknown."""
     if moments.pre is None or moments.function is None:
         return None
     return OfFunction(dataclasses.replace(moments.pre, law=None), moments.function)
@@ -91,39 +97,43 @@ def _normalized(values: Array) -> Common | None:
     total = float(_WEIGHTS @ values**2)
     if not (math.isfinite(total) and total > 0):
         return None
-    found = Common(values / math.sqrt(total))
-    return found if found.varies else None
+    common = Common(values / math.sqrt(total))
+    return common if common.varies else None
 
 
 def after(moments: Moments, activation: Activation) -> Common | None:
-    """What rows of f(κ·z) have in common: the square root of E f² given κ."""
-    laws = _given(moments, activation)
+    """The common factor of f(κ·z), the square root of E[f(κz)² | κ]; None if there is none."""
+    laws = _conditional_moments(moments, activation)
     return None if laws is None else _normalized(np.sqrt(laws[0]))
 
 
 def around(moments: Moments, activation: Activation) -> tuple[float, float]:
-    """E f'(κz)² and E f'(κz)²·z²·(dκ/ds)²/E (dκ/ds)², over E f'(κz)²·κ², which is what comes back.
+    """Squared gradients through f(κ·z), over the E f'(κz)²κ² that arrives.
 
-    The first is at the kernel in front, and the second what goes to κ itself.
+    Returns:
+        E f'(κz)² at the kernel that makes z, and E f'(κz)²z²·(dκ/ds)²/E (dκ/ds)² at κ, both as
+        ratios; 1 where there is no common factor.
     """
-    laws = None if moments.pre is not None else _given(moments, activation)
+    laws = None if moments.pre is not None else _conditional_moments(moments, activation)
     if laws is None or moments.common is None:
         return 1.0, 1.0
     common, slopes, along = moments.common, laws[1], laws[2]
-    weighed = common.mean(slopes * common.values**2)
+    weighted = common.mean(slopes * common.values**2)
     own = np.gradient(common.values, NODES) ** 2
-    if not weighed > 0:
+    if not weighted > 0:
         return 1.0, 1.0
     to_factor = common.mean(along * own) / (common.mean(own) or 1.0)
-    return common.mean(slopes) / weighed, to_factor / weighed
+    return common.mean(slopes) / weighted, to_factor / weighted
 
 
-def _given(moments: Moments, activation: Activation) -> tuple[Array, Array, Array] | None:
-    """E f(κz)², E f'(κz)² and E f'(κz)²z² given κ, at `NODES`."""
+def _conditional_moments(
+    moments: Moments, activation: Activation
+) -> tuple[Array, Array, Array] | None:
+    """E f(κz)², E f'(κz)² and E f'(κz)²z² given κ, at `NODES`: (nodes,) each."""
     if moments.common is None:
         return None
     bare = dataclasses.replace(moments.plain(), law=None, common=None)
-    places = np.linspace(-5.0, 5.0, _SOME)
+    places = np.linspace(-5.0, 5.0, _GRID_SIZE)
     values = np.interp(places, NODES, moments.common.values)
     laws = [law_of(bare.scaled(value**2), activation) for value in values.tolist()]
     second, slopes, along = (

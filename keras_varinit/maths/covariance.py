@@ -1,21 +1,23 @@
-"""Second moments of a signal at every position and between positions, in a small form.
+"""Second moments of a signal at and between positions, compressed to classes of positions.
 
-For a channel z of a layer's output, over random weights and inputs:
+For a channel z of a layer's output, over random weights and inputs (the mean-field or NNGP kernel):
 
-* `far[p, q]` = E z_p z'_q of two examples, by classes of positions; its layout is (n₁, n₁, n₂, n₂,
-  …). Positions of one example that share no input have the same;
+* `mean[p]` = E z_p, in the layout (n₁, n₂, …) of class counts along the axes;
+* `far[p, q]` = E z_p z'_q of two examples, in the layout (n₁, n₁, n₂, n₂, …). Positions of one
+  example that share no input have the same value;
 * `excess[o, p]` = E z_p z_{p+o} - far[p, p+o] of one example, for small offsets o, in the layout
-  (w₁, n₁, w₂, n₂, …) with w = 2·radius + 1. Offset 0 is what an entry has over a pair;
-* `mean[p]` = E z_p.
+  (w₁, n₁, w₂, n₂, …) with w = 2·radius + 1. Offset 0 is the position itself.
 
-Moments are uncentred. Classes of positions are those of `axes.Axis`.
+Moments are uncentred. Classes of positions are those of `windows.Axis`.
+
+Reference: Xiao et al. (2018), arXiv:1806.05393 (mean-field theory of convolutional networks).
 """
 
 import dataclasses
 import functools
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -36,10 +38,13 @@ from keras_varinit.maths.windows import (
     reads_in_place,
 )
 
+if TYPE_CHECKING:
+    from keras_varinit.maths.common_factors import Common
+
 
 @dataclasses.dataclass(frozen=True)
 class Term:
-    """A number times functions of signals, entry by entry."""
+    """A product: `coefficient` times functions of signals, entry by entry."""
 
     coefficient: float
     factors: "tuple[tuple[Moments, Activation], ...]"
@@ -47,15 +52,15 @@ class Term:
 
 @dataclasses.dataclass(frozen=True)
 class Moments:
-    """The moments of one group of channels.
+    """The moments of one group of channels; see the module for `mean`, `far` and `excess`.
 
-    Where `pre` is given the signal is `function` of it entry by entry. Entries have the `law`, or
-    are Gaussian but for their `third` central moment, that of a typical one. Where `border` is
-    given the signal has a number around another signal, whose law is that of its entries. `terms`
-    are what the signal is a sum of, where it is one. `inverse` is E σ²·E 1/σ² over the channels of
-    a kernel's output, `unequal` what normalizing them adds to gradients that go on through the
-    kernel, and `scatter` the variance over kernels of their covariances E u_p u_{p+o}, in
-    `excess`'s layout. `common` is a factor that all channels of a position share.
+    `radius`: largest offset of `excess` along each axis. `pre`, `function`: the signal is
+    `function` of `pre` entry by entry. `law`: of the entries; without one they are Gaussian up to
+    `third`, the third central moment of a typical entry. `border`: the signal is another one padded
+    with a number, and the law is that of the inner entries. `terms`: a sum that the signal equals.
+    `inverse`: E σ²·E 1/σ² over the channels of a kernel's output; `unequal`: what normalizing these
+    adds to gradients that go on through the kernel. `scatter`: variance over kernels of their
+    covariances E u_p u_{p+o}, in `excess`'s layout. `common`: a factor that all channels share.
     """
 
     axes: Axes
@@ -72,11 +77,11 @@ class Moments:
     unequal: float = 0.0
     scatter: Array | None = None
     law: Law | None = None
-    common: "Any" = None
+    common: "Common | None" = None
 
     @functools.cached_property
     def second(self) -> Array:
-        """E z_p², by class of position."""
+        """E z_p²: (n₁, n₂, …)."""
         return diagonal(self.far) + self.excess[self._offset_zero]
 
     @functools.cached_property
@@ -91,12 +96,12 @@ class Moments:
 
     @functools.cached_property
     def with_average(self) -> Array:
-        """Mean of `far` over one of the two positions: E z_p times the channel's mean."""
+        """Mean of `far` over one of the two positions, E z_p times the channel's mean: (n₁, …)."""
         weights = position_weights(self.axes).ravel()
         return np.asarray((far_matrix(self.far) @ weights).reshape(self.mean.shape))
 
     def without_average(self) -> "Moments":
-        """Every channel less its mean over examples and positions, which is random itself."""
+        """Each channel minus its own mean over examples and positions, which is random."""
         row = self.with_average
         far = self.far - (rows(row - self.pair_moment) + columns(row))
         mean = self.mean - self.average(self.mean)
@@ -105,7 +110,7 @@ class Moments:
 
     @functools.cached_property
     def variance(self) -> Array:
-        """E z_p² - (E z_p)², by class of position."""
+        """E z_p² - (E z_p)²: (n₁, n₂, …)."""
         return np.maximum(self.second - self.mean**2, 0.0)
 
     @functools.cached_property
@@ -121,26 +126,26 @@ class Moments:
 
     @property
     def own_law(self) -> Law | None:
-        """The law of its entries; None where they count as Gaussian."""
+        """The law of the entries; None if they count as Gaussian."""
         if self.pre is not None and self.function is not None:
             return OfFunction(self.pre, self.function)
         return self.law
 
     @functools.cached_property
     def shape(self) -> Shape | None:
-        """The law of an entry, of mean 0 and variance 1; None where it counts as Gaussian."""
+        """The standardized law of an entry; None if it counts as Gaussian."""
         law = self.own_law
         return None if law is None else law.shape
 
     @functools.cached_property
     def skewness(self) -> float:
-        """Third central moment over σ³, within what an expansion to first order bears."""
+        """Third central moment over σ³, clipped to where a first-order expansion holds."""
         std = self.spread[1]
         return min(max(self.third / std**3, -1.0), 1.0) if std > 0 else 0.0
 
     @functools.cached_property
     def adjacent_correlation(self) -> float:
-        """Correlation of two entries next to each other, averaged over the axes."""
+        """Correlation of two adjacent entries, averaged over the axes."""
         mean, std = self.spread
         near = [axis for axis, r in enumerate(self.radius) if r > 0]
         if not near or std == 0:
@@ -149,17 +154,17 @@ class Moments:
         spreads = np.sqrt(self.variance).ravel()
         covariance = np.where(inside, far + self.excess - mean**2, 0.0)
         scale = np.where(inside, spreads[own_classes(self)] * spreads[others], 0.0)
-        found = []
+        correlations = []
         for axis in near:
             offset = [r + (number == axis) for number, r in enumerate(self.radius)]
             place = tuple(i for o in offset for i in (o, slice(None)))
             total = self.average(scale[place])
-            found.append(self.average(covariance[place]) / total if total > 0 else 0.0)
-        return min(float(np.mean(found)), 1.0)
+            correlations.append(self.average(covariance[place]) / total if total > 0 else 0.0)
+        return min(float(np.mean(correlations)), 1.0)
 
     @functools.cached_property
     def elsewhere(self) -> "dict[Any, Moments]":
-        """What was made of it to join others, so that two uses of one signal stay one."""
+        """Signals derived from this one for merging, so that two uses stay one object."""
         return {}
 
     @property
@@ -167,13 +172,13 @@ class Moments:
         return self.offset_of((0,) * len(self.axes))
 
     def offset_of(self, offset: Sequence[int]) -> tuple[int | slice, ...]:
-        """Where `excess` holds the pairs of that offset."""
+        """The index into `excess` of the pairs at an offset."""
         return tuple(
             i for r, o in zip(self.radius, offset, strict=True) for i in (r + o, slice(None))
         )
 
     def average(self, values: Array) -> float:
-        """Mean over positions of a value by class."""
+        """Mean over positions of values by class, (n₁, n₂, …)."""
         return float(np.sum(self._weights * values))
 
     @functools.cached_property
@@ -181,11 +186,11 @@ class Moments:
         return position_weights(self.axes)
 
     def is_known(self) -> bool:
-        """Whether the moments are numbers."""
+        """Whether the moments are finite."""
         return math.isfinite(self.second_moment)
 
     def copied(self) -> "Moments":
-        """Another signal of the same moments, which shares no entry with this one."""
+        """A different signal with the same moments."""
         pre = None if self.pre is None else dataclasses.replace(self.pre)
         border = self.border
         if border is not None:
@@ -193,13 +198,13 @@ class Moments:
         return dataclasses.replace(self, pre=pre, border=border, terms=())
 
     def plain(self) -> "Moments":
-        """The same moments without the law behind them."""
+        """The same moments and law, without `pre` and `border`."""
         if self.pre is None and self.border is None:
             return self
         return dataclasses.replace(self, pre=None, function=None, border=None, law=self.own_law)
 
     def scaled(self, factor: float | Array) -> "Moments":
-        """Second moments times `factor`, given once or by class of position."""
+        """Second moments times `factor`, a number or (n₁, n₂, …)."""
         if np.ndim(factor) == 0:
             root = float(np.sqrt(factor))
             third, mean = self.third * root**3, self.mean * root
@@ -217,7 +222,7 @@ class Moments:
         return dataclasses.replace(moved, law=self.own_law, common=self.common)
 
     def shifted(self, constant: tuple[float, float]) -> "Moments":
-        """Plus a random number of that mean and mean square, the same at every position."""
+        """Plus a random number with this mean and second moment, the same everywhere."""
         mean, second = constant
         far = self.far + second if second else self.far
         if mean:
@@ -225,13 +230,13 @@ class Moments:
         return dataclasses.replace(self.plain(), mean=self.mean + mean, far=far, terms=())
 
     def with_second(self, second: Array) -> "Moments":
-        """With another E z_p²; pairs keep theirs."""
-        excess = np.array(self.excess)  # a product of arrays without axes is a number
+        """With another E z_p²; pairs keep their moments."""
+        excess = np.array(self.excess)  # without axes, products are scalars
         excess[self._offset_zero] = second - diagonal(self.far)
         return dataclasses.replace(self.plain(), excess=excess, terms=(), law=None)
 
     def mapped(self, windows: Sequence[AnyWindow]) -> "Moments":
-        """After a linear operation with a window along each axis."""
+        """The output of a linear operation with one window along each axis."""
         if all(reads_in_place(window) for window in windows):
             law = self.own_law
             return Moments(self.axes, self.mean, self.far, self.excess, self.radius, law=law)
@@ -259,7 +264,7 @@ class Moments:
         )
 
     def weighted(self, windows: Sequence[AnyWindow], fan_in: float) -> "Moments":
-        """After `fan_in` channels through windows of independent weights of variance 1."""
+        """The output of windows over `fan_in` channels; weights are independent, of variance 1."""
         after = self.mapped(windows)
         far, excess = after.far * fan_in, after.excess * fan_in
         common = self.common if all(map(reads_in_place, windows)) else None
@@ -268,14 +273,14 @@ class Moments:
         return Moments(after.axes, mean, far, excess, after.radius, law=law, common=common)
 
     def spread_over(self, axes: Axes) -> "Moments":
-        """Its averages, alike at all positions of other axes: what reshaping leaves of it."""
+        """Averages, equal at all positions of other axes: the moments after a reshape."""
         even = uniform(axes, self.average(self.mean), self.second_moment, self.pair_moment)
         return dataclasses.replace(even, law=self.own_law, third=self.third)
 
 
 @dataclasses.dataclass(frozen=True)
 class Border:
-    """The number `value` around `source`: (before, after) entries along each axis."""
+    """`source` padded with the number `value`: (before, after) entries along each axis."""
 
     source: Moments
     pads: tuple[tuple[int, int], ...]
@@ -283,7 +288,7 @@ class Border:
 
 
 def uniform(axes: Axes, mean: float, second: float, pair: float) -> Moments:
-    """Equal moments everywhere: E z, E z² and, between positions and examples, E z_p z_q."""
+    """Equal moments everywhere: E z, E z², and E z_p z_q of other positions or examples."""
     return Moments(
         axes,
         np.full([a.count for a in axes], mean),
@@ -295,13 +300,13 @@ def uniform(axes: Axes, mean: float, second: float, pair: float) -> Moments:
 
 @functools.lru_cache(maxsize=512)
 def position_weights(axes: Axes) -> Array:
-    """Share of the positions in each class, over all axes."""
+    """Share of the positions in each class: (n₁, n₂, …)."""
     return functools.reduce(lambda r, axis: r[..., None] * axis.weights, axes, np.ones(()))
 
 
 @functools.lru_cache(maxsize=512)
 def pair_weights(axes: Axes) -> Array:
-    """Share of the pairs of positions in each pair of classes."""
+    """Share of the pairs of positions in each pair of classes: (n₁, n₁, n₂, n₂, …)."""
     result = np.ones(())
     for axis in axes:
         result = result[..., None, None] * np.outer(axis.weights, axis.weights)
@@ -309,40 +314,40 @@ def pair_weights(axes: Axes) -> Array:
 
 
 def diagonal(far: Array) -> Array:
-    """`far` at equal classes."""
+    """far[p, p]: (n₁, n₂, …)."""
     for _ in range(far.ndim // 2):
         far = np.diagonal(far, axis1=0, axis2=1)  # the diagonal becomes the last dimension
     return np.asarray(far)
 
 
 def rows(values: Array) -> Array:
-    """values[p] in the layout of `far`."""
+    """values[p], in the layout of `far`: (n₁, 1, n₂, 1, …)."""
     return values.reshape([n for size in values.shape for n in (size, 1)])
 
 
 def columns(values: Array) -> Array:
-    """values[q] in the layout of `far`."""
+    """values[q], in the layout of `far`: (1, n₁, 1, n₂, …)."""
     return values.reshape([n for size in values.shape for n in (1, size)])
 
 
 def outer(values: Array) -> Array:
-    """values[p]·values[q] in the layout of `far`."""
+    """values[p]·values[q], in the layout of `far`."""
     return np.asarray(rows(values) * columns(values))
 
 
 def own_classes(moments: Moments) -> Integers:
-    """The flat class of p for each (offset, p) of `excess`."""
+    """The flat class of p for each (offset, p), in the layout of `excess`."""
     return _neighbours(moments.axes, moments.radius)[0]
 
 
 def near_pairs(moments: Moments) -> tuple[Array, Integers, npt.NDArray[np.bool_]]:
-    """For each (offset o, p) of `excess`: far[p, p+o], the flat class of p+o, whether it exists."""
+    """In the layout of `excess`: far[p, p+o], the flat class of p+o, whether it exists."""
     _, others, inside, places = _neighbours(moments.axes, moments.radius)
     return np.take(moments.far, places), others, inside
 
 
 def far_matrix(far: Array) -> Array:
-    """`far` as a matrix over flat classes."""
+    """`far` as a matrix over flat classes: (n₁·n₂·…, n₁·n₂·…)."""
     rank = far.ndim // 2
     order = [*range(0, 2 * rank, 2), *range(1, 2 * rank, 2)]
     count = math.prod(far.shape[::2])
@@ -353,26 +358,26 @@ def far_matrix(far: Array) -> Array:
 def _neighbours(
     axes: Axes, radius: tuple[int, ...]
 ) -> tuple[Integers, Integers, npt.NDArray[np.bool_], Integers]:
-    """For each (offset o, p): the flat classes of p and p+o, if it exists, its place in `far`."""
+    """For each (offset o, p): flat classes of p and p+o, if p+o exists, index into `far`."""
     rank = len(axes)
     own, others, places = (np.zeros((), np.int64) for _ in range(3))
     inside = np.ones((), bool)
     for number, (axis, r) in enumerate(zip(axes, radius, strict=True)):
         offsets = np.arange(-r, r + 1)[:, None]
-        found = axis.classes(axis.positions[None, :] + offsets)
-        here = np.broadcast_to(np.arange(axis.count), found.shape)
+        there = axis.classes(axis.positions[None, :] + offsets)
+        here = np.broadcast_to(np.arange(axis.count), there.shape)
         shape = [1] * (2 * rank)
-        shape[2 * number : 2 * number + 2] = found.shape
-        here, there = here.reshape(shape), np.maximum(found, 0).reshape(shape)
+        shape[2 * number : 2 * number + 2] = there.shape
+        inside = inside & (there >= 0).reshape(shape)
+        here, there = here.reshape(shape), np.maximum(there, 0).reshape(shape)
         own = own * axis.count + here
         others = others * axis.count + there
         places = (places * axis.count + here) * axis.count + there
-        inside = inside & (found >= 0).reshape(shape)
     return own, others, inside, places
 
 
 def widen(moments: Moments, radius: tuple[int, ...]) -> Moments:
-    """With excess up to larger offsets, where it is 0."""
+    """With `excess` padded to larger offsets, where it is 0."""
     if moments.radius == radius:
         return moments
     pads: list[tuple[int, int]] = []
@@ -384,5 +389,5 @@ def widen(moments: Moments, radius: tuple[int, ...]) -> Moments:
 
 
 def axis_maps(moments: Moments, windows: Sequence[AnyWindow]) -> list[AxisMap]:
-    """The matrices of windows for this signal."""
+    """The windows' matrices for this signal, one per axis."""
     return [axis_map(w, r) for w, r in zip(windows, moments.radius, strict=True)]

@@ -1,11 +1,12 @@
-"""Signals as sums of products of independent ones, for what joins a signal with itself.
+"""Signals as sums of products of independent roots, for merging a signal with itself.
 
-x + f(x) + x is 2x + f(x), and a highway's t·h + (1 - t)·x joins functions of one gate. Written as
+x + f(x) + x is 2x + f(x), and a highway's t·h + (1 - t)·x merges functions of one gate. For
 y = Σ c_i Π_r f_ir(r) over independent roots r,
 
     E y_p y_q = Σ_ij c_i c_j Π_r E f_ir(r_p) f_jr(r_q),
 
-in which every factor is known: E f f' by the law of f, and E f g' from f + g, f and g.
+in which every factor is known: E f f' from the law of f, and E f g' by polarization, from those of
+f + g, f and g.
 """
 
 import dataclasses
@@ -48,9 +49,13 @@ def expansion(moments: Moments) -> tuple[Term, ...]:
 def independent(
     terms: Sequence[Term], reach_of: Callable[[Moments], int | None]
 ) -> tuple[Term, ...]:
-    """The same sum over roots that do not depend on each other; none where there is no such.
+    """The same sum over roots that do not depend on each other; empty if there is none.
 
-    Of two that do, the one that depends on more is written as the sum that it is.
+    Of two dependent roots, the one that depends on more is replaced by its own `terms`.
+
+    Args:
+        terms: The sum.
+        reach_of: Bit mask of what a root depends on; None if unknown.
     """
     while terms:
         roots = roots_of(terms)
@@ -74,12 +79,12 @@ def independent(
 
 
 def _without(terms: Sequence[Term], key: int) -> tuple[Term, ...]:
-    """Terms with one root replaced by what it is the sum of; none where that cannot be."""
-    found: list[tuple[float, Sequence[Term]]] = []
+    """Terms with one root replaced by its own `terms`; empty if that is impossible."""
+    parts: list[tuple[float, Sequence[Term]]] = []
     for term in terms:
         inside = [(root, function) for root, function in term.factors if id(root) == key]
         if not inside:
-            found.append((1.0, [term]))
+            parts.append((1.0, [term]))
             continue
         ((root, function),) = inside
         line = _as_line(function)
@@ -90,13 +95,13 @@ def _without(terms: Sequence[Term], key: int) -> tuple[Term, ...]:
         product = product_of([rest], opened)
         if not product:
             return ()
-        found.append((1.0, product))
-    return sum_of(found)
+        parts.append((1.0, product))
+    return sum_of(parts)
 
 
 @functools.lru_cache(maxsize=256)
 def _as_line(function: Activation) -> tuple[float, float] | None:
-    """(a, b) where the function is a + b·s."""
+    """(a, b) if the function is a + b·s, else None."""
     values = np.asarray(function.function(_PROBES), np.float64)
     constant, slope = float(values[2]), float(values[4] - values[2]) / 2
     straight = np.allclose(values, constant + slope * _PROBES, rtol=1e-5, atol=1e-6)
@@ -104,12 +109,12 @@ def _as_line(function: Activation) -> tuple[float, float] | None:
 
 
 def roots_of(terms: Iterable[Term]) -> dict[int, Moments]:
-    """The signals that terms are made of, by `id`."""
+    """The root signals of terms, by `id`."""
     return {id(root): root for term in terms for root, _ in term.factors}
 
 
 def sum_of(parts: Sequence[tuple[float, Sequence[Term]]]) -> tuple[Term, ...]:
-    """Σ c·terms, like terms together; none where there are too many to follow."""
+    """Σ c·terms with like terms collected; empty for more than `_MOST_TERMS`."""
     total: dict[tuple[tuple[int, Activation], ...], Term] = {}
     for factor, terms in parts:
         for term in terms:
@@ -121,10 +126,10 @@ def sum_of(parts: Sequence[tuple[float, Sequence[Term]]]) -> tuple[Term, ...]:
 
 
 def product_of(first: Sequence[Term], second: Sequence[Term]) -> tuple[Term, ...]:
-    """The product, multiplied out; none where that has too many terms or factors to follow."""
+    """The expanded product; empty for too many terms or factors."""
     if len(first) * len(second) > _MOST_TERMS:
         return ()
-    found = []
+    products = []
     for one in first:
         for two in second:
             factors = {id(root): (root, function) for root, function in one.factors}
@@ -135,12 +140,12 @@ def product_of(first: Sequence[Term], second: Sequence[Term]) -> tuple[Term, ...
             if len(factors) > _MOST_FACTORS:
                 return ()
             ordered = tuple(factors[key] for key in sorted(factors))
-            found.append(Term(one.coefficient * two.coefficient, ordered))
-    return sum_of([(1.0, found)])
+            products.append(Term(one.coefficient * two.coefficient, ordered))
+    return sum_of([(1.0, products)])
 
 
 def where_chosen(mask: Activation, function: Activation, sign: float) -> Activation:
-    """The function where the mask is 1, or for a negative sign where it is 0; else 0."""
+    """The function where the mask is 1 (0 if `sign` is negative), else 0."""
     if sign > 0:
         return _times(mask, function)
     inverse = Activation(f"not {mask.name}", lambda s: 1 - mask.function(s), ("not", mask))
@@ -165,7 +170,7 @@ def _joined(
 
 
 def moments_of(terms: Sequence[Term]) -> Moments | None:
-    """The moments of a sum of terms over independent roots; None where it has no root at all."""
+    """Moments of a sum of terms over independent roots; None for a constant."""
     constant = sum(t.coefficient for t in terms if not t.factors)
     groups = _connected([t for t in terms if t.factors])
     if not groups:
@@ -177,7 +182,7 @@ def moments_of(terms: Sequence[Term]) -> Moments | None:
 
 
 def _connected(terms: Sequence[Term]) -> list[list[Term]]:
-    """Terms in groups that share no root."""
+    """Groups of terms; different groups share no root."""
     groups: list[tuple[set[int], list[Term]]] = []
     for term in terms:
         own, members = set(roots_of([term])), [term]
@@ -211,7 +216,7 @@ def times(moments: Moments, factor: float) -> Moments:
 
 
 class _Pairs:
-    """Terms that share roots, two by two."""
+    """E y_p y_q of a sum of terms that share roots, by pairs of terms."""
 
     def __init__(self, terms: Sequence[Term]) -> None:
         self.terms = terms
@@ -220,7 +225,7 @@ class _Pairs:
         self.axes = everything[0].axes
         self.radius = tuple(max(r) for r in zip(*(m.radius for m in everything), strict=True))
         self.widened = {key: widen(root, self.radius) for key, root in self.roots.items()}
-        self.found: dict[tuple[int, Activation, Activation], tuple[Array, Array]] = {}
+        self.squared: dict[tuple[int, Activation, Activation], tuple[Array, Array]] = {}
 
     def moments(self) -> Moments:
         mean = sum(t.coefficient * self._mean(t) for t in self.terms)
@@ -243,7 +248,7 @@ class _Pairs:
         return product
 
     def _pair(self, one: Term, two: Term) -> tuple[Array, Array]:
-        """E of the two terms' product at far and at near positions."""
+        """E of the product of two terms at far and at near pairs of positions."""
         first = {id(root): function for root, function in one.factors}
         second = {id(root): function for root, function in two.factors}
         far, near = np.ones(()), np.ones(())
@@ -255,7 +260,7 @@ class _Pairs:
     def _cross(
         self, key: int, first: Activation | None, second: Activation | None
     ) -> tuple[Array, Array]:
-        """E f(r_p) g(r_q), the mean of both orders; None is the function 1."""
+        """E f(r_p) g(r_q), averaged over both orders; None stands for the function 1."""
         if first is None or second is None:
             return self._alone(self.widened[key], first or second or IDENTITY)
         if first == second:
@@ -267,10 +272,10 @@ class _Pairs:
 
     def _squared(self, key: int, function: Activation) -> tuple[Array, Array]:
         place = (key, function, function)
-        if place not in self.found:
+        if place not in self.squared:
             law = activated(self.widened[key], function)
-            self.found[place] = law.far, near_pairs(law)[0] + law.excess
-        return self.found[place]
+            self.squared[place] = law.far, near_pairs(law)[0] + law.excess
+        return self.squared[place]
 
     def _alone(self, root: Moments, function: Activation) -> tuple[Array, Array]:
         mean = activated(root, function).mean
@@ -280,6 +285,6 @@ class _Pairs:
 
 
 def spread_share(moments: Moments) -> float:
-    """The variance of a signal as a share of its squared mean."""
+    """The variance of a signal over its squared mean."""
     mean, std = moments.spread
     return (std / mean) ** 2 if mean else math.inf

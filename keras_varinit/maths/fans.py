@@ -1,8 +1,8 @@
-"""Fans, filter axes and exact connection counts of every layer kind, from plain numbers.
+"""Fans, filter axes and exact connection counts of every kind of layer, from plain numbers.
 
 A *connection* is a pair (input entry, output entry) joined by a kernel entry. With M inputs, M'
-outputs and ε connections, ε/M' is the mean fan-in and ε/M the mean fan-out; stride, padding and
-dilation are all in them.
+outputs and ε connections, ε/M' is the mean fan-in and ε/M the mean fan-out; these account for
+stride, padding and dilation.
 """
 
 import dataclasses
@@ -17,7 +17,7 @@ Pads = Sequence[tuple[int, int]]
 
 @dataclasses.dataclass(frozen=True)
 class Fans:
-    """Counts of one kernel in one layer; the fields mean what they mean in `LayerContext`."""
+    """Counts of one kernel in one layer; the fields are those of `LayerContext`."""
 
     fan_in: float
     fan_out: float
@@ -30,7 +30,7 @@ class Fans:
 
 
 def dense(shape: Sequence[int], positions: int | None = 1) -> Fans:
-    """A matrix (in, out), applied at each of `positions` places."""
+    """A matrix (in, out), applied at each of `positions` positions; None if unknown."""
     fan_in, fan_out = shape
     return _with_counts(
         Fans(fan_in, fan_out, filter_axes=(1,)),
@@ -43,21 +43,27 @@ def dense(shape: Sequence[int], positions: int | None = 1) -> Fans:
 def einsum(
     equation: str, kernel: Sequence[int], inputs: Spatial = (), *, kernel_first: bool = False
 ) -> Fans:
-    """A contraction "input,kernel->output" of letters, over all that the output lacks.
+    """An einsum "input,kernel->output", contracted over all letters that the output lacks.
 
-    A letter of all three gives each of its values a kernel of its own; one of input and output
-    alone is a position, where the kernel is used again. A letter twice in the input reads its
-    diagonal: the entries beside it reach nothing. `inputs` is the input's shape, () if unknown.
+    A letter in all three operands gives each of its values a kernel of its own. A letter in input
+    and output only is a position, where the kernel is reused. A repeated letter in the input reads
+    the diagonal; other entries reach no output.
+
+    Args:
+        equation: The subscripts.
+        kernel: Shape of the kernel.
+        inputs: Shape of the input; () if unknown.
+        kernel_first: Whether the kernel is the first operand.
 
     Raises:
-        ValueError: the pattern is none, or does not fit the shapes.
+        ValueError: if the equation is malformed or does not fit the shapes.
     """
     try:
         (data, weights), output = subscripts(equation, (inputs or None, kernel), kernel_first)
         in_data, in_kernel = _sizes(data, inputs or None), _sizes(weights, kernel)
         for letter in in_data.keys() & in_kernel.keys():
             if in_data[letter] not in (None, in_kernel[letter]):
-                raise ValueError(f"{letter!r} is {in_data[letter]} and {in_kernel[letter]}")
+                raise ValueError(f"{letter!r} has sizes {in_data[letter]} and {in_kernel[letter]}")
     except ValueError as error:
         raise ValueError(f"the einsum pattern {equation!r} cannot be read: {error}") from None
     sizes = {**in_data, **in_kernel}
@@ -84,12 +90,12 @@ def einsum(
 def subscripts(
     equation: str, shapes: tuple[Spatial | None, Spatial], kernel_first: bool = False
 ) -> tuple[list[list[str]], list[str]]:
-    """A name for every axis of the input and of the kernel, and for those of the output.
+    """Names of the axes of the input, of the kernel and of the output.
 
-    The axes of an ellipsis are numbered from the right, as they are broadcast.
+    Axes of an ellipsis are numbered from the right, as in broadcasting.
 
     Raises:
-        ValueError: the pattern is none, or has not the axes of the shapes.
+        ValueError: if the equation is malformed or does not fit the shapes.
     """
     left, arrow, right = equation.replace(" ", "").partition("->")
     operands = left.split(",")
@@ -105,7 +111,7 @@ def subscripts(
         before, dots, after = part.partition("...")
         hidden = 0 if shape is None else len(shape) - len(before) - len(after)
         if hidden < 0 or (hidden and not dots):
-            raise ValueError(f"{part!r} has not the axes of a shape {shape}")
+            raise ValueError(f"{part!r} does not match a shape {shape}")
         axes.append([*before, *(f"...{n}" for n in reversed(range(hidden))), *after])
     letters = [*axes[0], *axes[1]]
     hidden_axes = sorted({k for k in letters if k.startswith("...")}, reverse=True)
@@ -114,7 +120,7 @@ def subscripts(
         return axes, [*hidden_axes, *sorted(once)]
     named = right.replace("...", "")
     if len({*named}) < len(named) or not {*named} <= {*letters}:
-        raise ValueError(f"the output {right!r} has a letter twice, or one that no operand has")
+        raise ValueError(f"the output {right!r} repeats a letter or has one that no operand has")
     if hidden_axes and "..." not in right:
         raise ValueError(f"the output {right!r} lacks the ellipsis")
     before, _, after = right.partition("...")
@@ -122,11 +128,11 @@ def subscripts(
 
 
 def _sizes(axes: Sequence[str], shape: Spatial | None) -> dict[str, int | None]:
-    """The size of each letter of an operand; what is 1 is broadcast, so there it is no axis."""
+    """The size of each letter of an operand, without axes of size 1, which are broadcast."""
     sizes: dict[str, int | None] = {}
     for letter, size in zip(axes, shape or [None] * len(axes), strict=True):
         if size is not None and sizes.setdefault(letter, size) not in (None, size):
-            raise ValueError(f"{letter!r} is {sizes[letter]} and {size}")
+            raise ValueError(f"{letter!r} has sizes {sizes[letter]} and {size}")
         sizes[letter] = size or sizes.get(letter)
     return {letter: size for letter, size in sizes.items() if size != 1}
 
@@ -137,7 +143,7 @@ def embedding(shape: Sequence[int]) -> Fans:
 
 
 def recurrent(shape: Sequence[int], gates: int) -> Fans:
-    """A kernel or recurrent kernel (rows, gates·units), the gates packed on the last axis."""
+    """A kernel or recurrent kernel (rows, gates·units), with gates packed on the last axis."""
     fan_in, fan_out = shape[0], shape[1] // gates
     return _with_counts(Fans(fan_in, fan_out, filter_axes=(1,)), fan_in * fan_out, fan_in, fan_out)
 
@@ -154,7 +160,7 @@ def conv(
 ) -> Fans:
     """A convolution with kernel (*k, in/groups, out).
 
-    `spatial` is the map *before* `extra_pads`, the zeros that padding layers put around it.
+    `spatial` is the map's size *before* `extra_pads`, the zeros that padding layers add.
     """
     *window, in_per_group, out = shape
     taps = math.prod(window)
@@ -183,7 +189,7 @@ def depthwise(
     dilation: Sequence[int],
     extra_pads: Pads | None = None,
 ) -> Fans:
-    """A depthwise convolution with kernel (*k, in, multiplier): one filter per pair of the two."""
+    """A depthwise convolution with kernel (*k, in, multiplier), one filter per pair of the two."""
     *window, channels, multiplier = shape
     taps = math.prod(window)
     fans = Fans(
@@ -212,8 +218,8 @@ def conv_transpose(
 ) -> Fans:
     """A transposed convolution with kernel (*k, out, in).
 
-    It is the adjoint of a convolution from the output map to the input map, so its connections are
-    that convolution's: zeros put around the *input* map by padding layers would count as inputs.
+    It is the adjoint of a convolution from the output map to the input map and has the same
+    connections. Zeros that padding layers add to the *input* map count as inputs.
     """
     *window, out, channels = shape
     taps = math.prod(window)
@@ -237,7 +243,7 @@ def conv_transpose(
 
 
 def transposed_padding(inputs: int, outputs: int, k: int, s: int, d: int, padding: str) -> int:
-    """Entries that a transposed convolution makes in front of its output, and drops."""
+    """Entries that a transposed convolution computes before its output and crops."""
     made = (inputs - 1) * s + (k - 1) * d + 1
     return max(made - outputs, 0) // 2 if padding == "same" else 0
 
@@ -271,7 +277,7 @@ def _conv_overlap(
 
 
 def padding_and_outputs(n: int, k: int, s: int, d: int, padding: str) -> tuple[int, int]:
-    """Zeros that the layer itself puts before `n` entries, and the number of its outputs."""
+    """Zeros that the layer adds before `n` entries, and its number of outputs."""
     reach = (k - 1) * d + 1
     if padding == "same":
         outputs = -(-n // s)

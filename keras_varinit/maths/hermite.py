@@ -1,8 +1,10 @@
-"""Functions of correlated Gaussians: pair moments by Hermite series, maxima by quadrature.
+"""Pair moments of an activation by Hermite series (Mehler's formula; the dual activation).
 
-For u = m + σs with s ~ N(0, 1), f(u) = Σ aₙ hₙ(s) with the normalized Hermite polynomials hₙ, and
-two such variables of correlation ρ have E f(u) f(u') = Σ aₙ² ρⁿ (Mehler). The series is cut at
-n = 40; what is left of E f² stands as one more power, so that ρ = 1 is exact.
+For u = m + σs with s ~ N(0, 1), f(u) = Σ aₙ hₙ(s) in normalized Hermite polynomials hₙ, and two
+such variables of correlation ρ have E f(u) f(u') = Σ aₙ² ρⁿ. The series is cut at n = 40; the
+remainder of E f² enters as one more power, so that ρ = 1 is exact.
+
+Reference: Daniely, Frostig and Singer (2016), arXiv:1602.05897 (dual activations).
 """
 
 import dataclasses
@@ -19,7 +21,7 @@ Array = npt.NDArray[np.float64]
 
 _TERMS = 40
 
-TERMS = _TERMS + 1  # of a series, with what its cut leaves out
+TERMS = _TERMS + 1  # of a series, with its remainder
 
 _JUMP = 8.0
 
@@ -28,7 +30,7 @@ TABLE = np.linspace(-1.0, 1.0, 1025)
 
 @functools.cache
 def _grid() -> tuple[Array, Array, Array]:
-    """Nodes, weights Σ w g ≈ E g(s), and the values of h₀ … at the nodes."""
+    """Nodes, weights with Σ w g ≈ E g(s): (nodes,) each; h₀ … at the nodes: (terms, nodes)."""
     nodes = NODES
     weights = STEP * normal_density(nodes)
     polynomials = np.empty((_TERMS, len(nodes)))
@@ -42,25 +44,25 @@ def _grid() -> tuple[Array, Array, Array]:
 
 @functools.cache
 def _middles() -> Array:
-    """Weights of the cells between nodes, on which slopes are taken."""
+    """Weights of the cells between nodes, where slopes are evaluated: (cells,)."""
     nodes = _grid()[0]
     return STEP * normal_density((nodes[1:] + nodes[:-1]) / 2)
 
 
 @functools.cache
 def _middle_polynomials() -> Array:
-    """The values of h₀ … in the middle of the cells."""
+    """h₀ … at the cell centres: (terms, cells)."""
     polynomials = _grid()[2]
     return np.asarray((polynomials[:, 1:] + polynomials[:, :-1]) / 2)
 
 
 @dataclasses.dataclass(frozen=True)
 class PointLaw:
-    """What an activation makes of u of mean m and variance σ², on the grid.
+    """Moments of f(u) for u of mean m and variance σ², on the grid.
 
-    `values` f at the nodes, `slopes` f' in the cells between them, with respect to u; u is Gaussian
-    but for its `skewness` γ, which enters to first order: density φ(s)·(1 + γ/6·(s³ - 3s)). With a
-    `shape` u is m + σT(s) instead, and `slopes` are those at the nodes, weighed by the shape's.
+    `values` is f at the nodes, `slopes` df/du in the cells between them. A `skewness` γ of u enters
+    to first order (Gram-Charlier): density φ(s)·(1 + γ/6·(s³ - 3s)). With a `shape`, u is
+    m + σT(s), and `slopes` are those at the nodes, weighted by the shape's.
     """
 
     values: Array
@@ -86,7 +88,7 @@ class PointLaw:
 
     @property
     def in_cells(self) -> tuple[Array, Array, Array]:
-        """The values and slopes in the cells between nodes, and the cells' weights."""
+        """Values and slopes in the cells between nodes, and the cells' weights: (cells,) each."""
         return (self.values[1:] + self.values[:-1]) / 2, self.slopes, self._cells
 
     @functools.cached_property
@@ -101,7 +103,7 @@ class PointLaw:
 
     @functools.cached_property
     def third(self) -> float:
-        """E (f - E f)³, which a sum of it and of independent signals keeps."""
+        """E (f - E f)³; it adds up over sums of independent signals."""
         return float(np.sum(self._weights * (self.values - self.first) ** 3))
 
     @functools.cached_property
@@ -117,13 +119,13 @@ class PointLaw:
 
     @functools.cached_property
     def radial_slope(self) -> float:
-        """E f'²s², of a Gaussian u = m + σs."""
+        """E f'²s² for a Gaussian u = m + σs."""
         middles = (_grid()[0][1:] + _grid()[0][:-1]) / 2
         return float(np.sum(_middles() * (self.slopes * middles) ** 2))
 
     @functools.cached_property
     def products(self) -> Array:
-        """E f(u) f(u') over the table of correlations; a Gaussian's, between (E f)² and E f²."""
+        """E f(u) f(u') at `TABLE`; with skewness a Gaussian's, rescaled to (E f)² … E f²."""
         weights = _grid()[1]
         second = float(np.sum(weights * self.values**2))
         series = _by_correlation(products_of(self.series), self.shape)
@@ -135,12 +137,12 @@ class PointLaw:
 
     @functools.cached_property
     def slope_products(self) -> Array:
-        """E f'(u) f'(u') over the table of correlations."""
+        """E f'(u) f'(u') at `TABLE`."""
         return _by_correlation(products_of(self.slope_series), self.shape)
 
     @functools.cached_property
     def series(self) -> Array:
-        """aₙ of f(u), u Gaussian; the last power stands for what the cut leaves out."""
+        """aₙ of f(u) for a Gaussian u: (`TERMS`,); the last one is the remainder."""
         _, weights, polynomials = _grid()
         total = float(np.sum(weights * self.values**2))
         return completed(polynomials @ (weights * self.values), total)
@@ -153,19 +155,19 @@ class PointLaw:
         return completed(_middle_polynomials() @ (_middles() * self.slopes), self.squared_slope)
 
     def product(self, correlation: Array) -> Array:
-        """E f(u) f(u') for pairs of that correlation."""
+        """E f(u) f(u') at correlations of any shape."""
         return read_off(self.products, correlation)
 
     def slope_product(self, correlation: float) -> float:
-        """E f'(u) f'(u') for a pair of that correlation."""
+        """E f'(u) f'(u') at one correlation."""
         return float(np.interp(correlation, TABLE, self.slope_products))
 
 
 def slopes_between(differences: Array, std: float) -> Array:
-    """Slopes over steps of the grid; where the function jumps, those at its sides.
+    """Slopes over steps of the grid, from `differences` (cells,); at a jump, the neighbours'.
 
-    A jump is one step many times as steep as those at its sides, or two where a node lies on it;
-    backpropagation sees none of it.
+    A jump is a cell many times as steep as its neighbours, or two cells where a node lies on it.
+    Backpropagation does not see it.
     """
     if std == 0:
         return np.zeros_like(differences)
@@ -179,24 +181,27 @@ def slopes_between(differences: Array, std: float) -> Array:
 
 
 def completed(coefficients: Array, total: float) -> Array:
-    """The coefficients aₙ and one more power, so that Σ aₙ² is `total`."""
+    """The coefficients aₙ and one more, so that Σ aₙ² = `total`: (terms,) to (terms + 1,)."""
     rest = max(total - float(np.sum(coefficients**2)), 0.0)
-    # The rest of a kink's series is in every other power: even ones, as the cut is.
+    # A kink's remainder is in the even powers, and so is the appended one.
     return np.append(coefficients, math.sqrt(rest))
 
 
 def products_of(series: Array) -> Array:
-    """Σ aₙ² ρⁿ over the table of correlations, exact at ρ = 1."""
+    """Σ aₙ² ρⁿ at `TABLE`, exact at ρ = 1."""
     return np.asarray(np.polynomial.polynomial.polyval(TABLE, series**2))
 
 
 def _by_correlation(products: Array, shape: Shape | None) -> Array:
-    """A table over the correlation of s and s' as one over that of T(s) and T(s')."""
+    """Converts a table over the correlation of s and s' to one over that of T(s) and T(s')."""
     return correlations_behind(shape, TABLE, products)
 
 
 def correlations_behind(shape: Shape | None, correlations: Array, of: Array | None = None) -> Array:
-    """The correlations of s and s' for which T(s) and T(s') have those; or a table over them."""
+    """Correlations of s and s' for which T(s) and T(s') have `correlations`, of any shape.
+
+    With `of`, values at `TABLE`, those interpolated at the correlations of s and s'.
+    """
     if shape is not None:
         correlations = np.interp(correlations, TABLE, _behind(shape))
     return np.asarray(correlations if of is None else np.interp(correlations, TABLE, of))
@@ -204,9 +209,9 @@ def correlations_behind(shape: Shape | None, correlations: Array, of: Array | No
 
 @functools.lru_cache(maxsize=512)
 def _behind(shape: Shape) -> Array:
-    """The correlation of s and s' for which T(s) and T(s') have that of the table.
+    """The correlation of s and s' for which T(s) and T(s') have that of `TABLE`.
 
-    T does not fall, so that one grows with the other.
+    T is non-decreasing, so one grows with the other.
     """
     _, weights, polynomials = _grid()
     total = float(np.sum(weights * shape.values**2))
@@ -215,11 +220,11 @@ def _behind(shape: Shape) -> Array:
 
 
 def read_off(table: Array, correlation: Array) -> Array:
-    """A table of correlations, interpolated: `np.interp` for equal steps, many times as fast."""
+    """`np.interp` of values at equal steps over [-1, 1], many times as fast."""
     half = (len(table) - 1) / 2
     places = np.clip(correlation, -1.0, 1.0) * half
     places += half
-    with np.errstate(invalid="ignore"):  # of NaN, which the result keeps
+    with np.errstate(invalid="ignore"):  # NaN stays NaN
         steps = places.astype(np.int32)
     places -= steps
     places *= np.diff(table, append=table[-1]).take(steps, mode="clip")
@@ -228,7 +233,16 @@ def read_off(table: Array, correlation: Array) -> Array:
 
 
 def products_between(one: Array, others: Array, correlations: Array) -> Array:
-    """Σ aₙ bₙ ρⁿ = E f(u) g(u') for the series of f and, in rows, of the g, with a ρ for each."""
+    """E f(u) g(u') = Σ aₙ bₙ ρⁿ for one f and several g.
+
+    Args:
+        one: aₙ of f, (terms,).
+        others: bₙ of each g, (rows, terms).
+        correlations: ρ of each pair, (rows,).
+
+    Returns:
+        (rows,).
+    """
     powers = correlations[:, None] ** np.arange(len(one))
     return np.asarray(np.sum(powers * others * one, axis=1))
 
@@ -241,7 +255,7 @@ def point_law(
     skewness: float = 0.0,
     shape: Shape | None = None,
 ) -> PointLaw:
-    """The law of f(u), u ~ N(mean, std²), or with some skewness or of another shape."""
+    """Moments of f(u) for u ~ N(mean, std²), with a skewness, or of the law `shape`."""
     if shape is not None:
         places = mean + std * shape.values
         values = np.asarray(activation.function(places), np.float64)
@@ -253,7 +267,7 @@ def point_law(
 
 @functools.lru_cache(maxsize=256)
 def is_homogeneous(activation: Activation) -> bool:
-    """Whether f(cs) = c·f(s) for c > 0, so that scale passes through: identity, ReLU, its kin."""
+    """Whether f(cs) = c·f(s) for c > 0 (identity, ReLU, leaky ReLU): scale passes through f."""
     s = np.linspace(-3.0, 3.0, 61)
     values = np.asarray(activation.function(s), np.float64)
     return all(

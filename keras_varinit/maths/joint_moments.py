@@ -1,12 +1,12 @@
-"""Functions h(a, b) of two signals, each a function of a Gaussian: moments by quadrature.
+"""Moments of h(a, b), where a and b are functions of Gaussians, by two-dimensional quadrature.
 
 a = f(u) and b = g(v) with u = m + σs, v = m' + σ't and independent s, t ~ N(0, 1). In normalized
-Hermite polynomials h = Σ cᵢⱼ hᵢ(s) hⱼ(t), so two pairs whose roots correlate by ρ and ρ' have
-E h h' = Σ cᵢⱼ² ρⁱ ρ'ʲ (Mehler). Both series are cut; what is left of each stands as one more power,
-so that ρ = ρ' = 1 is exact.
+Hermite polynomials h = Σ cᵢⱼ hᵢ(s) hⱼ(t), so two pairs whose roots have correlations ρ and ρ' have
+E h h' = Σ cᵢⱼ² ρⁱ ρ'ʲ (Mehler). Both series are cut; the remainder of each enters as one more
+power, so that ρ = ρ' = 1 is exact.
 
-Roots that correlate by κ among themselves, at equal and at any other positions alike, are
-√κ·c + √(1-κ)·(s or t): given the common part c they are independent, and c is integrated out.
+If s and t have correlation κ, at equal and at different positions, they are written as
+√κ·c + √(1-κ)·(s or t). Conditional on the common part c they are independent; c is integrated out.
 """
 
 import dataclasses
@@ -32,7 +32,7 @@ _JUMP = 8.0
 
 _TAIL = 5.0
 
-# E h² owes at most this share to roots more than 5 σ out, or it is not to be seen in practice.
+# E h² counts as unknown if roots beyond 5 σ, too rare to be sampled, contribute more than this.
 _TAIL_SHARE = 0.02
 
 _COMMON_NODES, _COMMON_WEIGHTS = np.polynomial.hermite_e.hermegauss(12)
@@ -50,9 +50,9 @@ class Combination:
 
 @dataclasses.dataclass(frozen=True)
 class Root:
-    """A signal as a function of a Gaussian of that mean, standard deviation and skewness.
+    """A signal as a function of a Gaussian with this mean, standard deviation and skewness.
 
-    With a `shape` it is one of mean + std·T(s).
+    With a `shape`, it is a function of mean + std·T(s).
     """
 
     function: Activation
@@ -62,14 +62,14 @@ class Root:
     shape: Shape | None = None
 
     def at(self, nodes: Array, move: float = 0.0) -> Array:
-        """Its values, those of the argument moved by so many standard deviations."""
+        """Values at the nodes, with the argument moved by `move` standard deviations: (nodes,)."""
         places = self.mean + self.std * (at(self.shape, nodes) + move)
         return np.asarray(self.function.function(places), np.float64)
 
 
 @functools.cache
 def _grid() -> tuple[Array, Array, Array]:
-    """Nodes, weights, and the values of h₀ … at the nodes."""
+    """Nodes and weights, (nodes,) each, and h₀ … at the nodes: (terms, nodes)."""
     nodes = np.arange(-_LIMIT, _LIMIT + _STEP / 2, _STEP)
     polynomials = np.empty((_TERMS, len(nodes)))
     polynomials[0], polynomials[1] = 1.0, nodes
@@ -82,7 +82,7 @@ def _grid() -> tuple[Array, Array, Array]:
 
 @functools.cache
 def _middles() -> tuple[Array, Array]:
-    """Weights and polynomials in the middle of cells between nodes, on which slopes are taken."""
+    """Weights (cells,) and polynomials (terms, cells) at cell centres, for slopes."""
     nodes, _, polynomials = _grid()
     middles = (nodes[1:] + nodes[:-1]) / 2
     between = (polynomials[:, 1:] + polynomials[:, :-1]) / 2
@@ -93,9 +93,9 @@ def _middles() -> tuple[Array, Array]:
 class JointLaw:
     """The moments of h(a, b).
 
-    `first` E h, `second` E h², `third` E (h - E h)³; `slopes`: E (∂h/∂u)² and E (∂h/∂v)², NaN
-    where they depend on values that hardly ever occur. `powers` and `slope_powers` are the squared
-    coefficients of the series, their last row and column what was left of it.
+    `first` E h, `second` E h², `third` E (h - E h)³; `slopes`: E (∂h/∂u)² and E (∂h/∂v)², NaN if
+    dominated by rare values. `powers` and `slope_powers`: squared coefficients of the series,
+    (terms + 1, terms + 1), with the remainders in the last row and column.
     """
 
     first: float
@@ -106,11 +106,11 @@ class JointLaw:
     slope_powers: tuple[Array, Array]
 
     def product(self, first: Array, second: Array) -> Array:
-        """E h h' for pairs whose roots have these correlations."""
+        """E h h' of pairs whose roots have these correlations, of any shape."""
         return _evaluated(self.powers, first, second)
 
     def slope_product(self, number: int, first: float, second: float) -> float:
-        """E ∂h ∂h' with respect to one of the roots."""
+        """E ∂h ∂h' with respect to root `number`, at correlations of both roots."""
         pair = np.array([first]), np.array([second])
         return float(_evaluated(self.slope_powers[number], *pair)[0])
 
@@ -126,7 +126,14 @@ _Side = tuple[Array, Array]  # weights and polynomials along one axis
 
 
 def _powers(values: Array, squares: Array, first: _Side, second: _Side) -> Array:
-    """cᵢⱼ² for values on a grid and their squares; what is left of either series at its end."""
+    """The squared coefficients cᵢⱼ² and remainders: (terms + 1, terms + 1).
+
+    Args:
+        values: h or ∂h on a grid, (points of s, points of t).
+        squares: Its mean squares on that grid, of the same shape.
+        first: Weights and polynomials of s.
+        second: Weights and polynomials of t.
+    """
     left = first[1] * first[0]
     right = (second[1] * second[0]).T
     by_first, by_second = left @ values, values @ right  # (i, t) and (s, j)
@@ -141,8 +148,8 @@ def _powers(values: Array, squares: Array, first: _Side, second: _Side) -> Array
 def _slopes(values: Array, axis: int) -> tuple[Array, Array]:
     """Slopes along an axis in the cells of the grid, and their mean squares.
 
-    Where the function jumps they are those at its sides. A kink inside a cell, between slopes l
-    and r, leaves the mean m: the mean square is m(l + r) - lr.
+    At a jump they are the neighbours'. With a kink inside a cell, between slopes l and r, a mean
+    slope m has the mean square m(l + r) - lr.
     """
     slopes = np.moveaxis(np.diff(values, axis=axis) / _STEP, axis, 0)
     before = np.concatenate([slopes[:1], slopes[:-1]])
@@ -159,7 +166,7 @@ def _skewed(places: Array, weights: Array, skewness: float) -> Array:
 
 
 def _seldom(weighted: Array, first: Array, second: Array) -> bool:
-    """Whether a sum over the grid comes from far out."""
+    """Whether a sum over the grid is dominated by its tails."""
     total = float(np.sum(weighted))
     far = (np.abs(first) > _TAIL)[:, None] | (np.abs(second) > _TAIL)[None, :]
     return not math.isfinite(total) or float(np.sum(weighted[far])) > _TAIL_SHARE * total
@@ -251,7 +258,7 @@ def _values(combination: Combination, first: Array, second: Array) -> Array:
 def _moved(
     combination: Combination, values: Array, roots: Sequence[Root], number: int
 ) -> tuple[Array, Array]:
-    """Slopes by one root that has a shape, at the nodes, and their squares, as that weighs them."""
+    """Slopes by a root with a shape, weighted by it, at the nodes; and their squares."""
     nodes, step = _grid()[0], 1e-3
     ends = []
     for move in (step, -step):
@@ -264,12 +271,17 @@ def _moved(
 
 
 def _slope_law(
-    found: tuple[Array, Array], axis: int, std: float, first: _Side, second: _Side, checked: bool
+    derivative: tuple[Array, Array],
+    axis: int,
+    std: float,
+    first: _Side,
+    second: _Side,
+    checked: bool,
 ) -> tuple[float, Array]:
     """E (∂h)² with respect to one root, and the squared coefficients of ∂h."""
     if std == 0:
         return 0.0, np.zeros_like(_BLANK)
-    slopes, squares = found
+    slopes, squares = derivative
     weighted = first[0][:, None] * squares * second[0][None, :]
     if checked and np.any(weighted) and _seldom(weighted, first[1][1], second[1][1]):
         return math.nan, _BLANK
@@ -278,7 +290,7 @@ def _slope_law(
 
 @functools.lru_cache(maxsize=4096)
 def joint_point(combination: Combination, first: Root, second: Root) -> tuple[float, float]:
-    """E h and E h² alone, on a coarser grid: for ratios between positions."""
+    """E h and E h² on a coarser grid, for ratios between positions."""
     nodes, weights, _ = _grid()
     nodes, weights = nodes[::4], weights[::4] * 4
     values = _values(combination, first.at(nodes), second.at(nodes))

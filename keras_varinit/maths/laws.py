@@ -1,7 +1,7 @@
-"""Which law a signal's entries have, where it is not a Gaussian: worked out when it is asked for.
+"""Standardized distributions ("laws") of a signal's entries where these are not Gaussian.
 
-A law is told up to mean and standard deviation, which the moments know, so that what scales or
-shifts a signal hands its law on.
+A law has mean 0 and variance 1; `Moments` hold the mean and standard deviation. Scaling or shifting
+a signal therefore keeps its law. Laws are computed on first use.
 """
 
 import dataclasses
@@ -30,34 +30,37 @@ from keras_varinit.maths.quadrature import Activation, normal_density
 if TYPE_CHECKING:
     from keras_varinit.maths.covariance import Moments, Term
 
-_SLOPE_STEP = 1e-3  # of slopes, in standard deviations
+_SLOPE_STEP = 1e-3  # of finite differences, in standard deviations
 
 
 class Law(Protocol):
-    """A law; `shape` is None for a Gaussian."""
+    """The standardized law of a signal's entries."""
 
     @property
     def shape(self) -> Shape | None:
-        """The law, of mean 0 and variance 1."""
+        """The transform T of mean 0 and variance 1; None for a Gaussian."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class OfFunction:
-    """f of a signal."""
+    """The law of f(u), where u is the signal `root` and f is `function`."""
 
     root: "Moments"
     function: Activation
 
     @functools.cached_property
     def shape(self) -> Shape | None:
-        """The law of f."""
+        """The law of f(u); None where f(u) is constant or not finite."""
         mean, std = self.root.spread
         return _of_function(self.function, _rounded(mean), _rounded(std), self.root.shape)
 
 
 @dataclasses.dataclass(frozen=True)
 class Kind:
-    """A share of the entries: scale·z + shift of a signal z, of which gradients count `factor`."""
+    """One component of a mixture: scale·z + shift of the signal `source` z.
+
+    `share` is its share of the entries, `factor` the weight of its squared slopes in gradients.
+    """
 
     share: float
     source: "Moments"
@@ -68,7 +71,10 @@ class Kind:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Mixed:
-    """Entries of several kinds, in no order; `by_channel`: all of a channel are of one."""
+    """A mixture of several kinds of entries.
+
+    With `by_channel` all entries of a channel are of one kind; otherwise kinds vary within it.
+    """
 
     kinds: tuple[Kind, ...]
     by_channel: bool = False
@@ -76,29 +82,33 @@ class Mixed:
     @functools.cached_property
     def shape(self) -> Shape | None:
         """The law of the mixture."""
-        found: list[EntryKind] = []
+        components: list[EntryKind] = []
         for kind in self.kinds:
             mean, std = kind.source.spread
             scale, shift = kind.scale * std, kind.scale * mean + kind.shift
-            found.append((kind.share, kind.source.shape, scale, shift, kind.factor))
-        shape, scale = found[0][1:3]
-        if len(found) == 1 and scale > 0:
+            components.append((kind.share, kind.source.shape, scale, shift, kind.factor))
+        shape, scale = components[0][1:3]
+        if len(components) == 1 and scale > 0:
             return shape
-        if all(f[1] is None and f[2:4] == found[0][2:4] for f in found):
+        if all(c[1] is None and c[2:4] == components[0][2:4] for c in components):
             return None
-        return mixed(found)
+        return mixed(components)
 
 
 def kinds_of(moments: "Moments") -> tuple[Kind, ...]:
-    """The kinds of channels that a signal has; none where all are alike."""
+    """The kinds of channels in a signal; empty where all channels are alike."""
     law = moments.own_law
-    found = isinstance(law, Mixed) and law.by_channel and len(law.kinds) > 1
-    return law.kinds if isinstance(law, Mixed) and found else ()
+    several = isinstance(law, Mixed) and law.by_channel and len(law.kinds) > 1
+    return law.kinds if isinstance(law, Mixed) and several else ()
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class OfRoots:
-    """A function of independent signals; equal `key`s mean equal functions."""
+    """The law of a function of independent signals.
+
+    Equal `key`s mean equal functions. `slopes` maps the same values to the squared slope that
+    gradients through the function meet; None stands for 1.
+    """
 
     roots: "tuple[Moments, ...]"
     key: Any
@@ -107,33 +117,33 @@ class OfRoots:
 
     @functools.cached_property
     def shape(self) -> Shape | None:
-        """The law of the function; of more signals than can be followed it counts as Gaussian."""
+        """The law of the function; None (Gaussian) for more than `MOST_ROOTS` signals."""
         if len(self.roots) > MOST_ROOTS:
             return None
         spreads = [(_rounded(r.spread[0]), _rounded(r.spread[1]), r.shape) for r in self.roots]
         key = (self.key, tuple(spreads))
-        if key not in _OF_ROOTS:
+        if key not in _CACHE:
             places, weights = sample(len(self.roots))
             values = [
                 mean + std * at(root.shape, s)
                 for (mean, std, _), root, s in zip(spreads, self.roots, places, strict=True)
             ]
-            found = np.asarray(self.function(*values), np.float64)
-            if len(_OF_ROOTS) >= _MOST_KEPT:
-                _OF_ROOTS.clear()
-            finite = bool(np.all(np.isfinite(found)))
-            slopes = np.ones_like(found) if self.slopes is None else self.slopes(*values)
-            _OF_ROOTS[key] = shape_of(found, weights, slopes) if finite else None
-        return _OF_ROOTS[key]
+            outputs = np.asarray(self.function(*values), np.float64)
+            if len(_CACHE) >= _CACHE_SIZE:
+                _CACHE.clear()
+            finite = bool(np.all(np.isfinite(outputs)))
+            slopes = np.ones_like(outputs) if self.slopes is None else self.slopes(*values)
+            _CACHE[key] = shape_of(outputs, weights, slopes) if finite else None
+        return _CACHE[key]
 
 
-_MOST_KEPT = 512
+_CACHE_SIZE = 512
 
-_OF_ROOTS: dict[Any, Shape | None] = {}
+_CACHE: dict[Any, Shape | None] = {}
 
 
 def of_terms(terms: "tuple[Term, ...]") -> OfRoots | None:
-    """The law of a sum of products over independent roots; None where it says nothing new."""
+    """The law of a sum of products over independent roots; None for a constant or a Gaussian."""
     roots = list({id(root): root for term in terms for root, _ in term.factors}.values())
     numbers = {id(root): n for n, root in enumerate(roots)}
     if not roots:
@@ -163,7 +173,7 @@ def of_terms(terms: "tuple[Term, ...]") -> OfRoots | None:
 def _of_function(
     function: Activation, mean: float, std: float, shape: Shape | None
 ) -> Shape | None:
-    # Both halves of each cell: kinks are mostly in the middle of one.
+    # Two points per cell, since most kinks lie in the middle of one.
     nodes = np.concatenate([NODES - STEP / 4, NODES + STEP / 4])
     places = mean + std * at(shape, nodes)
     values = np.asarray(function.function(places), np.float64)

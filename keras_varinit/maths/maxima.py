@@ -1,4 +1,8 @@
-"""The maximum of functions of correlated Gaussians, by one-dimensional quadrature."""
+"""Moments of the maximum of f over correlated Gaussians: max pooling, local and global.
+
+The dependence comes from common Gaussian parts; conditional on them the entries are independent and
+distribution functions multiply. Common parts are integrated out by Gauss-Hermite quadrature.
+"""
 
 import dataclasses
 import functools
@@ -24,11 +28,11 @@ Array = npt.NDArray[np.float64]
 
 @dataclasses.dataclass(frozen=True)
 class MaximumLaw:
-    """The maximum of f over equicorrelated Gaussians u.
+    """The maximum M of f over equicorrelated Gaussians u.
 
-    `first` and `second` moments of the maximum; `slope` E f' and `squared_slope` E f'² at the entry
-    that wins; `products`: E M M' of two windows over a table of the correlation between their
-    common parts.
+    `first` E M; `second` E M²; `slope` E f' and `squared_slope` E f'² at the winning entry;
+    `products` E M M' of two windows over the correlation of their common parts, at `hermite.TABLE`;
+    `places` and `wins`: sorted values and P(an entry of that value is the maximum), (nodes,) each.
     """
 
     first: float
@@ -40,7 +44,7 @@ class MaximumLaw:
     wins: Array
 
     def product(self, correlation: Array) -> Array:
-        """E M M' for windows whose common parts have that correlation."""
+        """E M M' of windows whose common parts have these correlations, of any shape."""
         return read_off(self.products, correlation)
 
 
@@ -53,6 +57,7 @@ _COMMON_TERMS = 16
 
 @functools.cache
 def _common_polynomials() -> Array:
+    """Normalized Hermite polynomials at the common nodes: (terms, common nodes)."""
     values = np.empty((_COMMON_TERMS, len(_COMMON_NODES)))
     values[0], values[1] = 1.0, _COMMON_NODES
     for n in range(2, _COMMON_TERMS):
@@ -71,15 +76,14 @@ def maximum_law(
 ) -> MaximumLaw:
     """The law of max f(uᵢ) over variables uᵢ = meanᵢ + stdᵢ·(√ρ c + √(1-ρ) eᵢ).
 
-    Given the common part c the entries are independent, so P(max ≤ v | c) = Π P(f(uᵢ) ≤ v | c): the
-    nodes are put in the order of f, and the maximum's weight of a node is the growth of that
-    product.
+    Conditional on the common part c the entries are independent, so P(max ≤ v | c) is
+    Π P(f(uᵢ) ≤ v | c). Nodes are sorted by f; a node's weight is the increment of that product.
 
     Args:
         activation: f.
         entries: Mean, standard deviation and number of the variables of each kind.
         correlation: ρ.
-        shape: Of the entries; with one, all count as of the first kind.
+        shape: Law of the entries; with one, all entries count as of the first kind.
     """
     nodes = NODES[::2]
     behind = float(correlations_behind(shape, np.array(correlation)))
@@ -107,12 +111,12 @@ def maximum_law(
         cumulated = np.cumsum(normal_density(own)[:, order], axis=1)
         below *= (cumulated / np.maximum(cumulated[:, -1:], 1e-300)) ** count
     share = np.diff(below, axis=1, prepend=0.0)
-    given = share @ np.stack(
+    conditional = share @ np.stack(
         [values[order], values[order] ** 2, slopes[order], slopes[order] ** 2], axis=1
     )
-    first, second, slope, squared_slope = (_COMMON_WEIGHTS @ given).tolist()
-    coefficients = _common_polynomials() @ (_COMMON_WEIGHTS * given[:, 0])
-    total = float(_COMMON_WEIGHTS @ given[:, 0] ** 2)
+    first, second, slope, squared_slope = (_COMMON_WEIGHTS @ conditional).tolist()
+    coefficients = _common_polynomials() @ (_COMMON_WEIGHTS * conditional[:, 0])
+    total = float(_COMMON_WEIGHTS @ conditional[:, 0] ** 2)
     table = products_of(completed(coefficients, total))
     density = 2 * STEP * normal_density(nodes)[order] * sum(n for _, _, n in entries)
     wins = np.clip(_COMMON_WEIGHTS @ share / np.maximum(density, 1e-300), 0.0, 1.0)
@@ -120,9 +124,9 @@ def maximum_law(
 
 
 def steep_where_it_wins(law: MaximumLaw) -> Activation:
-    """A function whose squared slope is the chance of an entry of that size to be the maximum.
+    """A function whose squared slope is P(an entry of that value is the maximum).
 
-    To what is in front of an entry a maximum is such a function.
+    To the layers before it, a maximum acts on each entry like this function.
     """
     return steep(law.places, law.wins)
 
@@ -135,21 +139,21 @@ def maximum_over_positions(
     count: Array,
     shape: Shape | None = None,
 ) -> tuple[float, float, float, float]:
-    """The maximum of f(u_p) over a whole map, u_p = mean_p + Σ loading_kp·c_k + an own part.
+    """The maximum M of f(u_p) over a whole map, u_p = mean_p + Σ loading_kp·c_k + an own part.
 
-    Given the common c ~ N(0, 1) the entries are independent, so P(M ≤ v | c) is a product over
-    positions; c is integrated out by Gauss-Hermite quadrature.
+    Conditional on the common c ~ N(0, 1) the entries are independent, so P(M ≤ v | c) is a product
+    over positions; c is integrated out by Gauss-Hermite quadrature.
 
     Args:
         activation: f.
-        mean: Of u, by class of position.
-        std: Standard deviation of u, by class; the own part has what `loadings` leave.
-        loadings: Of at most three common parts, by part and class.
-        count: Positions of each class.
-        shape: Of u, which is T of the above then.
+        mean: Mean of u, (classes,).
+        std: Standard deviation of u, (classes,); own parts have the variance that `loadings` leave.
+        loadings: Of at most three common parts, (parts, classes).
+        count: Number of positions in each class, (classes,).
+        shape: Law of u, if not Gaussian: T is applied to the Gaussian above.
 
     Returns:
-        E M, E M², E f'² at the position that wins, and E M M' of two maps of the same c.
+        E M, E M², E f'² at the winning position, and E M M' of two maps with the same c.
     """
     own = np.sqrt(np.maximum(std**2 - np.sum(loadings**2, axis=0), 1e-4 * std**2))
     reach = 7.0 * float(std.max())
@@ -172,7 +176,7 @@ def maximum_over_positions(
         cumulated = np.cumsum(density[:, order], axis=1)
         cumulated /= np.maximum(cumulated[:, -1:], 1e-300)
         below = np.exp(count @ np.log(np.maximum(cumulated, 1e-300)))
-        given = np.diff(below, prepend=0.0) @ wanted
-        total += weight * given
-        pair += weight * float(given[0]) ** 2
+        conditional = np.diff(below, prepend=0.0) @ wanted
+        total += weight * conditional
+        pair += weight * float(conditional[0]) ** 2
     return float(total[0]), float(total[1]), float(total[2]), pair

@@ -1,4 +1,4 @@
-"""Windows that share entries: how many, and how often one entry is the maximum of several."""
+"""Overlapping pooling windows: entries that they share, and entries that win several maxima."""
 
 import functools
 import itertools
@@ -11,7 +11,12 @@ from keras_varinit.maths.windows import AnyWindow, Window, entries_read, members
 
 @functools.lru_cache(maxsize=256)
 def overlaps(window: AnyWindow) -> tuple[tuple[int, float, float], ...]:
-    """By the offset of two windows: entries that they share, and how many pairs share an entry."""
+    """For each offset of two windows, how they overlap.
+
+    Returns:
+        Tuples of the offset, the number of entries that both windows contain, and the number of
+        (pair of windows, shared entry) over the number of inputs.
+    """
     if window.kind != "linear":
         reach = (window.taps - 1) // window.stride
         return tuple(
@@ -21,22 +26,22 @@ def overlaps(window: AnyWindow) -> tuple[tuple[int, float, float], ...]:
     outputs = members_of(window)
     reads, valid = entries_read(window, outputs)
     used = valid & (window.shares(valid, outputs) != 0)
-    found = []
+    by_offset = []
     for offset in range(1 - len(outputs), len(outputs)):
         first = outputs[(outputs + offset >= 0) & (outputs + offset < len(outputs))]
         equal = reads[:, None, first] == reads[None, :, first + offset]
         shared = (equal & used[:, None, first] & used[None, :, first + offset]).sum(axis=(0, 1))
         if np.any(shared):
             inputs = window.inputs.size or 1
-            found.append((offset, float(np.mean(shared)), float(np.sum(shared)) / inputs))
-    return tuple(found)
+            by_offset.append((offset, float(np.mean(shared)), float(np.sum(shared)) / inputs))
+    return tuple(by_offset)
 
 
 @functools.lru_cache(maxsize=256)
 def wins_both(windows: tuple[AnyWindow, ...], size: float) -> float:
     """Σ over pairs of windows of P(an entry is the maximum of both), per entry.
 
-    Of the entries that two windows share each is the maximum of their union equally often.
+    Each entry that two windows share is equally likely to be the maximum of their union.
     """
     total = 0.0
     for chosen in itertools.product(*(overlaps(w) for w in windows)):
@@ -49,7 +54,7 @@ def wins_both(windows: tuple[AnyWindow, ...], size: float) -> float:
 
 @functools.lru_cache(maxsize=256)
 def contested(window: AnyWindow) -> float:
-    """Share of the pairs of windows of two adjacent entries in which each holds both entries."""
+    """Share of window pairs, one on each of two adjacent entries, where both contain both."""
     outputs = members_of(window)
     reads, valid = entries_read(window, outputs)
     used = valid & (window.shares(valid, outputs) != 0)
@@ -63,7 +68,7 @@ def contested(window: AnyWindow) -> float:
 
 
 def _shared_entries(window: Window, offset: int) -> float:
-    """Entries that windows share with those `offset` further, over the number of entries."""
+    """Entries shared by windows `offset` apart, over the number of inputs."""
     if window.inputs.size is None or window.outputs.size is None:
         return (window.taps - abs(offset) * window.stride) / window.stride
     outputs = np.arange(window.outputs.size)
@@ -71,5 +76,5 @@ def _shared_entries(window: Window, offset: int) -> float:
     reads = window.reads(outputs)
     first = max(offset * window.stride, 0)
     last = min(offset * window.stride, 0) + window.taps
-    met = reads[first:last]
-    return float(np.sum((met >= 0) & (met < window.inputs.size)) / window.inputs.size)
+    shared = reads[first:last]
+    return float(np.sum((shared >= 0) & (shared < window.inputs.size)) / window.inputs.size)

@@ -1,4 +1,4 @@
-"""Which keys each query of attention sees, and sums over them."""
+"""Attention masks: the keys that each query sees, and sums over them."""
 
 import dataclasses
 import functools
@@ -15,7 +15,10 @@ Booleans = npt.NDArray[np.bool_]
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Pattern:
-    """Row p sees the keys low_p ≤ q < high_p, of which a `mask` (rows, keys) may drop some."""
+    """Row p sees the keys low_p ≤ q < high_p, except those that `mask` excludes.
+
+    `lows` and `highs` are (rows,), `mask` is (rows, keys).
+    """
 
     lows: Integers
     highs: Integers
@@ -29,7 +32,7 @@ class Pattern:
 
     @functools.cached_property
     def counts(self) -> Array:
-        """Keys that each row sees."""
+        """Number of keys that each row sees: (rows,)."""
         return self.over_keys(np.ones(self.keys))
 
     @property
@@ -38,20 +41,20 @@ class Pattern:
         return bool(np.all(self.counts == self.keys))
 
     def seen(self, row: int) -> Booleans:
-        """Which keys a row sees."""
+        """Whether a row sees each key: (keys,)."""
         places = np.arange(self.keys)
         band = (places >= self.lows[row]) & (places < self.highs[row])
         return np.asarray(band if self.mask is None else band & self.mask[row], np.bool_)
 
     def over_keys(self, values: Array) -> Array:
-        """Σ over the keys of each row, of values (keys, ...)."""
+        """Σ of values (keys, …) over the keys of each row: (rows, …)."""
         if self.mask is not None:
             return np.asarray(self.mask.astype(np.float32) @ values.astype(np.float32), np.float64)
         total = np.concatenate([np.zeros((1, *values.shape[1:])), np.cumsum(values, axis=0)])
         return np.asarray(total[self.highs] - total[self.lows])
 
     def over_rows(self, values: Array) -> Array:
-        """Σ over the rows that see each key, of values (rows, ...)."""
+        """Σ of values (rows, …) over the rows that see each key: (keys, …)."""
         if self.mask is not None:
             weights = self.mask.T.astype(np.float32)
             return np.asarray(weights @ values.astype(np.float32), np.float64)
@@ -61,7 +64,7 @@ class Pattern:
         return np.asarray(np.cumsum(steps, axis=0)[:-1])
 
     def restricted(self, mask: Booleans) -> "Pattern":
-        """This pattern where `mask` (rows, keys) allows it too; a row of no key sees all."""
+        """This pattern and `mask` (rows, keys); a row left without keys sees all."""
         places = np.arange(self.keys)
         seen = (places >= self.lows[:, None]) & (places < self.highs[:, None]) & mask
         if self.mask is not None:
@@ -70,12 +73,12 @@ class Pattern:
 
 
 def everything(rows: int, keys: int) -> Pattern:
-    """No mask."""
+    """Full attention, without a mask."""
     return Pattern(np.zeros(rows, np.int64), np.full(rows, keys), keys)
 
 
 def banded(rows: int, keys: int, *, causal: bool, window: int | None = None) -> Pattern:
-    """Query p sees keys q ≤ p if causal, and with a window only those with |p - q| < window."""
+    """Query p sees keys q ≤ p if causal; with a window, only those with |p - q| < window."""
     places = np.arange(rows)
     lows = np.zeros(rows, np.int64) if window is None else np.maximum(places - window + 1, 0)
     ahead = keys if window is None else window

@@ -1,6 +1,6 @@
-"""Moments of functions of Gaussians by quadrature; what an activation and a pooling do to a signal.
+"""Quadrature over N(0, 1): moments of activations, and τ and γ of a stage with pooling.
 
-Quadrature: composite Gauss-Legendre, 8 nodes on each panel of width 1/8 between -12 and 12. Every
+The rule is composite Gauss-Legendre, 8 nodes on each panel of width 1/8 between -12 and 12. Every
 multiple of 1/8 is a panel's edge, so the kinks of the usual activations (0, ±1/2, ±1, ±3, 6) cost
 no accuracy, and a function's derivative is that of its interpolating polynomial on each panel.
 """
@@ -47,7 +47,10 @@ Stage = Sequence[Activation | Pool]
 
 @functools.cache
 def _rule() -> tuple[Array, Array, Array]:
-    """Nodes s, weights w with Σ w·g(s) ≈ ∫ g ds, and one panel's differentiation matrix."""
+    """Nodes s, weights w with Σ w·g(s) ≈ ∫ g ds, and one panel's differentiation matrix.
+
+    Their shapes are (nodes,), (nodes,) and (`_ORDER`, `_ORDER`).
+    """
     nodes, weights = np.polynomial.legendre.leggauss(_ORDER)
     edges = np.arange(-_LIMIT, _LIMIT, _PANEL)
     s = (edges[:, None] + _PANEL * (nodes + 1) / 2).ravel()
@@ -96,11 +99,11 @@ def stage_gains(stage: Stage) -> tuple[float, float]:
     * no pooling: τ = E f², γ = E f'²;
     * max: τ = T ∫ f² φ Φ^{T-1} ds, γ = ∫ f'² φ Φ^{T-1} ds for increasing f, and the same with the
       distribution function of f(u) in place of Φ for any f;
-    * average: τ = (E f² + (T-1)(E f)²)/T, γ = E f'²/T². What follows an average sees a Gaussian of
-      that mean and variance.
+    * average: τ = (E f² + (T-1)(E f)²)/T, γ = E f'²/T². Later steps see a Gaussian of that mean
+      and variance.
 
-    Both are rounded to twelve digits, which quadrature has to spare, so that they are the same
-    numbers on every machine.
+    Both are rounded to twelve digits, fewer than the quadrature has, to be the same on every
+    machine.
     """
     s, width, _ = _rule()
     distribution = _Distribution(values=s, weights=width * normal_density(s), slope_scale=1.0)
@@ -121,7 +124,11 @@ def _rounded(value: float) -> float:
 
 @dataclasses.dataclass(frozen=True)
 class _Distribution:
-    """A random value v(s) on the nodes; `share` is the gradient share of what came before v(s)."""
+    """A random value v(s), with values and weights at the nodes, (nodes,) each.
+
+    `slope_scale` is the standard deviation of the Gaussian that v is a function of, `share` the
+    gradient share of the steps before it.
+    """
 
     values: Array
     weights: Array
@@ -135,8 +142,8 @@ class _Distribution:
     def max_pooled(self, size: int) -> "_Distribution":
         s, width, _ = _rule()
         density = width * normal_density(s)
-        untouched = np.array_equal(self.weights, density)
-        if untouched and np.all(np.diff(self.values) >= 0):
+        is_gaussian = np.array_equal(self.weights, density)
+        if is_gaussian and np.all(np.diff(self.values) >= 0):
             weights = size * density * _distribution_at_nodes() ** (size - 1)
         else:
             weights = _maximum_weights(self.values, self.weights, size)
@@ -201,8 +208,8 @@ def _gelu_tanh(s: Array) -> Array:
     return np.asarray(0.5 * s * (1 + np.tanh(inner)))
 
 
-# The activations that nearly every model uses, in float64 and equal on every backend. Any other
-# callable is evaluated as it is.
+# Common activations, in float64 and equal on every backend. Other callables are evaluated as they
+# are.
 FUNCTIONS: dict[str, Function] = {
     "linear": lambda s: s,
     "relu": lambda s: np.maximum(s, 0.0),
@@ -226,6 +233,6 @@ FUNCTIONS: dict[str, Function] = {
 
 
 def named_activation(name: str) -> Activation | None:
-    """The function of that name from the table above, or None."""
+    """The activation of that name in `FUNCTIONS`, or None."""
     function = FUNCTIONS.get(name)
     return None if function is None else Activation(name, function, (name,))

@@ -1,16 +1,18 @@
-"""The mean-field law of recurrent cells: SimpleRNN, LSTM and GRU over many units.
+"""Mean-field theory of recurrent cells: SimpleRNN, LSTM and GRU with many units.
 
-The same weights act at every step, so the pre-activations of one unit and gate are a Gaussian path
-over the steps, of covariance
+The same weights act at every step, so the pre-activations of one unit and gate are a Gaussian
+process over the steps, of covariance
 
     E a_t a_s = Var(W)·n·E x_t x_s + Var(U)·m·E h_{t-1} h_{s-1},
 
-and other gates are independent paths of that covariance. The state follows from the paths of its
-own unit, and its moments give the covariance one step on. SimpleRNN is solved by Hermite series.
-The state of an LSTM or GRU is a nonlinear function of its whole past, for which there is no
-quadrature: there the paths of `SAMPLES` units are drawn, for two examples at once, from normals of
-a fixed seed whose own second moments are exact. Gradients come back the same way: what U and
-the layer behind send to h_t is Gaussian, and independent of the paths forward.
+and different gates are independent processes of that covariance. A state is a function of its own
+unit's paths, and its moments give the covariance one step on. SimpleRNN is solved by Hermite
+series. The state of an LSTM or GRU is a nonlinear function of its whole past, which no quadrature
+covers: paths of `SAMPLES` units are drawn for two examples at once, from normals with a fixed seed
+and exact second moments. Gradients are propagated in the same way: what U and the next layer send
+to h_t is Gaussian, and independent of the forward paths.
+
+Reference: Chen, Pennington and Schoenholz (2018), arXiv:1806.05394.
 """
 
 import dataclasses
@@ -26,7 +28,7 @@ from keras_varinit.maths.quadrature import Activation
 
 Array = npt.NDArray[np.float64]
 
-Moment = tuple[float, float, float]
+Moment = tuple[float, float, float]  # E z, E z², and E z z' of two examples
 
 SAMPLES = 4096
 
@@ -35,7 +37,8 @@ SAMPLES = 4096
 class Steps:
     """Uncentred moments of a sequence, by step.
 
-    `mean[t]` = E z_t, `own[t, s]` = E z_t z_s of one example, `others[t, s]` of two examples.
+    `mean[t]` = E z_t, (steps,); `own[t, s]` = E z_t z_s of one example and `others[t, s]` of two
+    examples, (steps, steps) each.
     """
 
     mean: Array
@@ -43,16 +46,16 @@ class Steps:
     others: Array
 
     def scaled(self, own: float, others: float) -> "Steps":
-        """A kernel's output: second moments times a factor, of mean 0."""
+        """The output of a kernel, of mean 0: second moments times a factor."""
         return Steps(np.zeros_like(self.mean), self.own * own, self.others * others)
 
 
 @dataclasses.dataclass(frozen=True)
 class Cell:
-    """A cell's numbers.
+    """The parameters of a cell.
 
-    `scale` is Var(U)·m, `kept` the share that recurrent dropout keeps; `biases` and, where the
-    product with U has its own, `recurrent_biases` are (gates, units).
+    `scale` is Var(U)·m, `kept` the share of entries that recurrent dropout keeps. `biases` are
+    (gates, units), and so are `recurrent_biases`, those added to the product with U.
     """
 
     scale: float
@@ -66,10 +69,10 @@ class Cell:
 
 @dataclasses.dataclass(frozen=True)
 class Returned:
-    """Gradients at the outputs δ of a cell's kernels.
+    """Second moments of the gradients δ at the outputs of a cell's kernels.
 
-    `kernel[t, s]` is Σ over gates of E δ_t δ_s at W's, `recurrent[t]` the mean over gates of E δ_t²
-    at U's; `start` has E g² at each state before the first step.
+    `kernel[t, s]`: Σ over gates of E δ_t δ_s at W's output, (steps, steps). `recurrent[t]`: mean
+    over gates of E δ_t² at U's output, (steps,). `start`: E g² at each initial state.
     """
 
     kernel: Array
@@ -79,11 +82,11 @@ class Returned:
 
 @dataclasses.dataclass(frozen=True)
 class States:
-    """What a cell puts out.
+    """The outputs of a cell.
 
-    `last` holds the `Moment` of each state after the last step: E z, E z², and E z z' of two
-    examples. `recurrent[t]` is E (U h_{t-1})², averaged over gates. `pullback` takes E g_t g_s of
-    the gradients at the outputs, and E g² at each last state.
+    `last`: the `Moment` of each state after the last step. `recurrent[t]`: E (U h_{t-1})², averaged
+    over gates, (steps,). `pullback`: the backward pass, from E g_t g_s of the gradients at the
+    outputs, (steps, steps), and E g² at each last state.
     """
 
     outputs: Steps
@@ -100,7 +103,7 @@ def simple_recurrence(inputs: Steps, cell: Cell, start: Sequence[Moment] = (ZERO
     count = len(inputs.mean)
     bias, spread = float(np.mean(cell.biases)), float(np.var(cell.biases))
     scale = cell.scale / cell.kept
-    # Of the states, the first is the one before the first step.
+    # State 0 is the initial state.
     mean, (own, others) = np.zeros(count + 1), np.zeros((2, count + 1, count + 1))
     mean[0], own[0, 0], others[0, 0] = start[0]
     series, slopes, stds = np.zeros((count, TERMS)), np.zeros((count, TERMS)), np.zeros(count)
@@ -141,7 +144,7 @@ def _rounded(value: float) -> float:
 
 @functools.lru_cache(maxsize=10)
 def _normals(steps: int, channels: int, stream: int) -> Array:
-    """(2, steps, channels, SAMPLES) normals of mean 0; steps of a channel are orthonormal."""
+    """Normals (2, steps, channels, SAMPLES) of mean 0, orthonormal over a channel's steps."""
     rng = np.random.default_rng((stream, steps, channels))
     drawn = rng.standard_normal((2, channels, steps, SAMPLES))
     drawn -= drawn.mean(axis=-1, keepdims=True)
@@ -151,15 +154,15 @@ def _normals(steps: int, channels: int, stream: int) -> Array:
 
 
 class _Path:
-    """Gaussian paths a_t = Σ_{s≤t} L_ts ξ_s, whose covariance L Lᵀ is told step by step."""
+    """Gaussian paths a_t = Σ_{s≤t} L_ts ξ_s, with the rows of L Lᵀ supplied step by step."""
 
     def __init__(self, normals: Array) -> None:
         self.normals = normals.reshape(len(normals), -1)
         self.factor = np.zeros((len(normals), len(normals)))
-        self.free: list[int] = []  # steps that are no function of those before them
+        self.free: list[int] = []  # steps not determined by earlier ones
 
     def step(self, row: Array) -> Array:
-        """The next step, given its covariance with each step so far and with itself."""
+        """The next step, from its covariance with each step so far and with itself: (t + 1,)."""
         t, known = len(row) - 1, self.free
         if not np.all(np.isfinite(row)):
             return np.full(self.normals.shape[1], math.nan)
@@ -173,21 +176,21 @@ class _Path:
 
 
 class _Paths:
-    """Paths of two examples: their sum and their difference are independent."""
+    """Paths of two examples, from their sum and difference, which are independent."""
 
     def __init__(self, steps: int, channels: int, stream: int) -> None:
         self.shape = (channels, SAMPLES)
         self.sum, self.difference = map(_Path, _normals(steps, channels, stream))
 
     def step(self, own: Array, others: Array) -> Array:
-        """The next step as (2, channels, SAMPLES)."""
+        """The next step, (2, channels, SAMPLES), from covariances with the steps so far."""
         total, apart = self.sum.step(own + others), self.difference.step(own - others)
         both = np.stack([total + apart, total - apart]) / math.sqrt(2)
         return both.reshape(2, *self.shape)
 
 
 class _Record:
-    """Values (2, SAMPLES) by step, and the moments of pairs of steps."""
+    """Values (2, SAMPLES) of each step, and moments of pairs of steps."""
 
     def __init__(self, steps: int) -> None:
         self.values = np.zeros((steps, 2 * SAMPLES))
@@ -195,7 +198,7 @@ class _Record:
         self.filled = 0
 
     def append(self, value: Array) -> None:
-        """The next step."""
+        """Adds the next step: (2, SAMPLES)."""
         t, self.filled = self.filled, self.filled + 1
         self.values[t] = value.ravel()
         until = self.values[: t + 1]
@@ -204,61 +207,61 @@ class _Record:
             target[t, : t + 1] = target[: t + 1, t] = row
 
     def last(self) -> Moment:
-        """At the last step."""
+        """Moments at the last step."""
         return float(self.values[-1].mean()), float(self.own[-1, -1]), float(self.others[-1, -1])
 
 
 class _Gradients:
-    """Gradients at the gates, (gates, 2·SAMPLES) by step from the last one back."""
+    """Gradients at the gates, (gates, 2·SAMPLES) of each step, from the last one back."""
 
     def __init__(self, steps: int, gates: int) -> None:
         self.values = np.zeros((steps + 1, gates * 2 * SAMPLES))
         self.own = np.zeros((steps + 1, steps + 1))
 
     def put(self, t: int, values: Sequence[Array]) -> None:
-        """Those of step t, one array for each gate."""
+        """Sets step t, one array for each gate."""
         self.values[t] = np.concatenate([v.ravel() for v in values])
         row = self.values[t:] @ self.values[t] / (2 * SAMPLES)
         self.own[t, t:] = self.own[t:, t] = row
 
 
 class _Arriving:
-    """A Gaussian gradient (2, SAMPLES) by step from the last one back."""
+    """A Gaussian gradient, (2, SAMPLES) of each step, from the last one back."""
 
     def __init__(self, steps: int, stream: int) -> None:
         normals = _normals(steps, 1, stream)
         self.path = _Path(normals.swapaxes(0, 1).reshape(steps, -1))
 
     def step(self, row: Array) -> Array:
-        """The next one, given its covariance with itself and then with the later steps in order."""
+        """The next step, from its covariance with itself and then with the later ones in order."""
         return self.path.step(row[::-1]).reshape(2, SAMPLES)
 
 
 def _slope(activation: Activation, at: Array) -> Array:
-    """The derivative, by a table of cells of 1/64 between -9 and 9."""
+    """The derivative, from a table with cells of 1/64 between -9 and 9."""
     table = point_law(activation, 0.0, 1.0).slopes
     place = np.clip(np.nan_to_num((at + 9.0) * 64), 0, len(table) - 1)
     return np.asarray(table[place.astype(np.int64)])
 
 
 def _by_sample(biases: Array) -> Array:
-    """Biases of the units that the samples stand for: (gates, SAMPLES)."""
+    """Biases of the units that the samples represent: (gates, SAMPLES)."""
     return biases[:, np.arange(SAMPLES) % biases.shape[1]]
 
 
 def _from_state(record: _Record, cell: Cell, inputs: Steps, t: int) -> tuple[Array, Array]:
-    """Covariances of W x_t + U z_t with the steps so far, z being what `record` holds."""
+    """Covariances of W x_t + U z_t with the steps so far, (t + 1,) each; `record` is of z."""
     own = inputs.own[t, : t + 1] + cell.scale / cell.kept * record.own[t, : t + 1]
     return own, inputs.others[t, : t + 1] + cell.scale * record.others[t, : t + 1]
 
 
 def _steps_of(record: _Record) -> Steps:
-    """What a record holds after the initial state."""
+    """The moments of a record without its initial state."""
     return Steps(record.values[1:].mean(axis=1), record.own[1:, 1:], record.others[1:, 1:])
 
 
 def _started(state: Moment, stream: int) -> Array:
-    """Values (2, SAMPLES) of a Gaussian state before the first step."""
+    """Values (2, SAMPLES) of a Gaussian initial state."""
     mean, second, pair = state
     total, apart = _normals(1, 1, stream)[:, 0, 0]
     variance, common = max(second - mean**2, 0.0), pair - mean**2
@@ -268,7 +271,7 @@ def _started(state: Moment, stream: int) -> Array:
 
 
 def lstm_recurrence(inputs: Steps, cell: Cell, start: Sequence[Moment] = (ZERO, ZERO)) -> States:
-    """c_t = f_t c_{t-1} + i_t g_t, h_t = o_t·tanh(c_t); the gates stand in the order i f g o."""
+    """c_t = f_t c_{t-1} + i_t g_t, h_t = o_t·tanh(c_t); the order of the gates is i f g o."""
     count = len(inputs.mean)
     paths, bias = _Paths(count, 4, 0), _by_sample(cell.biases + cell.recurrent_biases)
     h, c = _Record(count + 1), _Record(count + 1)
@@ -310,7 +313,7 @@ def lstm_recurrence(inputs: Steps, cell: Cell, start: Sequence[Moment] = (ZERO, 
 
 
 def gru_recurrence(inputs: Steps, cell: Cell, start: Sequence[Moment] = (ZERO,)) -> States:
-    """h_t = z_t h_{t-1} + (1 - z_t)·g_t; the gates stand in the order z r g.
+    """h_t = z_t h_{t-1} + (1 - z_t)·g_t; the order of the gates is z r g.
 
     g_t = f(W x_t + r_t·(U h_{t-1})) with `reset_after`, else f(W x_t + U (r_t h_{t-1})).
     """

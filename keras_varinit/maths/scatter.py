@@ -1,9 +1,9 @@
-"""Kernels of few taps, whose channels have positions that are correlated at random.
+"""Depthwise and other kernels of few taps: positions of their outputs correlate at random.
 
-E u_p u_q over one kernel is v·Σ w_a w_b over the taps a of p and b of q that read one entry. Over
-kernels these have mean 0 where p ≠ q, and so do not count for what is linear in u, but a square: an
-activation makes E f(u_p) f(u_q) of them that is a₂²·E ρ² more than without. It is a depthwise
-kernel's; n entries that p and q both read make E ρ² = n/(F(F + 2)) for F inputs in all.
+For one kernel E u_p u_q is v·Σ w_a w_b over the taps a of p and b of q that read the same entry.
+Its mean over kernels is 0 for p ≠ q, so it cancels in what is linear in u; but an activation adds
+a₂²·E ρ² to E f(u_p) f(u_q). For a depthwise kernel with F inputs, of which p and q share n,
+E ρ² = n/(F(F + 2)).
 """
 
 import dataclasses
@@ -16,14 +16,14 @@ from keras_varinit.maths.covariance import Moments, near_pairs, own_classes, wid
 from keras_varinit.maths.hermite import PointLaw
 from keras_varinit.maths.windows import LARGEST_OFFSET, AnyWindow, Array, Window, reads_in_place
 
-# Kernels that read more channels than this have covariances that are nearly their mean.
+# With more input channels, covariances are close to their mean over kernels.
 _FEW = 16
 
 _STEP = 1 / 32
 
 
 def scattered(after: Moments, before: Moments, windows: Sequence[AnyWindow], fan: int) -> Moments:
-    """What kernels of variance 1 on `fan` channels put out, with its `scatter`."""
+    """The output of kernels of variance 1 on `fan` channels, with its `scatter`."""
     plain = all(isinstance(w, Window) and w.kind == "conv" for w in windows)
     if fan > _FEW or not windows or not plain or all(map(reads_in_place, windows)):
         return after
@@ -48,7 +48,7 @@ def scattered(after: Moments, before: Moments, windows: Sequence[AnyWindow], fan
 
 @functools.lru_cache(maxsize=512)
 def _in_common(window: Window) -> Array:
-    """Inputs along an axis that outputs p and p + o both read, by o and class of p."""
+    """Number of inputs that outputs p and p + o share along an axis: (offsets, classes of p)."""
     target = window.outputs
     reach = min((window.taps - 1) * window.dilation // window.stride, LARGEST_OFFSET)
     if target.size is not None:
@@ -71,7 +71,7 @@ def _in_common(window: Window) -> Array:
 
 
 def added_by(moments: Moments, law: PointLaw, correlation: Array) -> Array | float:
-    """What the scatter of covariances adds to E f(u_p) f(u_q) at those correlations, by `law`."""
+    """The scatter's contribution to E f(u_p) f(u_q) at those correlations."""
     if moments.scatter is None:
         return 0.0
     own, (_, others, _) = own_classes(moments), near_pairs(moments)

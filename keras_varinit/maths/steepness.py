@@ -1,4 +1,4 @@
-"""Functions given by their squared slopes, by which gradients that come back are weighed."""
+"""Functions defined by their squared slopes, which weight backpropagated gradients."""
 
 import dataclasses
 import functools
@@ -13,7 +13,7 @@ Array = npt.NDArray[np.float64]
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class _Table:
-    """Squared slopes at some places, and their mean where it is known."""
+    """Squared slopes at sorted `places`, (points,) each, and their mean if known."""
 
     places: Array
     squares: Array
@@ -31,7 +31,7 @@ class _Table:
 
 
 def steep(places: Array, squares: Array, mean: float | None = None) -> Activation:
-    """A function with these squared slopes; `mean` is E of them."""
+    """A function with squared slopes `squares` at `places`, (points,) each; `mean` is their E."""
     places, first = np.unique(places, return_index=True)
     squares = np.maximum(squares[first], 0.0)
     slopes = np.sqrt(squares)
@@ -47,7 +47,7 @@ def steep(places: Array, squares: Array, mean: float | None = None) -> Activatio
 
 
 def softened(function: Activation | None, share: float) -> Activation | None:
-    """For a gradient of which only a share is weighed so; None where that cannot be told."""
+    """`steep` for a gradient of which only a `share` is weighted; None if the mean is unknown."""
     table = function.key[0] if function is not None and function.name == "steep" else None
     if not isinstance(table, _Table) or not table.mean:
         return None

@@ -1,8 +1,8 @@
-"""How far squared slopes come together: where a function behind a sum or a product is steep.
+"""Correlated squared slopes: gradients through an activation that follows a sum or product.
 
-With y = h(a, b), a = f(r) and g behind it, the gradient that reaches r is g'(y)²·(∂h/∂a)²·f'(r)².
+With y = h(a, b), a = f(r) and g applied to y, the squared gradient at r is g'(y)²·(∂h/∂a)²·f'(r)².
 Its mean is not the product of the factors' means: y is large where the factors of a product are,
-and what passes a ReLU is also more often positive in the sum.
+and entries that pass a ReLU are more often positive in the sum as well.
 """
 
 import dataclasses
@@ -38,11 +38,17 @@ Kept = tuple[float, Activation | None]
 def kept_together(
     name: str, parts: Sequence[Moments], output: Moments, through: Activation
 ) -> list[Kept]:
-    """For each argument E of the whole product over the product of the means.
+    """The ratio E[g'(y)²(∂h/∂a)²f'²] / (E g'(y)²·E[(∂h/∂a)²f'²]) for each argument a.
 
-    And what all that is behind is to the argument: a function whose squared slope is E of g'(y)²
-    times (∂h/∂a)², given a. Roots of different arguments are independent; 1 where there are too
-    many to follow.
+    Args:
+        name: h, a key of `combining.FUNCTIONS`.
+        parts: Moments of the arguments; different roots count as independent.
+        output: Moments of y.
+        through: g.
+
+    Returns:
+        For each argument the ratio, 1 for more than `MOST_ROOTS` roots, and a function whose
+        squared slope is E[g'(y)²(∂h/∂a)² | a]; None where that is unknown.
     """
     alone = law_of(output, through).squared_slope
     arguments = None if not alone > 0 else _arguments(parts)
@@ -65,7 +71,7 @@ def _kept(
 
 
 def factors_of(name: str, parts: Sequence[Moments]) -> list[float] | None:
-    """E (∂h/∂a)²·f'² over E f'² for each argument a = f(r), where roots are shared."""
+    """E (∂h/∂a)²f'² over E f'² for each argument a = f(r), where arguments share roots."""
     arguments = _arguments(parts)
     if arguments is None:
         return None
@@ -78,12 +84,12 @@ def factors_of(name: str, parts: Sequence[Moments]) -> list[float] | None:
 
 
 def _ratio(part: float, whole: float) -> float:
-    found = part / whole if whole > 0 else 1.0
-    return found if np.isfinite(found) else 1.0
+    ratio = part / whole if whole > 0 else 1.0
+    return ratio if np.isfinite(ratio) else 1.0
 
 
 class _Argument(NamedTuple):
-    """A function of a root: the root's number, and its law to eight digits."""
+    """A function of a root: the root's number and its law, rounded to eight digits."""
 
     root: int
     mean: float
@@ -93,7 +99,7 @@ class _Argument(NamedTuple):
 
 
 def _arguments(parts: Sequence[Moments]) -> tuple[_Argument, ...] | None:
-    """None where there are too many roots to follow, or where something is not known."""
+    """None for unknown moments or more than `MOST_ROOTS` roots."""
     pairs = [root_of(m) for m in parts]
     numbers = {key: n for n, key in enumerate(dict.fromkeys(id(root) for root, _ in pairs))}
     if len(numbers) > MOST_ROOTS or not all(m.is_known() for m in parts):
@@ -112,7 +118,11 @@ def _arguments(parts: Sequence[Moments]) -> tuple[_Argument, ...] | None:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class _Grid:
-    """Points of the roots: h, and for each argument f'² and (∂h/∂a)²·f'²."""
+    """Sample points of the roots; every array is (points,).
+
+    `joint` is h; for each argument a = f(r), `values` is a, `squares` f'², `outer` (∂h/∂a)² and
+    `own` (∂h/∂a)²f'².
+    """
 
     weights: Array
     joint: Array
@@ -145,19 +155,19 @@ class _Grid:
         return cls(weights, np.asarray(joint(*values), np.float64), values, squares, outer, own)
 
     def behind(self, number: int, squares: Array) -> Activation | None:
-        """A function of one of two arguments, as steep as what is behind it is on average."""
+        """A function of one of two arguments, with the mean squared slope of what follows it."""
         size = math.isqrt(len(self.weights))
         if len(self.outer) != 2 or size**2 != len(self.weights):
             return None
         table = self.weights * np.stack([np.ones_like(squares), squares * self.outer[number]])
-        total, given = table.reshape(2, size, size).sum(axis=2 - number)
+        total, weighted = table.reshape(2, size, size).sum(axis=2 - number)
         places = np.take(self.values[number].reshape(size, size), size // 2, axis=1 - number)
-        mean = float(given.sum() / total.sum())
-        return steep(places, given / np.maximum(total, 1e-300), mean)
+        mean = float(weighted.sum() / total.sum())
+        return steep(places, weighted / np.maximum(total, 1e-300), mean)
 
 
 def _squared_slopes(function: Activation, places: Array) -> Array:
-    """f'² from a table."""
+    """f'² at `places`, interpolated from a table."""
     low, high = float(places.min()), float(places.max())
     nodes = np.linspace(low, high, _TABLE)
     slopes = slopes_of(function.function, nodes, max(1e-4 * (high - low), 1e-300))
@@ -165,7 +175,7 @@ def _squared_slopes(function: Activation, places: Array) -> Array:
 
 
 def share_no_root(parts: Sequence[Moments], dependent: Sequence[tuple[int, int]]) -> bool:
-    """Whether arguments that depend on each other are functions of one root."""
+    """Whether every pair of `dependent` arguments consists of functions of one root."""
     roots = [root_of(m)[0] for m in parts]
     several = set(dependent)
     pairs = itertools.combinations(range(len(parts)), 2)

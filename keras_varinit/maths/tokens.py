@@ -1,4 +1,4 @@
-"""Between the engine's moments of maps and the rows of tokens that `attention_moments` works on."""
+"""Attention on moments of maps: converts maps to rows of tokens for `attention`, and back."""
 
 import dataclasses
 import math
@@ -13,13 +13,13 @@ from keras_varinit.maths.windows import Array, Axes, Integers
 
 
 def size_of(axes: Axes) -> int | None:
-    """Positions along some axes, or None where a size is unknown."""
+    """Number of positions along some axes; None if a size is unknown."""
     sizes = [axis.size for axis in axes]
     return None if None in sizes else math.prod(n for n in sizes if n is not None)
 
 
 def classes_of(axes: Axes) -> Integers:
-    """The flat class of every position."""
+    """The flat class of every position: (positions,)."""
     result = np.zeros((), np.int64)
     for axis in axes:
         members = axis.classes(np.arange(axis.size or 1))
@@ -28,7 +28,7 @@ def classes_of(axes: Axes) -> Integers:
 
 
 def tokens_of(moments: Moments) -> Tokens:
-    """All positions of a map as tokens in a row."""
+    """All positions of a map as one row of tokens."""
     near = moments.excess.sum(axis=tuple(range(0, moments.excess.ndim, 2)))
     own = moments.second - _diagonal_of_far(moments)
     return Tokens(
@@ -47,11 +47,11 @@ LogitsOf = Callable[[Tokens, Tokens, Pattern], Logits]
 
 
 def of_products(scale: float, size: float, spread: float | None = None) -> LogitsOf:
-    """Logits s·q·k of `size` entries, `scale` = s²; rows vary like χ² of `spread` entries."""
+    """Logits s·q·k of `size` entries, `scale` = s²; `spread` is the d of a row's χ²_d/d."""
 
     def logits(query: Tokens, key: Tokens, pattern: Pattern) -> Logits:
-        found = products(query, key, pattern, scale, size)
-        return found if spread is None else dataclasses.replace(found, size=spread)
+        row_logits = products(query, key, pattern, scale, size)
+        return row_logits if spread is None else dataclasses.replace(row_logits, size=spread)
 
     return logits
 
@@ -60,15 +60,15 @@ class Attention:
     """Softmax attention along some of the axes of positions, as moments of maps.
 
     Args:
-        query: The queries' moments.
-        key: The keys'.
-        value: The values'.
-        pattern: Which keys a query sees, by flat positions along the attended axes.
-        logits: What queries and keys make of it.
+        query: Moments of the queries.
+        key: Moments of the keys.
+        value: Moments of the values.
+        pattern: The keys that each query sees, by flat positions along the attended axes.
+        logits: Makes `Logits` of queries and keys.
         value_size: Entries of a value.
-        attended: Numbers of the attended axes; all by default.
-        kept: Share of the weights that dropout leaves.
-        width: Channels of the tokens that keys and values are both made of.
+        attended: Indices of the attended axes; all by default.
+        kept: Share of the weights that dropout keeps.
+        width: Channels of the tokens that keys and values are both computed from.
     """
 
     def __init__(
@@ -98,7 +98,7 @@ class Attention:
         axes = self._rows[0].axes
         if not self._others:
             return of_tokens(axes, np.zeros_like(second), second, pair)
-        # Positions of other rows see other values.
+        # Positions of different rows attend to different values.
         weights = position_weights(axes).ravel()
         across = self._whole[2].pair_moment
         rest = [self._whole[0].axes[n] for n in self._others]
@@ -113,20 +113,20 @@ class Attention:
         return 1 / keys, float(np.mean(rows.squares)) / (keys * rows.kept)
 
     def backward(self, gradient: Array, coherence: float) -> dict[str, tuple[Array, float]]:
-        """E of squared gradients and their coherence at queries, keys and values."""
+        """Squared gradients by class, and their coherence, at logits, queries, keys and values."""
         own = self._whole[0]
         weights = position_weights(own.axes)
         if self._others:
             per_row = np.full(self._rows[0].mean.shape, float(np.sum(weights * gradient)))
         else:
             per_row = gradient
-        found = self._attending.backward(per_row.ravel(), coherence)
-        logits, alike_rows = found["logits"]
+        gradients = self._attending.backward(per_row.ravel(), coherence)
+        logits, alike_rows = gradients["logits"]
         results = {"logits": (logits, alike_rows)}
         for name, whole, row in zip(
             ("query", "key", "value"), self._whole, self._rows, strict=True
         ):
-            second, coherent = found[name]
+            second, coherent = gradients[name]
             shaped = second.reshape(row.mean.shape)
             if self._others:
                 mean = float(np.sum(position_weights(row.axes) * shaped))
@@ -136,7 +136,7 @@ class Attention:
 
 
 def of_tokens(axes: Axes, mean: Array, second: Array, pair: Array) -> Moments:
-    """Moments of a map from flat classes: E z, E z², and E z z' of two positions."""
+    """A map from flat classes: E z and E z² (classes,), E z z' of pairs (classes, classes)."""
     counts = [axis.count for axis in axes]
     order = [i for n in range(len(axes)) for i in (n, n + len(axes))]
     far = pair.reshape([*counts, *counts]).transpose(order)
@@ -145,7 +145,7 @@ def of_tokens(axes: Axes, mean: Array, second: Array, pair: Array) -> Moments:
 
 
 def _typical(moments: Moments, numbers: Sequence[int]) -> Moments:
-    """Averages at equal positions along some axes."""
+    """Averages over equal positions of some axes, which are removed."""
     for number in sorted(numbers, reverse=True):
         weights = moments.axes[number].weights
         mean = np.tensordot(moments.mean, weights, axes=(number, 0))

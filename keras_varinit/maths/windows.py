@@ -1,10 +1,10 @@
-"""Positions along one axis of a map, and what windows do to pairs of them.
+"""Positions along one axis, and windows on them: convolution, pooling, upsampling, interpolation.
 
 The moments of a signal depend on a position only through its distance from the borders, and only
-near them. So a long axis is kept as a few classes: each of the first and last positions by itself,
-and one class for all in between. A linear operation along an axis is then a small matrix, on pairs
-of classes ("far" pairs) and on (offset, class) ("excess" of near pairs); matrices are averages over
-the members of a class and are computed once for each kind of window.
+near them. A long axis is therefore reduced to a few classes: each of the first and last positions
+by itself, and one class for all in between. A linear operation along an axis becomes a small matrix
+on pairs of classes ("far" pairs) and one on (offset, class) ("excess" of near pairs). Matrices are
+averages over the members of a class and are computed once for each window.
 """
 
 import dataclasses
@@ -29,7 +29,7 @@ _MIXED = 0.15
 
 @dataclasses.dataclass(frozen=True)
 class Axis:
-    """An axis of `size` positions in at most `limit` classes; `size` None: without borders."""
+    """An axis of `size` positions in at most `limit` classes; no borders if `size` is None."""
 
     size: int | None
     limit: int
@@ -41,12 +41,12 @@ class Axis:
 
     @property
     def weights(self) -> Array:
-        """Share of the positions in each class; the sum is 1."""
+        """Share of the positions in each class, which sum to 1: (classes,)."""
         return _weights(self.size, self.limit)
 
     @property
     def positions(self) -> Integers:
-        """One position of each class, the middle one where there are several."""
+        """One position of each class, the middle one of several: (classes,)."""
         return _positions(self.size, self.limit)
 
     def classes(self, positions: Integers) -> Integers:
@@ -56,11 +56,11 @@ class Axis:
         border = (self.limit - 1) // 2
         inside = (positions >= 0) & (positions < self.size)
         if self.size <= self.limit:
-            found = positions
+            classes = positions
         else:
             from_end = self.limit - (self.size - positions)
-            found = np.where(positions < border, positions, np.maximum(border, from_end))
-        return np.where(inside, found, -1)
+            classes = np.where(positions < border, positions, np.maximum(border, from_end))
+        return np.where(inside, classes, -1)
 
 
 def axes_of(sizes: tuple[int | None, ...]) -> tuple[Axis, ...]:
@@ -89,12 +89,12 @@ def _positions(size: int | None, limit: int) -> Integers:
 
 @dataclasses.dataclass(frozen=True)
 class Window:
-    """What one output position reads along an axis.
+    """The input positions that one output position reads along an axis.
 
     * "conv": independent weights, one per tap: output i reads i·stride + a·dilation - low;
     * "pool": the mean of the taps that lie inside the input;
     * "transposed": independent weights; output p reads i where p = i·stride + a·dilation - low;
-    * "repeat": output p reads p // stride (nearest neighbour upsampling).
+    * "repeat": output p reads p // stride (nearest-neighbour upsampling).
     """
 
     kind: Literal["conv", "pool", "transposed", "repeat"]
@@ -106,7 +106,7 @@ class Window:
     outputs: Axis
 
     def reads(self, outputs: Integers) -> Integers:
-        """Input position of each (tap, output); out of range where there is none."""
+        """Input position of each (tap, output), out of range if there is none: (taps, outputs)."""
         taps = np.arange(self.taps)[:, None] * self.dilation
         if self.kind == "repeat":
             return np.asarray(outputs[None, :] // self.stride)
@@ -116,14 +116,14 @@ class Window:
         return np.asarray(outputs[None, :] * self.stride + taps - self.low)
 
     def shares(self, valid: npt.NDArray[np.bool_], outputs: Integers) -> Array:
-        """What each (tap, output) counts for: 1, or with others of a mean its share."""
+        """Weight of each (tap, output), 1 or its share of a mean: (taps, outputs)."""
         if self.kind == "pool":
             return np.asarray(valid / np.maximum(valid.sum(axis=0), 1))
         return valid.astype(float)
 
 
 def reads_in_place(window: "AnyWindow") -> bool:
-    """Whether each output reads the input at its own position alone."""
+    """Whether each output reads only the input at its own position."""
     return (
         isinstance(window, Window)
         and (window.kind, window.taps, window.stride, window.low) == ("conv", 1, 1, 0)
@@ -135,9 +135,9 @@ def reads_in_place(window: "AnyWindow") -> bool:
 class Linear:
     """A linear map along an axis with fixed coefficients, such as interpolation.
 
-    Output p reads `table[p]`: pairs of an input position and its coefficient, as many for every
-    output (of those without need the coefficient is 0). Where the size is unknown the table
-    is that of one period: output p reads what p mod `period` does, p // `period` further.
+    The table has equally many (input position, coefficient) pairs for every output; unused ones
+    have coefficient 0. For an axis of unknown size it covers one period: output p reads what p mod
+    `period` does, p // `period` further.
     """
 
     inputs: Axis
@@ -149,7 +149,7 @@ class Linear:
 
     @classmethod
     def of(cls, matrix: Array, inputs: Axis, outputs: Axis) -> "Linear":
-        """The map of a matrix (outputs, inputs)."""
+        """The map of a matrix: (outputs, inputs)."""
         used = np.abs(matrix) > 1e-12
         taps = max(int(used.sum(axis=1).max(initial=0)), 1)
         places = np.argsort(~used, axis=1, kind="stable")[:, :taps]
@@ -162,7 +162,7 @@ class Linear:
 
     @classmethod
     def periodic(cls, matrix: Array, first: int, inputs: Axis, outputs: Axis) -> "Linear":
-        """For axes of unknown size: the rows of one period, in which input `first` counts as 0."""
+        """For axes of unknown size: rows of one period, in which input `first` is position 0."""
         known = cls.of(matrix, inputs, outputs)
         places = np.frombuffer(known.positions, np.int64) - first
         return dataclasses.replace(known, positions=places.tobytes())
@@ -174,22 +174,22 @@ class Linear:
 
     @property
     def stride(self) -> float:
-        """Inputs for each output."""
+        """Inputs per output."""
         if self.inputs.size is None or self.outputs.size is None:
             return 1 / self.period
         return self.inputs.size / self.outputs.size
 
     def reads(self, outputs: Integers) -> Integers:
-        """Input position of each (tap, output); out of range where there is none."""
-        found = self._table(self.positions, np.int64)[:, outputs % self.period]
+        """Input position of each (tap, output), out of range if there is none: (taps, outputs)."""
+        positions = self._table(self.positions, np.int64)[:, outputs % self.period]
         if self.outputs.size is None:
-            return np.asarray(found + outputs // self.period)
-        return np.where((outputs >= 0) & (outputs < self.outputs.size), found, -1)
+            return np.asarray(positions + outputs // self.period)
+        return np.where((outputs >= 0) & (outputs < self.outputs.size), positions, -1)
 
     def shares(self, valid: npt.NDArray[np.bool_], outputs: Integers) -> Array:
-        """The coefficient of each (tap, output)."""
-        found = self._table(self.coefficients, np.float64)[:, outputs % self.period]
-        return np.where(valid, found, 0.0)
+        """The coefficient of each (tap, output): (taps, outputs)."""
+        coefficients = self._table(self.coefficients, np.float64)[:, outputs % self.period]
+        return np.where(valid, coefficients, 0.0)
 
     def _table(self, values: bytes, kind: type) -> npt.NDArray[Any]:
         return np.frombuffer(values, kind).reshape(-1, self.taps).T
@@ -200,13 +200,13 @@ AnyWindow = Window | Linear
 
 @dataclasses.dataclass(frozen=True)
 class AxisMap:
-    """The matrices of a window along one axis.
+    """The matrices of a window along one axis, from n classes of inputs to n' of outputs.
 
-    `means` (outputs, inputs) acts on one position, `far` (outputs², inputs²) on pairs of classes,
-    `excess` on (offset, class), with offsets up to `radius` behind it. `counts` is the mean number
-    of entries read, by class of output. `aligned` takes pairs of classes to near pairs of outputs
-    where `far`, a mean over all pairs, does not: where outputs of one class read several classes,
-    or as those of a strided transposed window different taps.
+    `means` (n', n) acts on single positions, `far` (n'², n²) on pairs of classes, `excess` (w'·n',
+    w·n) on (offset, class), with offsets of outputs up to `radius`. `counts` (n',) is the mean
+    number of entries read. `aligned` (w'·n', n²) maps pairs of classes to near pairs of outputs if
+    `far`, a mean over all pairs, does not: if outputs of one class read several classes, or
+    different taps, as in strided transposed windows.
     """
 
     means: Array
@@ -219,7 +219,7 @@ class AxisMap:
 
 @functools.lru_cache(maxsize=4096)
 def axis_map(window: AnyWindow, radius: int) -> AxisMap:
-    """The matrices of a window, for a signal whose excess reaches to offsets of `radius`."""
+    """The matrices of a window, for a signal whose excess has offsets up to `radius`."""
     source, target = window.inputs, window.outputs
     coherent = window.kind in ("pool", "repeat", "linear")
     outputs = members_of(window)
@@ -275,25 +275,25 @@ def axis_map(window: AnyWindow, radius: int) -> AxisMap:
 
 
 def aligned(maps: Sequence[AxisMap], targets: Sequence[Axis]) -> list[Array]:
-    """Far pairs to near ones, along each axis; none where `far` says it all."""
+    """Matrices from far pairs to near ones along each axis; empty where `far` suffices."""
     if all(each.aligned is None for each in maps):
         return []
     return [_aligned_along(each, target) for each, target in zip(maps, targets, strict=True)]
 
 
 def grouped(values: Array) -> Array:
-    """Each pair of dimensions as one."""
+    """Merges each pair of dimensions: (a, b, c, d) becomes (a·b, c·d)."""
     shape = values.shape
     return values.reshape([a * b for a, b in zip(shape[::2], shape[1::2], strict=True)])
 
 
 def apply(matrices: Sequence[Array], values: Array) -> Array:
-    """A matrix along each dimension."""
+    """Applies one matrix along each dimension."""
     if len(matrices) == 2 and values.ndim == 2:
         return np.asarray(matrices[0] @ values @ matrices[1].T)
     for axis, matrix in enumerate(matrices):
         values = np.moveaxis(np.tensordot(matrix, values, axes=(1, axis)), 0, axis)
-    return np.array(values, order="C")  # which keeps an array without dimensions
+    return np.array(values, order="C")  # keeps 0-d arrays, unlike ascontiguousarray
 
 
 def _aligned_along(each: AxisMap, target: Axis) -> Array:
@@ -306,7 +306,7 @@ def _aligned_along(each: AxisMap, target: Axis) -> Array:
 
 
 def _reads_several_classes(taps: Array, sizes: Integers) -> bool:
-    """Whether some tap of a class of outputs reads what its main class of inputs is not."""
+    """Whether a tap of one class of outputs often reads outside its main class of inputs."""
     read = np.abs(taps)
     total = read.sum(axis=-1)
     rest = total - read.max(axis=-1)
@@ -314,7 +314,7 @@ def _reads_several_classes(taps: Array, sizes: Integers) -> bool:
 
 
 def members_of(window: AnyWindow) -> Integers:
-    """The outputs of a window; of an axis of unknown size some whole periods."""
+    """All outputs of a window; for an axis of unknown size, some whole periods."""
     if window.outputs.size is not None:
         return np.arange(window.outputs.size)
     period = window.period if window.kind == "linear" else window.stride
@@ -322,7 +322,7 @@ def members_of(window: AnyWindow) -> Integers:
 
 
 def entries_read(window: AnyWindow, outputs: Integers) -> tuple[Integers, npt.NDArray[np.bool_]]:
-    """The input position of each (tap, output), and whether there is one."""
+    """Input position of each (tap, output) and whether it exists: (taps, outputs) each."""
     reads = window.reads(outputs)
     if window.inputs.size is None:
         valid = reads > -(10**6)
@@ -343,12 +343,12 @@ def _new_radius(window: AnyWindow, radius: int) -> int:
         reach = (radius + 1) * window.stride - 1
     else:
         reach = radius // window.stride
-    # A recurrent layer's outputs are alike further than that, and stay so.
+    # Outputs of recurrent layers correlate over larger offsets, which are kept.
     return min(reach, max(radius, LARGEST_OFFSET))
 
 
 def _reach(window: Linear, radius: int) -> int:
-    """The farthest offset of two outputs that read entries at most `radius` apart."""
+    """The largest offset of two outputs that read entries at most `radius` apart."""
     outputs = members_of(window)
     reads, valid = entries_read(window, outputs)
     used = valid & (window.shares(valid, outputs) != 0)
@@ -366,10 +366,10 @@ Axes = tuple[Axis, ...]
 
 
 def windows_in_place(axes: Axes) -> list[Window]:
-    """Windows of one entry: each position by itself."""
+    """Windows of one tap: each output reads its own position."""
     return [Window("conv", 1, 1, 1, 0, axis, axis) for axis in axes]
 
 
 def number_of_positions(axes: Axes) -> float:
-    """Entries of a channel; infinite where a size is unknown."""
+    """Positions of a map; infinite if a size is unknown."""
     return math.prod(math.inf if a.size is None else a.size for a in axes)
