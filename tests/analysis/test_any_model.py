@@ -230,7 +230,7 @@ def test_recurrent_layers_have_input_and_recurrent_kernels():
     analysis = kv.analyze(keras.Model(inputs, L.Dense(2, name="head")(x)))
     found = {path: (c.depth, c.fan_in, c.fan_out) for path, c in analysis.contexts.items()}
     assert analysis.unknown == ()
-    assert all("kernels do together" in note for note in analysis.notes)
+    assert all("combination of its kernels" in note for note in analysis.notes)
     kernels = [v for path, v in found.items() if "recurrent" not in path]
     assert kernels == [
         (1, 8, 4),
