@@ -7,7 +7,6 @@ share, and gradients pass back through the same sums.
 import dataclasses
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import numpy as np
 
@@ -36,6 +35,7 @@ from keras_varinit.signals.outcome import (
 from keras_varinit.signals.registry import RoleRule, role_rule
 from keras_varinit.signals.roles import Call, Kernel, LeftAlone, Role, Unknown, Weights
 from keras_varinit.signals.taps import mean_inverse, summed_back
+from keras_varinit.typing import Layer, Variable
 
 
 def weights_of(call: Call, *kernels: Kernel) -> Role:
@@ -47,7 +47,7 @@ class _NoKernelError(Exception):
     """The layer has no variable with the name of Keras's kernel."""
 
 
-def kernel_of(layer: Any, name: str = "kernel") -> tuple[Any, tuple[int, ...]]:
+def kernel_of(layer: Layer, name: str = "kernel") -> tuple[Variable, tuple[int, ...]]:
     """A layer's own variable with the given name, and its shape."""
     variable = own_variable(layer, name)
     if variable is None:
@@ -77,7 +77,7 @@ def weight_rule(*kinds: type | str) -> Callable[[RoleRule], RoleRule]:
     return decorate
 
 
-def _reason_to_leave_alone(layer: Any) -> str | None:
+def _reason_to_leave_alone(layer: Layer) -> str | None:
     if getattr(layer, "lora_enabled", False):
         return "LoRA is enabled, so it is left alone"
     if layer.quantization_mode is not None:

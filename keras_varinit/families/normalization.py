@@ -22,9 +22,10 @@ from keras_varinit.signals.registry import constant_role, layer_classes, signal_
 from keras_varinit.signals.roles import Transparent
 from keras_varinit.tensors import view
 from keras_varinit.tracing.reader import call_argument
+from keras_varinit.typing import Layer
 
 
-def _scales(layer: Any) -> tuple[float, tuple[float, float]]:
+def _scales(layer: Layer) -> tuple[float, tuple[float, float]]:
     """Mean square of γ (1 without γ), and (mean, mean square) of β."""
     gamma = own_variable(layer, "gamma")
     if gamma is None:

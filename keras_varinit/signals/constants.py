@@ -17,9 +17,10 @@ from keras_varinit.maths.windows import Array, Axis, axes_of
 from keras_varinit.signals.layouts import channel_axes, position_axes, signal_at, sizes_of
 from keras_varinit.signals.outcome import Signal, Visit
 from keras_varinit.tensors import to_numpy, view
+from keras_varinit.typing import Layer
 
 
-def moments_of_variable(layer: Any, name: str) -> tuple[float, float]:
+def moments_of_variable(layer: Layer, name: str) -> tuple[float, float]:
     """Mean and mean square of a layer's own variable, such as "bias"; 0 if it has none."""
     variable = own_variable(layer, name)
     initializer = getattr(layer, f"{name}_initializer", None)

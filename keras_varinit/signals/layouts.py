@@ -8,7 +8,6 @@ dimension; a layer that contracts a position dimension treats it as channels.
 import dataclasses
 import math
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 
@@ -16,9 +15,10 @@ from keras_varinit.keras_private import Shape
 from keras_varinit.maths.covariance import Moments, uniform
 from keras_varinit.maths.windows import Array, Axes, Axis, Window, axes_of
 from keras_varinit.signals.outcome import Gradient, Signal, Visit
+from keras_varinit.typing import Operation
 
 
-def channel_axis_of(layer: Any, default: int = -1) -> int:
+def channel_axis_of(layer: Operation, default: int = -1) -> int:
     """The channel dimension of a layer's input and output."""
     data_format = getattr(layer, "data_format", None)
     if data_format is None:

@@ -15,6 +15,7 @@ import keras
 from keras_varinit.keras_private import is_raw_operation, operation_name
 from keras_varinit.signals.outcome import Outcome, Signal, Visit
 from keras_varinit.signals.roles import Call, Role, Unknown
+from keras_varinit.typing import Operation
 
 Kind = type | str
 RoleRule = Callable[[Call], Role]
@@ -121,7 +122,7 @@ def takes_channel_axes(function: SignalRule) -> bool:
     return function in _KEEPING_CHANNEL_AXES
 
 
-def _rule_of(operation: Any, field: Field) -> Any:
+def _rule_of(operation: Operation, field: Field) -> Any:
     """The most specific rule for an operation, or None."""
     kind = operation_name(operation) if is_raw_operation(operation) else type(operation)
     if (kind, field) not in _LOOKED_UP:
@@ -137,24 +138,24 @@ def role_of(call: Call) -> Role:
     return Unknown() if rule is None else rule(call)
 
 
-def signal_rule_of(operation: Any) -> SignalRule | None:
+def signal_rule_of(operation: Operation) -> SignalRule | None:
     """The signal rule of an operation, or None."""
     rule: SignalRule | None = _rule_of(operation, "signal")
     return rule
 
 
-def row_rule_of(operation: Any) -> RowRule | None:
+def row_rule_of(operation: Operation) -> RowRule | None:
     """The row rule of an operation, or None."""
     rule: RowRule | None = _rule_of(operation, "rows")
     return rule
 
 
-def has_role_rule(operation: Any) -> bool:
+def has_role_rule(operation: Operation) -> bool:
     """Whether an operation has a role rule."""
     return _rule_of(operation, "role") is not None
 
 
-def has_signal_rule(operation: Any) -> bool:
+def has_signal_rule(operation: Operation) -> bool:
     """Whether an operation has a signal rule."""
     return _rule_of(operation, "signal") is not None
 

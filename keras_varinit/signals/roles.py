@@ -7,6 +7,7 @@ from keras_varinit.keras_private import Shape
 from keras_varinit.maths.fans import Fans
 from keras_varinit.maths.quadrature import Activation, Pool
 from keras_varinit.tracing.reader import Node
+from keras_varinit.typing import Operation, Variable
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,7 +36,7 @@ class Kernel:
     kernel of a cell.
     """
 
-    variable: Any
+    variable: Variable
     fans: Fans
     level: int = 0
     reads_own_output: bool = False
@@ -124,7 +125,7 @@ Role = (
 )
 
 
-def operation_classes(operation: Any) -> tuple[type, ...]:
+def operation_classes(operation: Operation) -> tuple[type, ...]:
     """The class of an operation and its bases, most specific first."""
     return type(operation).__mro__
 

@@ -31,7 +31,7 @@ from keras_varinit.signals.outcome import (
 from keras_varinit.signals.registry import layer_classes, signal_rule
 from keras_varinit.signals.roles import Call, Kernel, Role, Weights
 from keras_varinit.tracing.arguments import Input, named_arguments
-from keras_varinit.typing import Operation
+from keras_varinit.typing import Layer, Operation
 
 
 @weight_rule(*layer_classes("MultiHeadAttention", "GroupQueryAttention"))
@@ -79,7 +79,7 @@ def _attention(visit: Visit) -> Outcome:
     return _Layer(visit, projected, parts["attention_output"], core).outcome()
 
 
-def _parts(layer: Any, role: Weights) -> dict[str, tuple[Kernel, tuple[float, float]]]:
+def _parts(layer: Layer, role: Weights) -> dict[str, tuple[Kernel, tuple[float, float]]]:
     """The kernel and (mean, mean square) of the bias, by the name of the inner layer."""
     kernels = {id(k.variable): k for k in role.kernels}
     return {

@@ -6,7 +6,6 @@ keys. Other sums over positions are not modelled.
 
 import math
 from collections.abc import Sequence
-from typing import Any
 
 import keras
 import numpy as np
@@ -29,6 +28,7 @@ from keras_varinit.signals.narrowness import shared_width
 from keras_varinit.signals.outcome import Gradient, Gradients, Outcome, Signal, Visit, unknown
 from keras_varinit.signals.registry import follows_channel_axes, signal_rule
 from keras_varinit.signals.roles import Weights
+from keras_varinit.typing import Layer
 
 Labels = Sequence[str]
 
@@ -79,7 +79,7 @@ def _labels(visit: Visit) -> tuple[list[str], list[str], list[str]] | None:
     return [*shared, "m", "k"], [*shared, "k", "n"], [*shared, "m", "n"]
 
 
-def _of_dot(layer: Any, first: int, second: int) -> tuple[list[str], list[str], list[str]] | None:
+def _of_dot(layer: Layer, first: int, second: int) -> tuple[list[str], list[str], list[str]] | None:
     axes = layer.axes
     one, two = (axes, axes) if isinstance(axes, int) else axes
     if layer.normalize:

@@ -15,6 +15,7 @@ from keras_varinit.maths.hermite import point_law
 from keras_varinit.maths.patterns import Pattern
 from keras_varinit.maths.quadrature import FUNCTIONS, Activation
 from keras_varinit.maths.tokens import Attention, LogitsOf, of_products, size_of
+from keras_varinit.maths.windows import Array
 from keras_varinit.signals.outcome import (
     Gradient,
     Gradients,
@@ -28,6 +29,7 @@ from keras_varinit.signals.outcome import (
 from keras_varinit.signals.registry import layer_classes, signal_rule
 from keras_varinit.tensors import view
 from keras_varinit.tracing.arguments import Input, named_arguments
+from keras_varinit.typing import Layer
 
 # Logits by which one key is ahead of all others when it gets all weight.
 _AHEAD = 6.0
@@ -153,7 +155,7 @@ class _Layer:
         return results
 
 
-def _values(layer: Any, name: str) -> Any:
+def _values(layer: Layer, name: str) -> Array:
     variable = own_variable(layer, name)
     return np.ones(1) if variable is None else np.asarray(view(variable), np.float64)
 

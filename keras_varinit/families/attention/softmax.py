@@ -36,6 +36,7 @@ from keras_varinit.signals.outcome import Gradients, Outcome, Signal, Visit, onl
 from keras_varinit.signals.registry import follows_channel_axes, role_rule, row_rule, signal_rule
 from keras_varinit.signals.roles import Call, Elementwise, Role
 from keras_varinit.tracing.arguments import Input, named_arguments
+from keras_varinit.typing import Operation
 
 
 @role_rule(keras.layers.Softmax, "Softmax")
@@ -48,7 +49,7 @@ def _log_softmax_role(call: Call) -> Role:
     return Elementwise(Activation("log_softmax", lambda s: s, ("log_softmax",)))
 
 
-def softmax_axes(operation: Any, rank: int) -> list[int]:
+def softmax_axes(operation: Operation, rank: int) -> list[int]:
     """The dimensions that a softmax runs over, counted from the left."""
     axis = getattr(operation, "axis", -1)
     axis = -1 if axis is None else axis

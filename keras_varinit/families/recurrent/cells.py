@@ -33,6 +33,7 @@ from keras_varinit.signals.roles import (
     spatial_shape,
 )
 from keras_varinit.tensors import view
+from keras_varinit.typing import Layer
 
 _GATES = {keras.layers.SimpleRNNCell: 1, keras.layers.GRUCell: 3, keras.layers.LSTMCell: 4}
 
@@ -106,12 +107,12 @@ class NotModelledError(Exception):
     """A recurrent layer is not modelled; the message says why."""
 
 
-def kind_of(cell: Any) -> tuple[type, int, Law]:
+def kind_of(cell: Layer) -> tuple[type, int, Law]:
     """The class of a cell, its number of gates and its recurrence."""
     return next(kind for kind in KINDS if isinstance(cell, kind[0]))
 
 
-def numbers_of(cell: Any, gates: int, scale: float) -> Cell:
+def numbers_of(cell: Layer, gates: int, scale: float) -> Cell:
     """A cell's activations, biases and dropout.
 
     `scale` is the variance of the recurrent kernel times its number of units.
@@ -140,7 +141,7 @@ def _activation(function: Any) -> Activation:
     return IDENTITY if activation is None else activation
 
 
-def _biases(cell: Any, gates: int) -> Array:
+def _biases(cell: Layer, gates: int) -> Array:
     """(2, gates, units): the biases of W x, and those of U h if it has its own."""
     variable, units = own_variable(cell, "bias"), int(cell.units)
     biases = np.zeros((2, gates, units))

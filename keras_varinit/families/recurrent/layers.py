@@ -45,6 +45,7 @@ from keras_varinit.signals.outcome import (
 from keras_varinit.signals.registry import signal_rule
 from keras_varinit.signals.roles import Kernel, Weights
 from keras_varinit.tracing.arguments import Input, named_arguments
+from keras_varinit.typing import Layer
 
 # Number of steps that are computed one by one. It is the same for all layers, so that gradients
 # passed back by one layer are by the steps of the preceding one.
@@ -169,7 +170,7 @@ class _Layer:
 
     def _run(
         self,
-        cell: Any,
+        cell: Layer,
         kernels: Sequence[Kernel],
         starts: Sequence[Input],
         steps: Steps,
