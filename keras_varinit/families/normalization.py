@@ -182,7 +182,7 @@ def position_normalization(visit: Visit) -> Outcome:
         row_size = Common(np.ones_like(NODES)) if common is None else common
         ratio, here, radial = row_size.normalized(typical, epsilon)
         factor = factor * ratio
-        if math.isnan(here):
+        if math.isnan(here) and math.isfinite(typical):
             visit.note(
                 f"{layer.name}: the mean of the inverse square of a preceding factor, and so of "
                 "the squared gradients, does not exist"

@@ -88,8 +88,12 @@ class PointLaw:
 
     @property
     def in_cells(self) -> tuple[Array, Array, Array]:
-        """Values and slopes in the cells between nodes, and the cells' weights: (cells,) each."""
-        return (self.values[1:] + self.values[:-1]) / 2, self.slopes, self._cells
+        """Values and slopes in the cells between nodes, and the cells' weights: (cells,) each.
+
+        A law of `shape` has its slopes at the nodes themselves: (nodes,) each.
+        """
+        between = (self.values[1:] + self.values[:-1]) / 2
+        return self.values if self.shape is not None else between, self.slopes, self._cells
 
     @functools.cached_property
     def first(self) -> float:

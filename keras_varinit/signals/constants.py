@@ -133,7 +133,7 @@ def law_with_numbers(
         here, there = (own[0][number], own[1][number]), (after[0][number], after[1][number])
         if there[1] <= 0 or std <= 0:
             continue
-        mean_square = float(np.mean(inside**2))
+        mean_square = float(np.mean(inside**2)) or 1.0
         for share, value in _typical(inside):
             factor = value if name == "Multiply" else -1.0 if name == "Reversed" else 1.0
             shift = 0.0 if name == "Multiply" else value

@@ -6,7 +6,7 @@ import pytest
 from keras import ops
 
 import keras_varinit as kv
-from tests.analysis import test_any_model, test_model_kinds
+from tests.analysis import test_any_model, test_layer_kinds, test_model_kinds
 from tests.models import cnn, weights
 
 L = keras.layers
@@ -75,8 +75,8 @@ def several_inputs():
 
 
 def transformer():
-    model = test_model_kinds.Transformer(
-        test_model_kinds.ATTENTION["multi-head"], blocks=1, width=8
+    model = test_layer_kinds.Transformer(
+        test_layer_kinds.ATTENTION["multi-head"], blocks=1, width=8
     )
     model(np.ones((2, 10), "int32"))
     return model

@@ -6,6 +6,7 @@ import keras
 import numpy as np
 import pytest
 
+from keras_varinit.families.pooling_windows import as_the_backend_pads
 from keras_varinit.families.resampling import resizing
 from keras_varinit.maths.activated import activated, max_pooled
 from keras_varinit.maths.borders import bordered
@@ -192,12 +193,10 @@ def test_two_inputs_share_the_taps_that_both_have(k, stride, padding):
 
 def test_average_pooling_is_padded_as_the_backend_does():
     """Uneven zeros: PyTorch repeats the border; the others leave it out."""
-    import keras_varinit.families.pooling as pooling
-
     layer = keras.layers.AveragePooling2D(3, 2, padding="same")
     units = np.eye(8, dtype="float32").reshape(8, 8, 1, 1) * np.ones((1, 1, 8, 1), "float32")
     pooled = keras.ops.convert_to_numpy(layer(units))[:, :, 1, 0].T
     (source,), (target,) = axes_of((8,)), axes_of((4,))
     window = Window("pool", 3, 2, 1, 0, source, target)
-    (along, _) = pooling._as_the_backend_pads([window, window])
+    (along, _) = as_the_backend_pads([window, window])
     np.testing.assert_allclose(axis_map(along, 0).means, pooled, rtol=1e-5, atol=1e-6)
