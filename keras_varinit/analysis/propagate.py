@@ -295,6 +295,8 @@ def _no_gradient(node: Node, signals: dict[int, Signal]) -> Outcome:
 
 
 def _spread(values: Array) -> tuple[float, float, float]:
+    if not values.size:
+        return 0.0, 0.0, 0.0
     mean = float(np.mean(values))
     return mean, float(np.mean(values**2)), mean**2
 
