@@ -117,7 +117,7 @@ def selected(visit: Visit, boxes: Sequence[dict[int, Cut]], shape_as: Sequence[A
     def pullback(gradients: Gradients) -> Gradients:
         total: Gradient | None = None
         for cut, output, gradient in zip(cuts, outputs, gradients, strict=False):
-            if gradient is not None:
+            if gradient is not None and 0 not in cut.after:
                 back = cut.back(fitting(gradient, output, cut.output))
                 total = added(total, back)
         return [total, *[None] * (len(visit.inputs) - 1)]

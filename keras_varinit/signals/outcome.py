@@ -134,7 +134,7 @@ class Gradient:
     @property
     def power(self) -> float:
         """E (dL/dz)², weighing all groups and classes equally."""
-        return float(np.mean([np.mean(g) for g in self.parts]))
+        return float(np.mean([np.mean(g) if g.size else 0.0 for g in self.parts]))
 
     def parting(self, number: int) -> "Gradient":
         """Adds a phase for the part that earlier branching points do not explain."""

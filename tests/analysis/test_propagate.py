@@ -291,3 +291,17 @@ def test_a_rule_of_ones_own(monkeypatch):
 def test_a_rule_is_for_classes_and_names():
     with pytest.raises(TypeError, match=r"^signal_rule: takes layer classes.* Received: 3\.$"):
         kv.signal_rule(3)
+
+
+@pytest.mark.parametrize("start", [8, 0])
+def test_parts_without_entries_change_nothing(start):
+    """As slices behind the last position make them."""
+    inputs = keras.Input((8, 16))
+    u = dense(32, name="a")(inputs)
+    joined = keras.ops.concatenate([u, u[:, start:start]], axis=1)
+    predicted = []
+    for behind in (u, joined):
+        out = dense(8, name="b")(L.GlobalAveragePooling1D()(keras.ops.relu(behind)))
+        analysis = kv.analyze(keras.Model(inputs, out))
+        predicted.append([(p.forward, p.backward) for p in analysis.predicted.values()])
+    np.testing.assert_allclose(*predicted, rtol=1e-9)
