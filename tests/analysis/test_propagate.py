@@ -294,14 +294,12 @@ def test_a_rule_is_for_classes_and_names():
 
 
 @pytest.mark.parametrize("start", [8, 0])
-def test_parts_without_entries_change_nothing(start):
-    """As slices behind the last position make them."""
+def test_slices_without_entries_are_noted(start):
+    """They are nowhere averaged, which NumPy would warn of."""
     inputs = keras.Input((8, 16))
     u = dense(32, name="a")(inputs)
-    joined = keras.ops.concatenate([u, u[:, start:start]], axis=1)
-    predicted = []
-    for behind in (u, joined):
-        out = dense(8, name="b")(L.GlobalAveragePooling1D()(keras.ops.relu(behind)))
-        analysis = kv.analyze(keras.Model(inputs, out))
-        predicted.append([(p.forward, p.backward) for p in analysis.predicted.values()])
-    np.testing.assert_allclose(*predicted, rtol=1e-9)
+    x = keras.ops.relu(keras.ops.concatenate([u, u[:, start:start]], axis=1))
+    model = keras.Model(inputs, dense(8, name="b")(L.GlobalAveragePooling1D()(x)))
+    analysis = kv.analyze(model)
+    assert [p.backward is None for p in analysis.predicted.values()] == [True, False]
+    assert "get_item (GetItem): " in analysis.notes[0]
