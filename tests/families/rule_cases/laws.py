@@ -40,8 +40,8 @@ def of_vectors(kind, function, note, allowance=LAW, **options):
     return Case(kind, vector, back, VECTOR, allowance, note, **options)
 
 
-def of_tokens(kind, function, note, allowance=LAW):
-    return Case(kind, tokens, lambda u: dense()(function(u)), TOKENS, allowance, note)
+def of_tokens(kind, function, note, allowance=LAW, **options):
+    return Case(kind, tokens, lambda u: dense()(function(u)), TOKENS, allowance, note, **options)
 
 
 def of_maps(kind, function, note, end=lambda: conv(64)):
@@ -168,7 +168,12 @@ def gated_by_hand(u):
 
 UNKNOWN = (
     of_tokens("Mean", lambda u: gated_by_hand(u), "the size of gated rows"),
-    of_tokens("Norm", lambda u: ops.norm(u * gate(u), axis=-1, keepdims=True) * u, "gated rows"),
+    of_tokens(
+        "Norm",
+        lambda u: ops.norm(u * gate(u), axis=-1, keepdims=True) * u,
+        "gated rows",
+        not_on=("jax",),  # Keras hands JAX the axis as a list, which JAX refuses
+    ),
 )
 
 CASES = (

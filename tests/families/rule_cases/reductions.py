@@ -33,14 +33,14 @@ def of_maps(kind, function, note="", allowance=WINDOW, end=dense, **options):
     )
 
 
-def scaled(kind, statistic, note, front=vector, shape=VECTOR):
+def scaled(kind, statistic, note, front=vector, shape=VECTOR, **options):
     """The signal times a statistic of its channels, which alone would give the next kernel one."""
 
     def back(u):
         x = ops.relu(u)
         return dense()(x * (0.3 + statistic(x)))
 
-    return Case(kind, front, back, shape, COMMON, note)
+    return Case(kind, front, back, shape, COMMON, note, **options)
 
 
 CASES = (
@@ -55,7 +55,8 @@ CASES = (
     scaled("Mean", lambda x: ops.mean(x, axis=-1, keepdims=True), "channels"),
     scaled("Var", lambda x: ops.var(x, axis=-1, keepdims=True), "channels"),
     scaled("Std", lambda x: ops.std(x, axis=-1, keepdims=True), "channels"),
-    scaled("Norm", lambda x: ops.norm(x, axis=-1, keepdims=True), "channels"),
+    # Keras hands JAX the axis as a list, which JAX refuses.
+    scaled("Norm", lambda x: ops.norm(x, axis=-1, keepdims=True), "channels", not_on=("jax",)),
     scaled(
         "Mean",
         lambda x: ops.rsqrt(1e-3 + ops.mean(ops.square(x), axis=-1, keepdims=True)),
