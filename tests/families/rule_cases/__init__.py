@@ -27,8 +27,9 @@ kind the case of the smallest signals. A new file is found by itself;
 import importlib
 import math
 import pkgutil
+from collections.abc import Callable
 
-from tests.families.rule_cases.case import Case
+from tests.families.rule_cases.case import Case, Kind
 
 _HELPERS = ("case", "measuring")
 
@@ -40,13 +41,16 @@ def all_cases() -> list[Case]:
     return [case for module in modules for case in module.CASES]
 
 
-def one_of_each(cases: list[Case]) -> list[Case]:
-    """For every kind one of its cases that are measured, of the smallest signals; as few as do."""
+def one_of_each(cases: list[Case], rule_of: Callable[[Kind], object]) -> list[Case]:
+    """For every rule one of its cases that are measured, of the smallest signals; as few as do."""
     chosen: list[Case] = []
+    covered: set[object] = set()
     measured = [case for case in cases if case.known and not (case.not_on or case.wrong)]
     for case in sorted(measured, key=_work):
-        if set(case.all_kinds) - {kind for other in chosen for kind in other.all_kinds}:
+        rules = {rule_of(kind) for kind in case.all_kinds}
+        if rules - covered:
             chosen.append(case)
+            covered |= rules
     return chosen
 
 
