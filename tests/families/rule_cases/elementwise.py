@@ -96,7 +96,7 @@ MORE_OPERATIONS = (
 )
 
 
-def step(kind, function, note="", back=0.5):
+def step(kind, function, note="", back=0.5, **options):
     """A function of steps beside the signal itself, since no gradient comes back through it."""
     return of_each_entry(kind, lambda u: back * u + function(u), note)
 
@@ -112,8 +112,9 @@ STEPS = (
     step("Round", ops.round),
     step("Trunc", ops.trunc),
     step("Sign", ops.sign, "beside the signal"),
-    step("FloorDivide", lambda u: ops.floor_divide(u, 0.7)),
-    step("Heaviside", lambda u: ops.heaviside(u, np.float32(0.5))),
+    # PyTorch does not differentiate these.
+    step("FloorDivide", lambda u: ops.floor_divide(u, 0.7), not_on=("torch",)),
+    step("Heaviside", lambda u: ops.heaviside(u, np.float32(0.5)), not_on=("torch",)),
     of_each_entry("Mod", lambda u: ops.mod(u, 0.9)),
     of_each_entry("Fmod", lambda u: ops.fmod(u, 0.9)),
     compared("Equal", lambda u: ops.equal(u, 0.3)),
