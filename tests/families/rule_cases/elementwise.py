@@ -4,6 +4,8 @@ Units are Gaussian given their input, so that E f² and E f'² are exact but for
 which 256 entries make almost certain.
 """
 
+import dataclasses
+
 import keras
 import numpy as np
 from keras import ops
@@ -98,7 +100,8 @@ MORE_OPERATIONS = (
 
 def step(kind, function, note="", back=0.5, **options):
     """A function of steps beside the signal itself, since no gradient comes back through it."""
-    return of_each_entry(kind, lambda u: back * u + function(u), note)
+    case = of_each_entry(kind, lambda u: back * u + function(u), note)
+    return dataclasses.replace(case, **options)
 
 
 def compared(kind, function, note="as a mask"):
