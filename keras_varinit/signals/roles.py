@@ -7,7 +7,7 @@ from keras_varinit.keras_private import Shape
 from keras_varinit.maths.fans import Fans
 from keras_varinit.maths.quadrature import Activation, Pool
 from keras_varinit.tracing.reader import Node
-from keras_varinit.typing import Operation, Variable
+from keras_varinit.typing import Variable
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,7 +65,7 @@ class Pooling:
     size: int | None
 
     def step(self) -> Pool | None:
-        """The pooling as `moments` takes it."""
+        """The pooling as the formulas of `maths.quadrature` take it."""
         return None if self.size is None else Pool(self.kind, self.size)  # type: ignore[arg-type]
 
 
@@ -123,11 +123,6 @@ Role = (
     | Source
     | Unknown
 )
-
-
-def operation_classes(operation: Operation) -> tuple[type, ...]:
-    """The class of an operation and its bases, most specific first."""
-    return type(operation).__mro__
 
 
 def spatial_shape(shape: Shape, data_format: str) -> Shape:

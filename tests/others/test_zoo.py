@@ -63,10 +63,10 @@ SIDES = {"InceptionV3": 75, "InceptionResNetV2": 75, "Xception": 71}
 DEPTHWISE = "depthwise kernels between normalizations lose some per cent a block, unexplained"
 POOLED = "max pooling of a residual stream behind ReLU, whose skewed sums count as Gaussian"
 EXCEPTIONS: dict[str, tuple[float, float, str]] = {
-    "EfficientNetB0": (1.6, 3.6, DEPTHWISE),
-    "EfficientNetV2B0": (1.6, 3.0, DEPTHWISE),
-    "MobileNetV3Large": (1.6, 4.5, DEPTHWISE),
-    "MobileNetV3Small": (1.6, 3.0, DEPTHWISE),
+    "EfficientNetB0": (1.5, 3.6, DEPTHWISE),
+    "EfficientNetV2B0": (1.5, 3.0, DEPTHWISE),
+    "MobileNetV3Large": (1.5, 4.5, DEPTHWISE),
+    "MobileNetV3Small": (1.5, 3.0, DEPTHWISE),
     "InceptionResNetV2": (1.8, 7.0, POOLED),
 }
 
