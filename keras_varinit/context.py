@@ -10,6 +10,20 @@ from keras_varinit.typing import Config
 
 _POOLINGS = (None, "max", "average")
 
+ROLES = (
+    "kernel",
+    "query",
+    "key",
+    "value",
+    "attention_output",
+    "recurrent",
+    "embedding",
+    "position",
+    "head",
+    "bias",
+    "scale",
+)
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LayerContext:
@@ -50,6 +64,27 @@ class LayerContext:
         signal_gain: E u² of the kernel's output u for a kernel of variance 1, from the signal
             engine, given the variances of the kernels that precede it. None unless the initializer
             uses it.
+        role: What the weight is for: `"query"`, `"key"`, `"value"` or `"attention_output"` of an
+            attention; `"recurrent"`, a kernel that reads its layer's state; `"embedding"` or
+            `"position"`, a table of vectors; `"head"`, whose output is the model's; `"bias"` or
+            `"scale"` (γ of a normalization), whose other fields, `path`, `layer` and `stream`
+            apart, are those of its kernel; `"kernel"`, any other.
+        heads: Number of query heads of the attention; None outside attention.
+        kv_heads: Number of heads of keys and values, fewer than `heads` where queries are grouped.
+        head_size: Size of a head of this kernel: of a query or key, or of a value.
+        causal: Whether no query of the attention sees a later key; None outside attention.
+        self_attention: Whether queries, keys and values are read from one signal; None outside
+            attention.
+        group: Name of the random stream that the kernels of one attention share, or None.
+        branches: Number L of residual additions on the path that has most, among those paths of
+            the residual stream that this kernel's branch adds to; 0 outside residual networks.
+        branch_size: Number m of kernels in this kernel's residual branch; 0 outside branches.
+        branch_end: Whether the kernel ends a residual branch: its output reaches the addition
+            through no other kernel.
+        normalized: Class name of the normalization that directly follows, or None.
+        gates: Number of blocks in the kernels of a recurrent layer: 4 for LSTM (input, forget,
+            cell, output), 3 for GRU (update, reset, candidate), 1 for a simple one; None outside.
+        steps: Number of steps that the recurrent layer takes; None if unknown, or outside.
 
     Units: gains are ratios of second moments (variances), not of standard deviations.
 
@@ -77,6 +112,19 @@ class LayerContext:
     forward_gain: float = 1.0
     backward_gain: float = 1.0
     signal_gain: float | None = None
+    role: str = "kernel"
+    heads: int | None = None
+    kv_heads: int | None = None
+    head_size: int | None = None
+    causal: bool | None = None
+    self_attention: bool | None = None
+    group: str | None = None
+    branches: int = 0
+    branch_size: int = 0
+    branch_end: bool = False
+    normalized: str | None = None
+    gates: int | None = None
+    steps: int | None = None
 
     def __post_init__(self) -> None:
         for name in ("path", "layer", "stream"):
@@ -94,7 +142,8 @@ class LayerContext:
             self._require(is_integer(getattr(self, name)), name, "an integer", TypeError)
             self._require(getattr(self, name) >= 1, name, "at least 1")
         self._require(self.depth <= self.total_depth, "depth", "at most `total_depth`")
-        for name in ("connections", "input_size", "output_size", "pool_size"):
+        sizes = ("connections", "input_size", "output_size", "pool_size")
+        for name in (*sizes, "heads", "kv_heads", "head_size", "gates", "steps"):
             value = getattr(self, name)
             self._require(value is None or is_integer(value), name, "an integer or None", TypeError)
             self._require(value is None or value >= 1, name, "at least 1 or None")
@@ -109,8 +158,17 @@ class LayerContext:
         self._require(gain is None or is_real(gain), "signal_gain", "a number or None", TypeError)
         positive = gain is None or (math.isfinite(gain) and gain > 0)
         self._require(positive, "signal_gain", "finite and positive, or None")
-        is_name = self.activation is None or isinstance(self.activation, str)
-        self._require(is_name, "activation", "a string or None", TypeError)
+        for name in ("activation", "group", "normalized"):
+            is_name = isinstance(getattr(self, name), str | None)
+            self._require(is_name, name, "a string or None", TypeError)
+        for name in ("causal", "self_attention"):
+            is_flag = isinstance(getattr(self, name), bool | None)
+            self._require(is_flag, name, "a boolean or None", TypeError)
+        self._require(isinstance(self.branch_end, bool), "branch_end", "a boolean", TypeError)
+        for name in ("branches", "branch_size"):
+            self._require(is_integer(getattr(self, name)), name, "an integer", TypeError)
+            self._require(getattr(self, name) >= 0, name, "at least 0")
+        self._require(self.role in ROLES, "role", f"one of {', '.join(ROLES)}")
         self._require(self.pooling in _POOLINGS, "pooling", "one of None, 'max', 'average'")
 
     def _require(
