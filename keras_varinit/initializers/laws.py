@@ -58,6 +58,12 @@ def resolve_base(
             f"Received: initializer={initializer!r}."
         )
     _check_zero_mean(owner, base)
+    reason = base.refused_as_base if isinstance(base, ContextualInitializer) else None
+    if reason is not None:
+        raise ValueError(
+            f"{owner}: `initializer` must be an initializer whose draws can be scaled. Received: "
+            f"initializer={base!r}: {reason}."
+        )
     if "seed" not in base.get_config():
         raise ValueError(
             f"{owner}: `initializer` must draw random values from a `seed` in its config, so that "
@@ -114,7 +120,12 @@ def for_kernel(
 
 
 def with_stddev(family: Family, stddev: float, seed: int | None) -> keras.initializers.Initializer:
-    """Keras's initializer with a family and a standard deviation, independent of fans."""
+    """Keras's initializer with a family and a standard deviation, independent of fans.
+
+    Families that Keras has no such initializer for become normal.
+    """
+    if stddev == 0:
+        return keras.initializers.Zeros()
     if family == "uniform":
         bound = math.sqrt(3) * stddev
         return keras.initializers.RandomUniform(-bound, bound, seed=seed)
@@ -147,7 +158,9 @@ def describe(
     if isinstance(base, keras.initializers.RandomUniform):
         return Law("uniform", (float(base.maxval) - float(base.minval)) / math.sqrt(12))
     if isinstance(base, keras.initializers.Orthogonal) and len(shape) >= 2:
-        return Law("other", float(base.gain) / math.sqrt(max(math.prod(shape[:-1]), shape[-1])))
+        return Law(
+            "orthogonal", float(base.gain) / math.sqrt(max(math.prod(shape[:-1]), shape[-1]))
+        )
     return Law("other", None)
 
 
