@@ -212,8 +212,10 @@ def _fan(mode: str, fan_in: float, fan_out: float) -> float:
     return max(1.0, fans[mode])
 
 
-def mean_of(initializer: keras.initializers.Initializer) -> float:
-    """The mean of one of Keras's random initializers; 0 for those without such a parameter."""
+def mean_of(initializer: keras.initializers.Initializer, shape: Sequence[int]) -> float:
+    """The mean of an entry of a kernel of that shape; 0 for classes without such a parameter."""
+    if isinstance(initializer, ContextualInitializer):
+        return initializer.mean(shape)
     if isinstance(initializer, keras.initializers.RandomUniform):
         return (float(initializer.minval) + float(initializer.maxval)) / 2
     return float(getattr(initializer, "mean", 0.0))
