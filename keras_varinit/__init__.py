@@ -22,6 +22,8 @@ from keras_varinit.initializers import (
     EnhancedHeUniform,
     EnhancedLecunNormal,
     EnhancedLecunUniform,
+    PartialIdentity,
+    ResidualScaled,
     SignalPreserving,
 )
 from keras_varinit.signals.outcome import Gradient, Outcome, Signal, Visit
@@ -48,9 +50,11 @@ __all__ = [
     "Gradient",
     "LayerContext",
     "Outcome",
+    "PartialIdentity",
     "Prediction",
     "Report",
     "ReportRow",
+    "ResidualScaled",
     "Signal",
     "SignalMonitor",
     "SignalPreserving",

@@ -246,7 +246,7 @@ class _Plan:
         """Redraws, in another stream, kernels that equal one that is not redrawn.
 
         The latter was drawn from this seed as part of another model, and is now frozen or not
-        selected.
+        selected. Kernels without variance, such as zeros, may be equal.
         """
         changed = {id(change.variable) for change in self.changes}
         kept: dict[tuple[int, ...], set[bytes]] = {}
@@ -255,6 +255,8 @@ class _Plan:
                 if self.reading.context_of(variable) is not None and id(variable) not in changed:
                     kept.setdefault(tuple(variable.shape), set()).add(digest(view(variable)))
         for number, row, layer, scheme, context in self.drawn:
+            if self.rows[row].stddev == 0:
+                continue
             change = self.changes[number]
             others = kept.get(tuple(change.variable.shape), set())
             # Each kept kernel can block one stream; a draw equal in all of them is a constant.

@@ -12,6 +12,8 @@ from keras_varinit.initializers.enhanced import (
     EnhancedLecunNormal,
     EnhancedLecunUniform,
 )
+from keras_varinit.initializers.partial_identity import PartialIdentity
+from keras_varinit.initializers.residual import ResidualScaled
 from keras_varinit.initializers.signal import SignalPreserving
 
 __all__ = [
@@ -26,5 +28,7 @@ __all__ = [
     "EnhancedHeUniform",
     "EnhancedLecunNormal",
     "EnhancedLecunUniform",
+    "PartialIdentity",
+    "ResidualScaled",
     "SignalPreserving",
 ]

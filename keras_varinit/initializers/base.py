@@ -23,7 +23,7 @@ from keras_varinit.typing import AnyArray, ArrayLike, Config
 
 Float32Array = npt.NDArray[np.float32]
 
-Family = Literal["normal", "truncated_normal", "uniform", "other"]
+Family = Literal["normal", "truncated_normal", "uniform", "orthogonal", "other"]
 
 T = TypeVar("T", bound=type)
 
@@ -68,12 +68,25 @@ class ContextualInitializer(keras.initializers.Initializer):
 
     @property
     def family(self) -> Family:
-        """Distribution of an entry; "other" if a wrapper cannot draw it itself."""
+        """Distribution of an entry; a wrapper cannot draw "orthogonal" and "other" itself."""
         return "other"
 
     @property
     def needs_signal(self) -> bool:
         """Whether the context must contain the signal engine's gain."""
+        return False
+
+    @property
+    def refused_as_base(self) -> str | None:
+        """Why no wrapper may scale the draws of this initializer; None if one may."""
+        return None
+
+    def mean(self, shape: Sequence[int]) -> float:
+        """Returns the mean of an entry of a kernel of that shape; the engine assumes 0."""
+        return 0.0
+
+    def reads_centre_only(self, shape: Sequence[int]) -> bool:
+        """Whether a kernel of that shape is zero at every tap of its window but the central one."""
         return False
 
     def with_context(self, context: LayerContext | None) -> Self:
