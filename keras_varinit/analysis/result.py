@@ -4,7 +4,8 @@ import dataclasses
 from collections.abc import Iterable, Mapping
 
 from keras_varinit.analysis.predict import Prediction, propagate
-from keras_varinit.analysis.propagate import Deltas, Variances, no_delta
+from keras_varinit.analysis.propagate import Deltas, Scales, Variances, no_delta, no_scale
+from keras_varinit.analysis.residual import BranchEnds
 from keras_varinit.context import LayerContext
 from keras_varinit.signals.roles import Role, Weights
 from keras_varinit.tables import text_table
@@ -84,6 +85,7 @@ class Reading:
         left_alone: Why a variable must not be drawn (quantized, or with LoRA), by its `id`.
         tables: Why a weight that is not a kernel is listed, by its `id`.
         vectors: Contexts of biases and normalization scales, by the `id` of the variable.
+        branch_ends: For each residual addition, what ends its branches.
     """
 
     graph: Graph
@@ -95,6 +97,7 @@ class Reading:
     left_alone: dict[int, str] = dataclasses.field(default_factory=dict)
     tables: dict[int, str] = dataclasses.field(default_factory=dict)
     vectors: dict[int, LayerContext] = dataclasses.field(default_factory=dict)
+    branch_ends: tuple[BranchEnds, ...] = ()
 
     @property
     def contexts(self) -> dict[str, LayerContext]:
@@ -173,6 +176,8 @@ class Reading:
         input_variance: float = 1.0,
         backward: bool = True,
         is_delta: Deltas = no_delta,
+        scale_of: Scales = no_scale,
+        watched: dict[int, float] | None = None,
     ) -> tuple[dict[int, Prediction], list[str]]:
         """Predictions for every kernel, by the `id` of its variable, and notes."""
         return propagate(
@@ -183,4 +188,6 @@ class Reading:
             input_variance=input_variance,
             backward=backward,
             is_delta=is_delta,
+            scale_of=scale_of,
+            watched=watched,
         )
