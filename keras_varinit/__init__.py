@@ -14,6 +14,8 @@ from keras_varinit.diagnostics.monitor import SignalMonitor
 from keras_varinit.initializers import (
     ASVBackward,
     ASVForward,
+    BranchEndZeros,
+    ChronoBias,
     DepthScaled,
     Enhanced,
     EnhancedGlorotNormal,
@@ -22,6 +24,7 @@ from keras_varinit.initializers import (
     EnhancedHeUniform,
     EnhancedLecunNormal,
     EnhancedLecunUniform,
+    FanInBias,
     SignalPreserving,
 )
 from keras_varinit.signals.outcome import Gradient, Outcome, Signal, Visit
@@ -33,8 +36,10 @@ __all__ = [
     "ASVBackward",
     "ASVForward",
     "Analysis",
+    "BranchEndZeros",
     "CalibrationReport",
     "CalibrationRow",
+    "ChronoBias",
     "ContextInjector",
     "DepthScaled",
     "Enhanced",
@@ -44,6 +49,7 @@ __all__ = [
     "EnhancedHeUniform",
     "EnhancedLecunNormal",
     "EnhancedLecunUniform",
+    "FanInBias",
     "Finding",
     "Gradient",
     "LayerContext",

@@ -100,6 +100,10 @@ def with_signal_gains(
             return present(variable, gain)
         known = math.isfinite(gain) and gain > 0
         placed = dataclasses.replace(context, signal_gain=gain if known else None)
+        if isinstance(scheme, ContextualInitializer):
+            scheme = scheme.with_context(placed)
+        if _depends_on_others(scheme):
+            return math.nan
         stddev = describe(scheme, context.kernel_shape, placed).stddev
         return present(variable, gain) if stddev is None else stddev**2
 
@@ -118,7 +122,8 @@ def present_variances(model: Model) -> Callable[[Any, float], float]:
     """Returns a function of a kernel and its gain: the variance of the kernel's entries.
 
     It follows from the current initializer, or from the values if the initializer does not
-    determine it or the kernel is frozen, and so was trained or loaded.
+    determine it or the kernel is frozen, and so was trained or loaded. It is NaN for kernels that
+    are not independent of others, which is what the engine assumes.
     """
     holders = {
         key: (layer, attribute)
@@ -128,6 +133,8 @@ def present_variances(model: Model) -> Callable[[Any, float], float]:
 
     def variance(variable: Variable, gain: float) -> float:
         holder = holders.get(id(variable))
+        if holder is not None and _depends_on_others(getattr(*holder)):
+            return math.nan
         if holder is not None and model.trainable and variable.trainable:
             initializer = as_drawn(holder[0], getattr(*holder))
             if mean_of(initializer):
@@ -140,6 +147,10 @@ def present_variances(model: Model) -> Callable[[Any, float], float]:
         return float(np.mean(np.square(np.asarray(view(variable), np.float64))))
 
     return variance
+
+
+def _depends_on_others(initializer: Any) -> bool:
+    return isinstance(initializer, ContextualInitializer) and not initializer.is_independent
 
 
 def _stddev(initializer: Any, shape: tuple[int, ...]) -> float | None:

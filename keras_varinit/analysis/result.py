@@ -81,6 +81,7 @@ class Reading:
         unknown: (name, reason) of each layer or weight whose use is not known.
         left_alone: Why a variable must not be drawn (quantized, or with LoRA), by its `id`.
         tables: Why a weight that is not a kernel is listed, by its `id`.
+        vectors: Contexts of biases and of normalization scales γ, by the `id` of the variable.
     """
 
     graph: Graph
@@ -91,6 +92,7 @@ class Reading:
     unknown: tuple[tuple[str, str], ...] = ()
     left_alone: dict[int, str] = dataclasses.field(default_factory=dict)
     tables: dict[int, str] = dataclasses.field(default_factory=dict)
+    vectors: dict[int, LayerContext] = dataclasses.field(default_factory=dict)
 
     @property
     def contexts(self) -> dict[str, LayerContext]:
@@ -100,6 +102,14 @@ class Reading:
     def context_of(self, variable: Variable) -> LayerContext | None:
         """The context of a kernel's variable, or None."""
         return self.by_variable.get(id(variable))
+
+    def vector_of(self, variable: Variable) -> LayerContext | None:
+        """The context of a bias or γ, or None."""
+        return self.vectors.get(id(variable))
+
+    def surroundings_of(self, variable: Variable) -> LayerContext | None:
+        """The context of a kernel, bias or γ, or None."""
+        return self.context_of(variable) or self.vector_of(variable)
 
     def reason_to_leave(self, variable: Variable) -> str | None:
         """Why a variable must not be drawn, or None."""
@@ -118,6 +128,7 @@ class Reading:
             unknown=(*other.unknown, *self.unknown),
             left_alone={**self.left_alone, **other.left_alone},
             tables={**self.tables, **other.tables},
+            vectors={**self.vectors, **other.vectors},
         )
 
     def with_gains(self, predictions: Mapping[int, Prediction]) -> "Reading":

@@ -44,7 +44,7 @@ def _copied(model: Model) -> Model:
     for layer in [copy, *keras_private.layers_of(copy)]:
         attributes = list(keras_private.initializer_attributes(layer, ContextualInitializer))
         for attribute, initializer in attributes:
-            keras_private.replace_initializer(layer, attribute, _builtin(initializer))
+            keras_private.replace_attribute(layer, attribute, _builtin(initializer))
     _take_weights(copy, model)
     if _names_ours(keras.saving.serialize_keras_object(copy)):
         raise ValueError(
@@ -108,10 +108,15 @@ def _is_our_id(value: object, key: str) -> bool:
 def _builtin(initializer: ContextualInitializer) -> keras.initializers.Initializer:
     """Keras's initializer with the same family and standard deviation."""
     context, seed = initializer.context, initializer.seed
+    exact = initializer.in_keras()
+    if exact is not None:
+        return exact
     if context is None:
         return initializer.neutral()
     stddev = initializer.stddev(context.kernel_shape)
     if stddev is None:
         return initializer.neutral()
-    family = describe(initializer.neutral(), context.kernel_shape, None).family
+    family = initializer.family
+    if family == "other":
+        family = describe(initializer.neutral(), context.kernel_shape, None).family
     return with_stddev(family, stddev, seed)

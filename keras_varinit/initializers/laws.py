@@ -57,6 +57,11 @@ def resolve_base(
             f"{owner}: `initializer` must be an initializer, its name or its config. "
             f"Received: initializer={initializer!r}."
         )
+    if isinstance(base, ContextualInitializer) and base.not_a_base is not None:
+        raise ValueError(
+            f"{owner}: `initializer` cannot be {type(base).__name__}, which {base.not_a_base}. "
+            f"Received: initializer={initializer!r}."
+        )
     _check_zero_mean(owner, base)
     if "seed" not in base.get_config():
         raise ValueError(
