@@ -25,6 +25,7 @@ from keras_varinit.initializers import (
     EnhancedLecunNormal,
     EnhancedLecunUniform,
     FanInBias,
+    Mimetic,
     SignalPreserving,
 )
 from keras_varinit.signals.outcome import Gradient, Outcome, Signal, Visit
@@ -53,6 +54,7 @@ __all__ = [
     "Finding",
     "Gradient",
     "LayerContext",
+    "Mimetic",
     "Outcome",
     "Prediction",
     "Report",

@@ -15,6 +15,7 @@ from keras_varinit.initializers.enhanced import (
     EnhancedLecunUniform,
 )
 from keras_varinit.initializers.fan_in_bias import FanInBias
+from keras_varinit.initializers.mimetic import Mimetic
 from keras_varinit.initializers.signal import SignalPreserving
 
 __all__ = [
@@ -32,5 +33,6 @@ __all__ = [
     "EnhancedLecunNormal",
     "EnhancedLecunUniform",
     "FanInBias",
+    "Mimetic",
     "SignalPreserving",
 ]

@@ -45,6 +45,8 @@ CASES = {
     "glorot_uniform": (kv.EnhancedGlorotUniform, {}, "2/(in+out)"),
     "lecun_normal": (kv.EnhancedLecunNormal, {"concentration": 3.0}, "1/in"),
     "lecun_uniform": (kv.EnhancedLecunUniform, {}, "1/in"),
+    "mimetic": (kv.Mimetic, {}, "2/(in+out)"),
+    "mimetic of ours": (kv.Mimetic, {"initializer": "asv_forward"}, "2/in"),
     "signal": (kv.SignalPreserving, {}, "2/in"),
     "signal truncated": (kv.SignalPreserving, {"distribution": "truncated_normal"}, "2/in"),
     "signal uniform": (kv.SignalPreserving, {"distribution": "uniform", "target": 0.5}, "1/in"),
@@ -59,6 +61,7 @@ STRING_IDS = {
     "enhanced_glorot_uniform": kv.EnhancedGlorotUniform,
     "enhanced_lecun_normal": kv.EnhancedLecunNormal,
     "enhanced_lecun_uniform": kv.EnhancedLecunUniform,
+    "mimetic": kv.Mimetic,
     "signal_preserving": kv.SignalPreserving,
 }
 # Shape and its (fan_in, fan_out) in Keras's layouts.
