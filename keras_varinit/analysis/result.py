@@ -18,6 +18,7 @@ class Analysis:
 
     Args:
         contexts: The context of every kernel by its path, in the order of the graph.
+        vectors: The context of every bias and normalization scale by its path.
         predicted: A `Prediction` for every kernel by its path.
         notes: Explanations of unknown quantities.
         unknown: (name, reason) of each layer or weight whose use is not known.
@@ -29,6 +30,7 @@ class Analysis:
     notes: tuple[str, ...] = ()
     unknown: tuple[tuple[str, str], ...] = ()
     paths: dict[int, str] = dataclasses.field(default_factory=dict, repr=False)
+    vectors: dict[str, LayerContext] = dataclasses.field(default_factory=dict, repr=False)
 
     def __contains__(self, path: object) -> bool:
         """Whether there is a context for the kernel with this path."""
@@ -81,7 +83,7 @@ class Reading:
         unknown: (name, reason) of each layer or weight whose use is not known.
         left_alone: Why a variable must not be drawn (quantized, or with LoRA), by its `id`.
         tables: Why a weight that is not a kernel is listed, by its `id`.
-        vectors: Contexts of biases and of normalization scales γ, by the `id` of the variable.
+        vectors: Contexts of biases and normalization scales, by the `id` of the variable.
     """
 
     graph: Graph
@@ -104,11 +106,11 @@ class Reading:
         return self.by_variable.get(id(variable))
 
     def vector_of(self, variable: Variable) -> LayerContext | None:
-        """The context of a bias or γ, or None."""
+        """The context of a bias or of a normalization's scale, or None."""
         return self.vectors.get(id(variable))
 
     def surroundings_of(self, variable: Variable) -> LayerContext | None:
-        """The context of a kernel, bias or γ, or None."""
+        """The context of a kernel, bias or scale, or None."""
         return self.context_of(variable) or self.vector_of(variable)
 
     def reason_to_leave(self, variable: Variable) -> str | None:
@@ -151,6 +153,7 @@ class Reading:
             tuple(dict.fromkeys((*self.notes, *notes))),
             self.unknown,
             {key: context.path for key, context in self.by_variable.items()},
+            {context.path: context for context in self.vectors.values()},
         )
 
     def behind(self, variable: Variable) -> set[int]:

@@ -67,7 +67,7 @@ class Kernels:
 
 def _place(context: LayerContext) -> dict[str, Any]:
     """What the contexts of a kernel and of its bias and γ have in common."""
-    apart = {"path", "layer", "stream", "role", "signal_gain"}
+    apart = {"path", "layer", "stream", "role", "signal_gain", "branch_end", "branch_size"}
     fields = dataclasses.fields(context)
     return {f.name: getattr(context, f.name) for f in fields if f.name not in apart}
 
