@@ -360,14 +360,3 @@ def test_zeros_of_others_are_not_taken_for_a_draw():
     model = keras.Model(inputs, Inline(name="inline")(inputs))
     kv.inject(model)
     assert not np.any(values(model)["inline/token"])
-
-
-@pytest.fixture(autouse=True)
-def _contexts_by_hand(monkeypatch):
-    import importlib
-
-    from tests.apply import by_hand
-
-    for name in ("inject", "initialize", "lint"):
-        module = importlib.import_module(f"keras_varinit.apply.{name}")
-        monkeypatch.setattr(module, "read", by_hand.reading)
