@@ -239,17 +239,18 @@ def test_trained_kernels_are_left_alone():
 
 
 def test_attention_of_another_model_is_not_drawn_again():
-    """A frozen model, injected before, and a new attention of the same place and seed."""
+    """A frozen attention, injected before, has the stream of a new one that now precedes it."""
     old = attention(kv.Mimetic(seed=2), d=48, heads=2, size=24)
     kv.inject(old)
     old.trainable = False
     inputs = keras.Input((5, 48))
-    new = L.MultiHeadAttention(2, 24, kernel_initializer=kv.Mimetic(seed=2), name="attention_0")
+    new = L.MultiHeadAttention(2, 24, kernel_initializer=kv.Mimetic(seed=2), name="new")
     inner = keras.Model(old.input, old.get_layer("head").input)
-    x = inner(inputs)
-    model = keras.Model(inputs, new(x, x))
+    model = keras.Model(inputs, inner(new(inputs, inputs)))
     for draw in (kv.inject, lambda m: kv.initialize(m, kv.Mimetic(seed=2))):
-        draw(model)
+        report = draw(model)
+        groups = {report[f"new/{role}/kernel"].context.group for role in ("query", "value")}
+        assert groups == {"query/kernel#1'"}
         assert is_mimetic(new)
         assert not np.any(products(new)[1] == products(old.layers[1])[1])
 
