@@ -26,6 +26,8 @@ from keras_varinit.initializers import (
     EnhancedLecunUniform,
     FanInBias,
     Mimetic,
+    PartialIdentity,
+    ResidualScaled,
     SignalPreserving,
 )
 from keras_varinit.signals.outcome import Gradient, Outcome, Signal, Visit
@@ -56,9 +58,11 @@ __all__ = [
     "LayerContext",
     "Mimetic",
     "Outcome",
+    "PartialIdentity",
     "Prediction",
     "Report",
     "ReportRow",
+    "ResidualScaled",
     "Signal",
     "SignalMonitor",
     "SignalPreserving",

@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Iterable, Mapping
 
 from keras_varinit.analysis.predict import Prediction, propagate
-from keras_varinit.analysis.propagate import Variances
+from keras_varinit.analysis.propagate import Deltas, Variances, no_delta
 from keras_varinit.context import LayerContext
 from keras_varinit.signals.roles import Role, Weights
 from keras_varinit.tables import text_table
@@ -177,6 +177,7 @@ class Reading:
         input_mean: float = 0.0,
         input_variance: float = 1.0,
         backward: bool = True,
+        is_delta: Deltas = no_delta,
     ) -> tuple[dict[int, Prediction], list[str]]:
         """Predictions for every kernel, by the `id` of its variable, and notes."""
         return propagate(
@@ -186,4 +187,5 @@ class Reading:
             input_mean=input_mean,
             input_variance=input_variance,
             backward=backward,
+            is_delta=is_delta,
         )

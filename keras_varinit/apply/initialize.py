@@ -280,7 +280,7 @@ class _Plan:
         """Redraws, in another stream, kernels that equal one that is not redrawn.
 
         The latter was drawn from this seed as part of another model, and is now frozen or not
-        selected.
+        selected. Kernels without variance, such as zeros, may be equal.
         """
         changed = {id(change.variable) for change in self.changes}
         kept: dict[tuple[int, ...], set[bytes]] = {}
@@ -299,6 +299,8 @@ class _Plan:
 
     def _moves_away_from(self, kept: dict[tuple[int, ...], set[bytes]], drawn: _Drawn) -> int:
         """Moves a kernel to other streams until it equals none that is kept; how often."""
+        if self.rows[drawn.row].stddev == 0:
+            return 0
         others = kept.get(tuple(self.changes[drawn.change].variable.shape), set())
         # Each kept kernel can block one stream; a draw equal in all of them is a constant.
         for count in range(len(others)):

@@ -12,11 +12,14 @@ from keras_varinit.analysis.contexts import read
 from keras_varinit.analysis.result import Reading
 from keras_varinit.apply.owners import owners
 from keras_varinit.context import LayerContext
+from keras_varinit.initializers.base import ContextualInitializer
 from keras_varinit.initializers.laws import as_drawn, describe
 from keras_varinit.tensors import digest, view
 from keras_varinit.typing import Layer, Model, Variable
 
 _DEAD, _EXPLODED = 1e-6, 1e6
+
+Owned = dict[int, ContextualInitializer]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,15 +72,20 @@ def lint(model: keras.Model) -> list[Finding]:
         ['equal-weights']
     """
     reading = read(model)
+    owned = {
+        id(variable): initializer
+        for layer in [model, *keras_private.layers_of(model)]
+        for _, variable, initializer in owners(layer)
+    }
     return [
-        *_equal_weights(model, reading),
+        *_equal_weights(model, reading, owned),
         *_wrong_fans(model, reading),
-        *_not_injected(model, reading),
+        *_not_injected(model, reading, owned),
         *(
             Finding("unknown-layer", name, f"{reason}; register a rule, or initialize it by hand")
             for name, reason in reading.unknown
         ),
-        *_scales(reading),
+        *_scales(reading, owned),
     ]
 
 
@@ -90,11 +98,19 @@ def _kernels(model: Model, reading: Reading) -> Iterator[tuple[Layer, Variable, 
                 yield layer, variable, context
 
 
-def _equal_weights(model: Model, reading: Reading) -> Iterator[Finding]:
+def _is_constant(variable: Variable, owned: Owned) -> bool:
+    """Whether one of our initializers drew a kernel without variance: zeros, or an identity."""
+    initializer = owned.get(id(variable))
+    if initializer is None or initializer.context is None:
+        return False
+    return initializer.stddev(tuple(int(n) for n in variable.shape)) == 0
+
+
+def _equal_weights(model: Model, reading: Reading, owned: Owned) -> Iterator[Finding]:
     first: dict[tuple[tuple[int, ...], str, bytes], str] = {}
     for _, variable, context in _kernels(model, reading):
         values = view(variable)
-        if values.size < 2 or np.all(values == values.flat[0]):
+        if values.size < 2 or np.all(values == values.flat[0]) or _is_constant(variable, owned):
             continue
         earlier = first.setdefault((values.shape, variable.dtype, digest(values)), context.path)
         if earlier != context.path:
@@ -128,11 +144,12 @@ def _wrong_fans(model: Model, reading: Reading) -> Iterator[Finding]:
         )
 
 
-def _not_injected(model: Model, reading: Reading) -> Iterator[Finding]:
+def _not_injected(model: Model, reading: Reading, owned: Owned) -> Iterator[Finding]:
     for layer in [model, *keras_private.layers_of(model)]:
-        for _, variable, initializer in owners(layer):
+        for variable in keras_private.own_variables(layer):
+            initializer = owned.get(id(variable))
             context = reading.surroundings_of(variable)
-            if context is None:
+            if initializer is None or context is None:
                 continue
             name = type(initializer).__name__
             if context.kind not in initializer.kinds:
@@ -151,13 +168,17 @@ def _not_injected(model: Model, reading: Reading) -> Iterator[Finding]:
                 )
 
 
-def _scales(reading: Reading) -> Iterator[Finding]:
+def _scales(reading: Reading, owned: Owned) -> Iterator[Finding]:
     """The first kernel whose output vanishes and the first whose output explodes.
 
-    Predicted by the signal engine from the second moments of the present kernels.
+    Predicted by the signal engine from the second moments of the present kernels. A kernel that is
+    zero because its initializer wants it so, or as it ends a residual branch, is no finding.
     """
+    zeros: set[int] = set()
 
     def second_moment(variable: Variable, gain: float) -> float:
+        if _is_constant(variable, owned):
+            zeros.add(id(variable))
         return float(np.mean(np.square(np.asarray(view(variable), np.float32))))
 
     predictions, _ = reading.predict(second_moment, backward=False)
@@ -165,6 +186,8 @@ def _scales(reading: Reading) -> Iterator[Finding]:
     for key, prediction in predictions.items():
         context, scale = reading.by_variable.get(key), prediction.forward
         if context is None or scale is None:
+            continue
+        if scale == 0 and (key in zeros or context.branch_end):
             continue
         if scale < _DEAD and not dead:
             dead = True

@@ -16,6 +16,8 @@ from keras_varinit.initializers.enhanced import (
 )
 from keras_varinit.initializers.fan_in_bias import FanInBias
 from keras_varinit.initializers.mimetic import Mimetic
+from keras_varinit.initializers.partial_identity import PartialIdentity
+from keras_varinit.initializers.residual import ResidualScaled
 from keras_varinit.initializers.signal import SignalPreserving
 
 __all__ = [
@@ -34,5 +36,7 @@ __all__ = [
     "EnhancedLecunUniform",
     "FanInBias",
     "Mimetic",
+    "PartialIdentity",
+    "ResidualScaled",
     "SignalPreserving",
 ]

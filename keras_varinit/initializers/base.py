@@ -23,7 +23,7 @@ from keras_varinit.typing import AnyArray, ArrayLike, Config
 
 Float32Array = npt.NDArray[np.float32]
 
-Family = Literal["normal", "truncated_normal", "uniform", "other"]
+Family = Literal["normal", "truncated_normal", "uniform", "orthogonal", "other"]
 
 T = TypeVar("T", bound=type)
 
@@ -54,11 +54,9 @@ class ContextualInitializer(keras.initializers.Initializer):
 
     Attributes:
         kinds: What it draws: any of `"kernel"`, `"bias"` and `"scale"` (γ of a normalization).
-        not_a_base: Why it cannot be the base of a wrapper, None if it can.
     """
 
     kinds: ClassVar[tuple[str, ...]] = ("kernel",)
-    not_a_base: ClassVar[str | None] = None
 
     def __init__(
         self,
@@ -87,7 +85,7 @@ class ContextualInitializer(keras.initializers.Initializer):
 
     @property
     def family(self) -> Family:
-        """Distribution of an entry; "other" if a wrapper cannot draw it itself."""
+        """Distribution of an entry; a wrapper cannot draw "orthogonal" and "other" itself."""
         return "other"
 
     @property
@@ -108,6 +106,19 @@ class ContextualInitializer(keras.initializers.Initializer):
     @property
     def needs_signal(self) -> bool:
         """Whether the context must contain the signal engine's gain."""
+        return False
+
+    @property
+    def refused_as_base(self) -> str | None:
+        """Why no wrapper may scale the draws of this initializer; None if one may."""
+        return None
+
+    def mean(self, shape: Sequence[int]) -> float:
+        """Returns the mean of an entry of a kernel of that shape; the engine assumes 0."""
+        return 0.0
+
+    def reads_centre_only(self, shape: Sequence[int]) -> bool:
+        """Whether a kernel of that shape is zero at every tap of its window but the central one."""
         return False
 
     def with_context(self, context: LayerContext | None) -> Self:

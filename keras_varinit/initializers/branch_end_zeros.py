@@ -43,10 +43,14 @@ class BranchEndZeros(ContextualInitializer):
     """
 
     kinds = ("scale",)
-    not_a_base = "draws nothing at random"
 
     def __init__(self, context: LayerContext | Mapping[str, object] | None = None) -> None:
         super().__init__(seed=0, context=context)
+
+    @property
+    def refused_as_base(self) -> str:
+        """Why no wrapper may scale the draws of this initializer."""
+        return "it draws nothing at random"
 
     def stddev(self, shape: Sequence[int]) -> float:
         """Returns 0."""

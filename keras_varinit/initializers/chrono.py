@@ -63,7 +63,6 @@ class ChronoBias(ContextualInitializer):
     """
 
     kinds = ("bias",)
-    not_a_base = "draws biases"
 
     def __init__(
         self,
@@ -73,6 +72,11 @@ class ChronoBias(ContextualInitializer):
     ) -> None:
         super().__init__(seed=seed, context=context)
         self.max_steps = self._arguments.count_or_none("max_steps", max_steps)
+
+    @property
+    def refused_as_base(self) -> str:
+        """Why no wrapper may scale the draws of this initializer."""
+        return "it draws biases"
 
     @property
     def sets_forget_gate(self) -> bool:

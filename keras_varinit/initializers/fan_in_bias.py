@@ -50,7 +50,11 @@ class FanInBias(ContextualInitializer):
     """
 
     kinds = ("bias",)
-    not_a_base = "draws biases"
+
+    @property
+    def refused_as_base(self) -> str:
+        """Why no wrapper may scale the draws of this initializer."""
+        return "it draws biases"
 
     @property
     def family(self) -> Family:

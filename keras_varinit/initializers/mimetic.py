@@ -28,14 +28,8 @@ import keras
 import numpy as np
 
 from keras_varinit.context import LayerContext
-from keras_varinit.initializers.base import (
-    ContextualInitializer,
-    Float32Array,
-    draw,
-    register,
-    stream_key,
-)
-from keras_varinit.initializers.laws import Law, describe, reseeded, resolve_base, seed_of
+from keras_varinit.initializers.base import Float32Array, draw, register, stream_key
+from keras_varinit.initializers.wrapping import Wrapper
 from keras_varinit.maths.shifted_ginibre import mean_power_of_largest
 from keras_varinit.typing import ArrayLike, Config, FloatArray
 
@@ -60,7 +54,7 @@ class _Attention:
 
 
 @register("mimetic")
-class Mimetic(ContextualInitializer):
+class Mimetic(Wrapper):
     """Draws the kernels of non-causal self-attention to resemble trained vision transformers.
 
     W_Q·W_Kᵀ ≈ 0.7·Z + 0.7·I for each head, W_V·W_O ≈ 0.4·Z - 0.4·I for all heads together, with
@@ -102,24 +96,18 @@ class Mimetic(ContextualInitializer):
     arXiv 2305.09828. Theirs: ViT-Tiny on CIFAR-10 and ImageNet, with sinusoidal positions.
     """
 
-    not_a_base = "draws two kernels of an attention together, whose product would be lost"
-
     def __init__(
         self,
         initializer: str | Config | keras.initializers.Initializer = "glorot_uniform",
         seed: int | None = None,
         context: LayerContext | Mapping[str, object] | None = None,
     ) -> None:
-        if seed is None:
-            seed = seed_of(self._name, resolve_base(self._name, initializer, None))
-        super().__init__(seed=seed, context=context)
-        self.initializer = resolve_base(self._name, initializer, self._entropy)
+        super().__init__(initializer, seed, context)
 
     @property
-    def needs_signal(self) -> bool:
-        """Whether the base needs the signal engine's gain."""
-        base = self.initializer
-        return isinstance(base, ContextualInitializer) and base.needs_signal
+    def refused_as_base(self) -> str:
+        """Why no wrapper may scale the draws of this initializer."""
+        return "it draws two kernels together, whose product would be another"
 
     @property
     def is_independent(self) -> bool:
@@ -151,29 +139,15 @@ class Mimetic(ContextualInitializer):
             square /= sizes.shared**2
         return math.sqrt(square * rank / (d * columns))
 
-    def neutral(self) -> keras.initializers.Initializer:
-        """Returns the base initializer."""
-        base = reseeded(self.initializer, self.seed)
-        return base.neutral() if isinstance(base, ContextualInitializer) else base
-
     def get_config(self) -> Config:
         """Returns the configuration, JSON primitives only."""
-        base = reseeded(self.initializer, self.seed)
-        return {"initializer": keras.initializers.serialize(base), **super().get_config()}
-
-    def _law(self, shape: Sequence[int]) -> Law:
-        return describe(self.initializer, shape, self._context_for(shape))
+        return {"initializer": self._base_config(), **super().get_config()}
 
     def _sample(self, shape: tuple[int, ...]) -> ArrayLike:
         context = self._context_for(shape)
-        if context is None:
-            return self.initializer(shape, dtype="float32")
         sizes = self._attention(context)
-        if sizes is None:
-            base = reseeded(self.initializer, self._stream_key() % 2**31)
-            if isinstance(base, ContextualInitializer):
-                base = base.with_context(context)
-            return base(shape, dtype="float32") * self._law(shape).correction
+        if context is None or sizes is None:
+            return self._base_draw(shape)
         matrix = _matrix(f"{self._entropy}|{context.group}", context.role, sizes)
         inputs, outputs = _axes(context)
         values = matrix.reshape([shape[axis] for axis in (*inputs, *outputs)])

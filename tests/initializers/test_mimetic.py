@@ -11,6 +11,8 @@ import pytest
 import keras_varinit as kv
 from keras_varinit.initializers.base import draw, stream_key
 
+WRAPPERS = (kv.Enhanced, kv.DepthScaled, kv.ResidualScaled, kv.PartialIdentity, kv.Mimetic)
+
 KERNELS = ("query", "key", "value", "attention_output")
 
 
@@ -251,9 +253,9 @@ def test_configurations_redraw_the_same_kernels():
         np.testing.assert_array_equal(*values, err_msg=role)
 
 
-@pytest.mark.parametrize("wrapper", [kv.Enhanced, kv.DepthScaled, kv.Mimetic])
+@pytest.mark.parametrize("wrapper", WRAPPERS)
 def test_wrappers_refuse_it_with_a_reason(wrapper):
-    with pytest.raises(ValueError, match=r"`initializer` cannot be Mimetic, which draws two kern"):
+    with pytest.raises(ValueError, match=r"Mimetic\(.*it draws two kernels together"):
         wrapper("mimetic")
 
 

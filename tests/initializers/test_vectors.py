@@ -12,6 +12,8 @@ import keras_varinit as kv
 
 L = keras.layers
 
+WRAPPERS = (kv.Enhanced, kv.DepthScaled, kv.ResidualScaled, kv.PartialIdentity, kv.Mimetic)
+
 # Class, string id, arguments, role, and the value without a context.
 CASES = {
     "fan_in_bias": (kv.FanInBias, "fan_in_bias", {}, "bias", 0.0),
@@ -111,17 +113,17 @@ def test_branch_end_zeros_consumes_no_random_number():
     assert random.getstate() == before
 
 
-@pytest.mark.parametrize("wrapper", [kv.Enhanced, kv.DepthScaled, kv.Mimetic])
+@pytest.mark.parametrize("wrapper", WRAPPERS)
 @pytest.mark.parametrize(
     ("name", "reason"),
     [
-        ("fan_in_bias", "FanInBias, which draws biases"),
-        ("chrono_bias", "ChronoBias, which draws biases"),
-        ("branch_end_zeros", "BranchEndZeros, which draws nothing at random"),
+        ("fan_in_bias", r"FanInBias\(.*it draws biases"),
+        ("chrono_bias", r"ChronoBias\(.*it draws biases"),
+        ("branch_end_zeros", r"BranchEndZeros\(.*it draws nothing at random"),
     ],
 )
 def test_wrappers_refuse_them_with_a_reason(wrapper, name, reason):
-    with pytest.raises(ValueError, match=f"`initializer` cannot be {reason}"):
+    with pytest.raises(ValueError, match=reason):
         wrapper(name)
 
 
