@@ -4,10 +4,13 @@ For an addition s + F of a shortcut s and a branch F, the wanted share of a bran
 
     E F² = share · E s².
 
+Where F has a mean, as behind an activation, and the stream too, their sum grows by more than E F².
+There the growth E (s + F)² - E s² takes the place of E F².
+
 With f the factor on the variances of the branch's ends (E u² = f at their kernels, γ² = f at their
 normalizations), E F² = f·c, so that f = share·E s²/c. c follows from a walk of the signal engine,
 and E s², which depends on the branches before, during the next one. Where an activation follows the
-branch's end, c depends on f: the walks are repeated until f no longer changes.
+branch's end, or F has a mean, c depends on f: the walks are repeated until f no longer changes.
 """
 
 import math
@@ -15,7 +18,7 @@ from collections.abc import Mapping, Sequence
 
 from keras_varinit.analysis.residual import BranchEnds
 
-_MOST_WALKS = 12
+_MOST_WALKS = 20
 
 _CLOSE = 1e-4
 
@@ -31,6 +34,8 @@ class BranchShares:
 
     Attributes:
         watched: The second moments of shortcuts and branches, which the engine sets.
+        gains: `branch_gain` of each branch end in the latest walk.
+        has_converged: Whether the shares were met in the latest walk.
     """
 
     def __init__(self, branch_ends: Sequence[BranchEnds], shares: Mapping[int, float]) -> None:
@@ -47,6 +52,8 @@ class BranchShares:
         self._streams: dict[int, float] = {}
         self._before: dict[BranchEnds, tuple[float, float]] = {}
         self.watched: dict[int, float] = {}
+        self.gains: dict[int, float] = {}
+        self.has_converged = True
         self.walks = 0
 
     def __contains__(self, key: int) -> bool:
@@ -58,9 +65,9 @@ class BranchShares:
     def start(self) -> None:
         """Prepares for a walk."""
         self._streams = dict(self.watched)
-        tensors = (t for ends in self._additions for t in (ends.shortcut, *ends.branches))
+        tensors = (t for e in self._additions for t in (e.shortcut, e.sum, *e.branches))
         self.watched.update(dict.fromkeys(tensors, math.nan))
-        self._factors = {}
+        self._factors, self.gains = {}, {}
 
     def gain(self, key: int, unit: float) -> float | None:
         """`branch_gain` of a branch end, during a walk; None if it is not known.
@@ -72,7 +79,10 @@ class BranchShares:
         ends, share = self._ends[key], self._shares[key]
         factor = self._factors.setdefault(ends, self._factor(ends, share))
         gain = share * unit / factor
-        return gain if math.isfinite(gain) and gain > 0 else None
+        if not (math.isfinite(gain) and gain > 0):
+            return None
+        self.gains.setdefault(key, gain)
+        return self.gains[key]
 
     def _factor(self, ends: BranchEnds, share: float) -> float:
         stream = self.watched[ends.shortcut]
@@ -89,8 +99,9 @@ class BranchShares:
         self.walks += 1
         needed = False
         for ends, factor in self._factors.items():
-            added = sum(self.watched[t] for t in ends.branches)
             stream = self.watched[ends.shortcut]
+            added = sum(self.watched[t] for t in ends.branches)
+            added = max(added, self.watched[ends.sum] - stream)
             if not (added > 0 and stream > 0 and math.isfinite(added + stream)):
                 self._drop(ends)
                 continue
@@ -104,6 +115,7 @@ class BranchShares:
             self._costs[ends] = added / factor
             share = self._shares[(ends.scales or ends.kernels)[0]]
             needed |= abs(math.log(added / (share * stream))) > _CLOSE
+        self.has_converged = not needed
         return needed and self.walks < _MOST_WALKS
 
     def _drop(self, ends: BranchEnds) -> None:

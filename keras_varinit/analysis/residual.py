@@ -92,12 +92,14 @@ class BranchEnds:
     Args:
         shortcut: The tensor that the branches are added to.
         branches: The tensors that are added.
+        sum: The sum of all of them.
         kernels: The `id` of each kernel that ends these branches and no branch within them.
         scales: The `id` of the γ of each normalization that follows such a kernel.
     """
 
     shortcut: int
     branches: tuple[int, ...]
+    sum: int
     kernels: tuple[int, ...]
     scales: tuple[int, ...] = ()
 
@@ -125,7 +127,9 @@ class Residual:
                     last = max(role.kernels, key=lambda kernel: kernel.level)
                     kernels.append(id(last.variable))
             taken |= addition.inside
-            ends.append(BranchEnds(addition.shortcut, addition.branches, tuple(kernels)))
+            shortcut, branches = addition.shortcut, addition.branches
+            total = addition.node.outputs[0]
+            ends.append(BranchEnds(shortcut, branches, total, tuple(kernels)))
         return ends
 
     def by_node(self) -> dict[int, Branch]:

@@ -136,15 +136,21 @@ class Reading:
             vectors={**self.vectors, **other.vectors},
         )
 
-    def with_gains(self, predictions: Mapping[int, Prediction]) -> "Reading":
-        """Sets the `signal_gain` of the kernels in `predictions`."""
-        by_variable = {
-            key: dataclasses.replace(context, signal_gain=_rounded(predictions[key].gain))
-            if key in predictions
-            else context
-            for key, context in self.by_variable.items()
-        }
-        return dataclasses.replace(self, by_variable=by_variable)
+    def with_gains(
+        self, gains: Mapping[int, float | None], branch_gains: Mapping[int, float]
+    ) -> "Reading":
+        """Sets the `signal_gain` and `branch_gain` of kernels, and the latter of scales."""
+
+        def completed(contexts: Mapping[int, LayerContext]) -> dict[int, LayerContext]:
+            fields: dict[int, dict[str, float | None]] = {key: {} for key in contexts}
+            for name, values in (("signal_gain", gains), ("branch_gain", branch_gains)):
+                for key in contexts.keys() & values.keys():
+                    fields[key][name] = _rounded(values[key])
+            return {key: c.with_role(**fields[key]) for key, c in contexts.items()}
+
+        return dataclasses.replace(
+            self, by_variable=completed(self.by_variable), vectors=completed(self.vectors)
+        )
 
     def with_predictions(
         self, predictions: Mapping[int, Prediction], notes: Iterable[str]

@@ -11,8 +11,8 @@ from typing import Any, TypeAlias
 import keras
 
 from keras_varinit import keras_private
-from keras_varinit.analysis.analyze import with_signal_gains
 from keras_varinit.analysis.contexts import read
+from keras_varinit.analysis.planned import with_signal_gains
 from keras_varinit.analysis.result import Reading
 from keras_varinit.apply.report import DRAWN, Report, ReportRow
 from keras_varinit.apply.selection import Selection, selected_layers
@@ -98,6 +98,8 @@ def _planned(
     selected, explicit = selected_layers(model, layers, "initialize")
     plan = _Plan(model, reading, seed, include_frozen)
     plan.choose(_resolver(scheme), selected, explicit)
+    if _is_initializer(scheme):
+        plan.choose_vectors(_resolved(scheme, optional=False), selected)
     plan.find_signal_gains()
     for layer in selected:
         plan.add_layer(layer, explicit)
@@ -113,10 +115,15 @@ def _planned(
 
 def _resolver(scheme: Any) -> Callable[[LayerContext], Initializer | None]:
     """Wraps the scheme as a function from a context to an initializer or None."""
-    if callable(scheme) and not isinstance(scheme, keras.initializers.Initializer | type):
+    if not _is_initializer(scheme):
         return lambda context: _resolved(scheme(context), optional=True)
     initializer = _resolved(scheme, optional=False)
     return lambda context: initializer
+
+
+def _is_initializer(scheme: Any) -> bool:
+    """Whether a scheme is an initializer or names one, rather than a function of a context."""
+    return not callable(scheme) or isinstance(scheme, keras.initializers.Initializer | type)
 
 
 def _resolved(scheme: Any, *, optional: bool) -> keras.initializers.Initializer | None:
@@ -197,6 +204,18 @@ class _Plan:
                 context = self.reading.context_of(variable)
                 if context is not None and self.reading.reason_to_leave(variable) is None:
                     self.schemes[id(variable)] = _checked(resolve(context), context)
+
+    def choose_vectors(self, scheme: Initializer | None, layers: list[Layer]) -> None:
+        """Draws biases and normalization scales by the scheme if it draws such."""
+        for layer in layers:
+            for variable in keras_private.own_variables(layer):
+                context = self.reading.vector_of(variable)
+                if (
+                    context is not None
+                    and isinstance(scheme, ContextualInitializer)
+                    and context.kind in scheme.kinds
+                ):
+                    self.schemes[id(variable)] = scheme
 
     def find_signal_gains(self) -> None:
         """Completes the contexts of kernels whose schemes need signal gains."""
@@ -326,9 +345,9 @@ class _Plan:
         return "skipped: frozen (trainable=False)"
 
     def _add_other(self, layer: Layer, variable: Variable, attribute: str) -> None:
-        initializer = getattr(layer, attribute)
+        initializer = self.schemes.get(id(variable)) or getattr(layer, attribute)
         context = self.reading.vector_of(variable)
-        if _is_ours(initializer) and context is not None:
+        if isinstance(initializer, ContextualInitializer) and context is not None:
             self._add_vector(layer, variable, attribute, initializer, context)
             return
         path, _, stream = self.names[id(variable)]

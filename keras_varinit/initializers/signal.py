@@ -11,9 +11,12 @@ residual sums and concatenations.
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import Literal, TypeAlias
 
 import keras
+import numpy as np
 
+from keras_varinit.arguments import is_real
 from keras_varinit.context import LayerContext
 from keras_varinit.initializers.base import (
     ContextualInitializer,
@@ -32,7 +35,7 @@ from keras_varinit.initializers.distributions import (
 from keras_varinit.initializers.orthogonal import is_delta
 from keras_varinit.typing import Config
 
-BranchShare = float | Literal["1/L"] | None
+BranchShare: TypeAlias = float | Literal["1/L"] | None
 
 _NEUTRAL_GAIN = 0.5
 
@@ -77,8 +80,8 @@ class SignalPreserving(ContextualInitializer):
     Shape: any kernel; with a context the fans are the layer's true ones. Orthogonal kernels: see
     `ASVForward`.
 
-    Units: `stddev` is a standard deviation (of γ: its value), `target` a second moment,
-    `branch_share` a ratio of second moments.
+    Units: `stddev` is a standard deviation (0 for γ, which is not random), `target` a second
+    moment, `branch_share` a ratio of second moments.
 
     Raises:
         TypeError, ValueError: an argument has the wrong type or is out of range.
@@ -144,14 +147,19 @@ class SignalPreserving(ContextualInitializer):
         return self.branch_share
 
     def stddev(self, shape: Sequence[int]) -> float:
-        """Returns the standard deviation of every entry, for γ its value."""
+        """Returns the standard deviation of every entry, 0 for γ."""
         context = self._context_for(shape)
+        if context is not None and context.kind == "scale":
+            return 0.0
         share = None if context is None else self.share(context)
         if context is not None and share is not None and context.branch_gain is not None:
             return math.sqrt(share / context.branch_gain)
-        if context is not None and context.kind == "scale":
-            return math.sqrt(share or 1.0)
         return math.sqrt((share or 1.0) * self.target / self._gain(shape, context))
+
+    def _scale(self, context: LayerContext) -> float:
+        """γ of a normalization."""
+        share = self.share(context)
+        return 1.0 if share is None else math.sqrt(share / (context.branch_gain or 1.0))
 
     def _gain(self, shape: Sequence[int], context: LayerContext | None) -> float:
         """E u² for a kernel of variance 1."""
@@ -172,6 +180,13 @@ class SignalPreserving(ContextualInitializer):
         """Returns He's initialization with the scale of `target`."""
         return variance_scaling(self.target / _NEUTRAL_GAIN, "fan_in", self.distribution, self.seed)
 
+    def in_keras(self) -> keras.initializers.Initializer | None:
+        """Returns Keras's initializer of γ; None for kernels."""
+        context = self._context
+        if context is None or context.kind != "scale":
+            return None
+        return keras.initializers.Constant(self._scale(context))
+
     def get_config(self) -> Config:
         """Returns the configuration, JSON primitives only."""
         own = {"distribution": self.distribution, "target": self.target}
@@ -180,7 +195,7 @@ class SignalPreserving(ContextualInitializer):
     def _sample(self, shape: tuple[int, ...]) -> Float32Array:
         context = self._context_for(shape)
         if context is not None and context.kind == "scale":
-            return np.full(shape, self.stddev(shape), np.float32)
+            return np.full(shape, self._scale(context), np.float32)
         return drawn(
             self._stream_key(),
             shape,
