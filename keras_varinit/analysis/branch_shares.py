@@ -104,6 +104,7 @@ class BranchShares:
             added = max(added, self.watched[ends.sum] - stream)
             if not (added > 0 and stream > 0 and math.isfinite(added + stream)):
                 self._drop(ends)
+                needed = True
                 continue
             factor_before, added_before = self._before.get(ends, (factor, added))
             changed = abs(math.log(factor / factor_before))
@@ -120,4 +121,4 @@ class BranchShares:
 
     def _drop(self, ends: BranchEnds) -> None:
         for key in ends.scales or ends.kernels:
-            self._ends.pop(key, None)
+            del self._ends[key]

@@ -28,7 +28,7 @@ _ATTENTION = ("query", "key", "value", "attention_output")
 _RECTIFIERS = ("relu", "leaky_relu", "relu6", "elu", "gelu", "silu", "swish", "mish")
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Rule:
     """One line of the table.
 
