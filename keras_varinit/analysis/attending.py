@@ -30,7 +30,14 @@ from keras_varinit.analysis.labelling import Labelled
 from keras_varinit.families.attention.multi_head import parts_of
 from keras_varinit.families.attention.softmax import softmax_axes
 from keras_varinit.maths.fans import subscripts
-from keras_varinit.signals.roles import Elementwise, Kernel, Merge, Transparent, Weights
+from keras_varinit.signals.roles import (
+    Concatenation,
+    Elementwise,
+    Kernel,
+    Merge,
+    Transparent,
+    Weights,
+)
 from keras_varinit.tracing.arguments import Input, named_arguments
 from keras_varinit.tracing.reader import Node
 from keras_varinit.typing import Layer, Variable
@@ -182,7 +189,7 @@ class _Attentions:
                 role = self.roles[index]
                 if self._is_product(source):
                     product = product or source
-                elif isinstance(role, Elementwise | Transparent | Merge):
+                elif isinstance(role, Concatenation | Elementwise | Merge | Transparent):
                     stack.append((source, source.inputs))
         return product, causal
 

@@ -36,13 +36,15 @@ class Causality:
         """Whether an input of a node is a causal mask.
 
         A mask of unknown values may be combined from a causal one and from others, such as those of
-        padding, which only hide more.
+        padding, which only hide more. Without a causal one, inputs with one value per position, as
+        for padding, make no causal mask.
         """
         known = self.masks.of(node, number)
         if known is not None:
             return is_causal(known.values)
         seen: set[int] = set()
         stack = [node.inputs[number]]
+        causal: bool | None = False
         while stack:
             tensor = stack.pop()
             made, index = self.masks.made(tensor), self.graph.producers[tensor]
@@ -52,8 +54,10 @@ class Causality:
                 if any(map(is_causal, _constants(self.graph.nodes[index]))):
                     return True
                 stack += self.graph.nodes[index].inputs
+            elif index is None and len(self.graph.shapes[tensor]) > 2:
+                causal = None
             seen.add(tensor)
-        return None
+        return causal
 
     def of_operation(self, node: Node) -> Iterator[bool | None]:
         """Whether each mask or constant that an operation applies is causal; None if unknown."""

@@ -4,12 +4,17 @@ Rules, also for what is ambiguous:
 
 * A residual addition is an addition or a subtraction of signals with one common ancestor from which
   one of them, the *shortcut*, is reached through fewer kernels than the others, the *branches*.
-  The ancestor is the one from which the shortcut is reached through the fewest kernels; of several
-  such, the one from which all are reached through the fewest, and of these the latest.
+  A signal that the others come from is the ancestor itself. Otherwise it is the tensor from which
+  the shortcut is reached through the fewest kernels; of several such, the one from which all are
+  reached through the fewest, and of these the latest.
 * Kernels are counted along the path that has fewest. Where the paths have equally many, the
   signals' kernels since the ancestor are counted; where these are equally many too, or several
   signals have none, there is no residual branch: two towers, an Inception block, positions added to
   tokens, a highway layer (whose signals share the gate).
+* A branch has a kernel that the ancestor's signal passes through: the terms of a sum of products of
+  queries with keys and with relative positions are none.
+* Where both are reached through equally many kernels, a part cut out of the ancestor is no
+  shortcut: it is a shift from the modulation that also scales the stream (diffusion transformers).
 * Concatenations (dense blocks, U-Net) make no branch. A sum over a whole network (an additive U) is
   a residual addition like any other.
 * A branch ends with each kernel whose output reaches the addition through no other kernel. Of a
@@ -34,6 +39,8 @@ from keras_varinit.signals.roles import Elementwise, Merge, Weights
 from keras_varinit.tracing.reader import Node
 
 _ADDITIONS = ("Add", "Subtract")
+
+_CUTS = ("ArraySplit", "GetItem", "Slice", "Split", "Take", "Unstack")
 
 _PRODUCTS = ("Multiply", "Matmul", "Einsum", "Dot")
 
@@ -146,11 +153,17 @@ class _Walk:
         if keys.count(shortest) > 1:
             return
         number = keys.index(shortest)
-        branches = [n for n in range(len(signals)) if n != number and inside[n]]
+        is_tie = distances.count(shortest[0]) > 1
+        if is_tie and self._is_cut(signals[number], ancestor):
+            return
+        reach = self._descendants(ancestor, node)
+        from_ancestor = [
+            any(self.graph.nodes[i].outputs[0] in reach for i in each) for each in inside
+        ]
+        branches = [n for n in range(len(signals)) if n != number and from_ancestor[n]]
         if not branches:
             return
         within = frozenset().union(*(inside[n] for n in branches)) - inside[number]
-        reach = self._descendants(ancestor, node)
         ends = [self._ends(signals[n], ancestor, reach) for n in branches]
         yield Addition(
             node,
@@ -177,7 +190,10 @@ class _Walk:
         while queue:
             tensor = -heapq.heappop(queue)
             here = distances[tensor]
-            if (min(here), sum(here)) < (min(best[1]), sum(best[1])) and math.isfinite(sum(here)):
+            reaches_all = math.isfinite(sum(here))
+            if tensor in signals and reaches_all:
+                return tensor, here
+            if (min(here), sum(here)) < (min(best[1]), sum(best[1])) and reaches_all:
                 best = (tensor, here)
             if not queue and math.isfinite(sum(here)):
                 break  # every path leads through this tensor
@@ -211,6 +227,20 @@ class _Walk:
             else:
                 stack += self.signals(node)
         return frozenset(nodes)
+
+    def _is_cut(self, signal: int, ancestor: int) -> bool:
+        """Whether a signal is made of a part of an ancestor's channels or positions."""
+        seen, stack = {ancestor}, [signal]
+        while stack:
+            tensor = stack.pop()
+            node = self.producer(tensor)
+            if tensor in seen or node is None:
+                continue
+            seen.add(tensor)
+            if type(node.operation).__name__ in _CUTS:
+                return True
+            stack += self.signals(node)
+        return False
 
     def _descendants(self, ancestor: int, last: Node | None) -> set[int]:
         """The tensors computed from an ancestor, itself included, up to a node."""
@@ -247,18 +277,22 @@ class _Walk:
         return max(inner, key=lambda t: self._count(self._inside(t, ancestor)))
 
     def _is_gate(self, tensor: int) -> bool:
-        """Whether a factor comes from a sigmoid or softmax without a kernel in between."""
-        node = self.producer(tensor)
-        while node is not None:
+        """Whether a factor comes from sigmoids or softmaxes, without a kernel in between."""
+        gates, seen, stack = 0, set(), [tensor]
+        while stack:
+            node = self.producer(tensor := stack.pop())
+            if tensor in seen or node is None:
+                continue
+            seen.add(tensor)
             role = self.roles[node.index]
             activation = role.activation if isinstance(role, Weights | Elementwise) else None
             if activation is not None and activation.name in _GATES:
-                return True
-            signals = self.signals(node)
-            if isinstance(role, Weights) or len(signals) != 1:
+                gates += 1
+            elif self.kernels(node):
                 return False
-            node = self.producer(signals[0])
-        return False
+            else:
+                stack += self.signals(node)
+        return gates > 0
 
 
 def _lengths(model: Labelled, walk: _Walk, additions: Sequence[Addition]) -> tuple[int, ...]:

@@ -346,3 +346,24 @@ def own_normalization():
     x = dense("stem")(i := tokens())
     x = x + RootMeanSquareNorm()(dense("b")(dense("a", activation="relu")(x)))
     return model(i, dense("top", 1)(x))
+
+
+def modulated():
+    """A diffusion transformer's block: shifts, scales and gates are cut from one conditioning."""
+    i, c = keras.Input((WIDTH,)), keras.Input((4,))
+    x = dense("stem")(i)
+    parts = ops.split(dense("modulation", 6 * WIDTH)(ops.silu(c)), 6, axis=-1)
+    for n in range(2):
+        shift, scale, gate = parts[3 * n : 3 * n + 3]
+        h = layers.LayerNormalization(name=f"pre{n}")(x) * (1 + scale) + shift
+        x = x + gate * dense(f"b{n}")(dense(f"a{n}", activation="gelu")(h))
+    return model([i, c], dense("top", 1)(x))
+
+
+def residual_in_residual():
+    x = conv("stem")(i := image())
+    y = x
+    for n in range(2):
+        y = y + conv(f"b{n}")(ops.relu(conv(f"a{n}")(y)))
+    x = x + 0.2 * y
+    return model(i, conv("out", 3)(x))

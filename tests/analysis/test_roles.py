@@ -62,6 +62,11 @@ BRANCHES = {
         **{f"{k}{n}": (2, 3) for n in range(2) for k in ("a", "modulation")},
         **{f"b{n}": (2, 3, "end") for n in range(2)},
     },
+    "modulated": {
+        "modulation": (2, 3),
+        **{"a0": (2, 3), "b0": (2, 3, "end"), "a1": (2, 3), "b1": (2, 3, "end")},
+    },
+    "residual_in_residual": {"a0": (2, 2), "b0": (2, 2, "end"), "a1": (2, 2), "b1": (2, 2, "end")},
     "encoder_and_decoder": {
         **{f"e{k}{n}": (3, 2, *e) for n in range(3) for k, e in (("a", ()), ("b", ("end",)))},
         **{f"cross{n}/{part}": (2, 4) for n in range(2) for part in ATTENTION[:3]},
