@@ -57,8 +57,13 @@ def _is_full_attention(context: LayerContext) -> bool:
     return is_drawn and context.self_attention is True and context.causal is False
 
 
-def _is_plain_convolution(context: LayerContext) -> bool:
-    return bool(context.spatial_axes) and context.normalized is None and context.role == "kernel"
+def _is_rectified(context: LayerContext) -> bool:
+    is_kernel = context.role == "kernel" and context.normalized is None
+    return is_kernel and context.activation in _RECTIFIERS
+
+
+def _is_rectified_convolution(context: LayerContext) -> bool:
+    return bool(context.spatial_axes) and _is_rectified(context)
 
 
 def _ends_a_branch(context: LayerContext) -> bool:
@@ -70,10 +75,7 @@ def _is_dense(context: LayerContext) -> bool:
 
 
 def _is_in_a_deep_rectifier_network(context: LayerContext) -> bool:
-    is_rectified = context.activation in _RECTIFIERS and context.normalized is None
-    return (
-        _is_dense(context) and context.role == "kernel" and context.total_depth > 4 and is_rectified
-    )
+    return _is_dense(context) and _is_rectified(context) and context.total_depth > 4
 
 
 def _remembers_long(context: LayerContext) -> bool:
@@ -89,9 +91,9 @@ RULES = (
     ),
     Rule(
         "kernel",
-        _is_plain_convolution,
+        _is_rectified_convolution,
         ("SignalPreserving", {"branch_share": "1/L"}),
-        "convolution without normalization: unit signal, branches share 1/L (RESULTS: 34 layers)",
+        "rectified convolution, no normalization: unit signal, branches add 1/L (RESULTS: 34 layers)",
     ),
     Rule(
         "kernel",
@@ -103,7 +105,7 @@ RULES = (
         "kernel",
         _is_in_a_deep_rectifier_network,
         ("SignalPreserving", {}),
-        "deep rectifier network without normalization: unit signal (He et al. 2015)",
+        "deep rectifier network, no normalization: unit signal (He et al. 2015)",
     ),
     Rule(
         "bias",
