@@ -93,7 +93,7 @@ RULES = (
         "kernel",
         _is_rectified_convolution,
         ("SignalPreserving", {"branch_share": "1/L"}),
-        "rectified convolution, no normalization: unit signal, branches add 1/L (RESULTS: 34 layers)",
+        "rectified convolution, no normalization: unit signal, branches add 1/L (RESULTS.md)",
     ),
     Rule(
         "kernel",
