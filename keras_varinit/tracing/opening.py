@@ -10,7 +10,6 @@ from keras_varinit.keras_private import (
     build_shapes,
     check_built,
     functional_of,
-    recorded_nodes,
     shape_of,
     symbolic,
 )
@@ -134,9 +133,9 @@ def _read(
 
 def _as_declared(functional: Model) -> Nested:
     """The model's input, with the sizes that the layers it is passed to declare in `input_spec`."""
-    inputs, _, nodes = recorded_nodes(functional)
-    shapes = {id(tensor): list(shape_of(tensor)) for tensor in inputs}
-    for node in nodes:
+    recorded = recorded_model(functional)
+    shapes = {id(tensor): list(shape_of(tensor)) for tensor in recorded.inputs}
+    for node in recorded.nodes:
         specs = keras.tree.flatten(getattr(node.operation, "input_spec", None))
         if len(specs) != len(node.input_tensors):
             continue

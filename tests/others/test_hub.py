@@ -42,6 +42,7 @@ UNOPENED: dict[str, dict[str, str]] = {
     },
     "MoonshineBackbone": {"ComputeAttentionMask": _TENSORFLOW},
     "RWKV7Backbone": {"RWKV7TimeMix": _TENSORFLOW},
+    "SAM3PromptableConceptBackbone": {"SAM3GeometryEncoder": _TENSORFLOW},  # tf.gather_nd
     "StableDiffusion3Backbone": {
         "FlowMatchEulerDiscreteScheduler": "cannot be used as a boolean",
         "ImageRescaling": _TENSORFLOW,
@@ -53,8 +54,6 @@ UNOPENED: dict[str, dict[str, str]] = {
 EXCEPTIONS: dict[str, tuple[float, float, str]] = {
     # The kernels right in front of them are off by as much: 1/E f'^2 of the sigmoid.
     "BASNetBackbone": (1.5, 25.0, "it ends in sigmoids, behind which gradients are measured"),
-    # At the decoder's call it is 0.84; at the encoder's, which Keras runs first, 0.33.
-    "BartBackbone": (1.5, 3.3, "a table for two texts: the decoder's call is predicted"),
     # Queries of its first layers; with the norms' scale at 0 it is within 1.1 and 1.8.
     "EdRecBackbone": (1.5, 2.5, "norms times 1 + scale = 2 make logits of variance 16"),
 }
@@ -108,7 +107,8 @@ def test_its_signal_is_measured(name):
     x = hub_data.data_for(name, model)(np.random.default_rng(0), 2)
     signal = kv.measure_signal(model, x, verbose=0)
     assert any(row.kind == "weights" for row in signal)
-    assert all(row.nonfinite_count == 0 for row in signal)
+    # Max pooling of images is padded with -∞.
+    assert all(row.nonfinite_count == 0 for row in signal if row.operation != "Pad")
     after = [keras.ops.convert_to_numpy(w) for w in model.weights]
     assert all(np.array_equal(a, b) for a, b in zip(before, after, strict=True))
 
