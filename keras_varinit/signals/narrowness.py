@@ -25,6 +25,7 @@ from keras_varinit.signals.roles import Elementwise, Role, Weights
 from keras_varinit.tracing.reader import Node
 
 _SUMS = ("Add", "Subtract", "Average")
+_PRODUCTS = ("Multiply", "Divide", "TrueDivide", "DivideNoNan")
 
 
 def of_input(signal: Signal) -> float:
@@ -37,7 +38,9 @@ def of_outputs(
 ) -> float:
     """The narrowness of a call's outputs."""
     name, moments = operation_name(node.operation), output.parts[0][1]
-    narrow = max(before, default=0.0)
+    wide = [r for s, r in zip(inputs, before, strict=True) if s.channels == output.channels]
+    # A single channel, as of a mask, makes the channels that it meets no fewer.
+    narrow = max((not isinstance(role, Weights) and wide) or before, default=0.0)
     if isinstance(role, Weights):
         # Values pass two kernels of an attention layer in a row, hence levels.
         if isinstance(node.operation, keras.layers.Embedding):
@@ -51,8 +54,8 @@ def of_outputs(
         else:
             narrow /= _taps(role, inputs)
         narrow += levels / max(output.channels, 1)
-    elif name in (*_SUMS, "Multiply") and len(inputs) > 1:
-        own = [_share(s.merged) if name == "Multiply" else _own(s.merged) for s in inputs]
+    elif name in (*_SUMS, *_PRODUCTS) and len(inputs) > 1:
+        own = [_own(s.merged) if name in _SUMS else _share(s.merged) for s in inputs]
         total = sum(own)
         if total > 0 and math.isfinite(total):
             narrow = sum(o / total * math.sqrt(r) for o, r in zip(own, before, strict=True)) ** 2
