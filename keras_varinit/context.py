@@ -1,14 +1,17 @@
 """What an initializer knows about the model around its kernel: immutable plain values."""
 
+import copy
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Self
 
 from keras_varinit.arguments import Arguments, is_integer, is_real
 from keras_varinit.typing import Config
 
 _POOLINGS = (None, "max", "average")
+
+_Check = tuple[Callable[[Any], bool], str, type[Exception]]
 
 ROLES = (
     "kernel",
@@ -23,6 +26,60 @@ ROLES = (
     "bias",
     "scale",
 )
+
+
+def _checks() -> dict[str, tuple[_Check, ...]]:
+    """For each field: predicates that its value must satisfy, with what they ask for."""
+    string: _Check = (lambda v: isinstance(v, str), "a string", TypeError)
+    name: _Check = (lambda v: isinstance(v, str | None), "a string or None", TypeError)
+    integer: _Check = (is_integer, "an integer", TypeError)
+    counted: _Check = (lambda v: v >= 1, "at least 1", ValueError)
+    flag: _Check = (lambda v: isinstance(v, bool), "a boolean", TypeError)
+    known_flag: _Check = (lambda v: isinstance(v, bool | None), "a boolean or None", TypeError)
+    number: _Check = (is_real, "a number", TypeError)
+    size: _Check = (lambda v: v is None or is_integer(v), "an integer or None", TypeError)
+    known_size: _Check = (lambda v: v is None or v >= 1, "at least 1 or None", ValueError)
+    integers: _Check = (
+        lambda v: isinstance(v, list | tuple) and all(map(is_integer, v)),
+        "a sequence of integers",
+        TypeError,
+    )
+    sizes = ("connections", "input_size", "output_size", "pool_size", "heads", "kv_heads")
+    checks: dict[str, tuple[_Check, ...]] = {
+        **dict.fromkeys(("path", "layer", "stream"), (string,)),
+        **dict.fromkeys(("kernel_shape", "filter_axes", "spatial_axes"), (integers,)),
+        **dict.fromkeys(("depth", "total_depth", "stride"), (integer, counted)),
+        **dict.fromkeys((*sizes, "head_size", "gates", "steps"), (size, known_size)),
+        **dict.fromkeys(("activation", "group", "normalized"), (name,)),
+        **dict.fromkeys(("causal", "self_attention"), (known_flag,)),
+        "branch_end": (flag,),
+    }
+    positive: _Check = (
+        lambda v: math.isfinite(v) and v > 0,
+        "finite and positive",
+        ValueError,
+    )
+    gain: _Check = (lambda v: math.isfinite(v) and v >= 0, "finite and positive", ValueError)
+    optional: _Check = (lambda v: v is None or is_real(v), "a number or None", TypeError)
+    known: _Check = (
+        lambda v: v is None or (math.isfinite(v) and v > 0),
+        "finite and positive, or None",
+        ValueError,
+    )
+    at_least_0: _Check = (lambda v: v >= 0, "at least 0", ValueError)
+    pooling: _Check = (lambda v: v in _POOLINGS, "one of None, 'max', 'average'", ValueError)
+    role: _Check = (lambda v: v in ROLES, f"one of {', '.join(ROLES)}", ValueError)
+    return checks | {
+        **dict.fromkeys(("fan_in", "fan_out"), (number, positive)),
+        **dict.fromkeys(("forward_gain", "backward_gain"), (number, gain)),
+        "signal_gain": (optional, known),
+        **dict.fromkeys(("branches", "branch_size"), (integer, at_least_0)),
+        "pooling": (pooling,),
+        "role": (role,),
+    }
+
+
+_CHECKS = _checks()
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -127,54 +184,37 @@ class LayerContext:
     steps: int | None = None
 
     def __post_init__(self) -> None:
-        for name in ("path", "layer", "stream"):
-            self._require(isinstance(getattr(self, name), str), name, "a string", TypeError)
+        self._check(_CHECKS)
         for name in ("kernel_shape", "filter_axes", "spatial_axes"):
-            value = getattr(self, name)
-            is_ints = isinstance(value, list | tuple) and all(is_integer(v) for v in value)
-            self._require(is_ints, name, "a sequence of integers", TypeError)
-            object.__setattr__(self, name, tuple(value))
+            object.__setattr__(self, name, tuple(getattr(self, name)))
         rank = len(self.kernel_shape)
         for name in ("filter_axes", "spatial_axes"):
             in_range = all(0 <= axis < rank for axis in getattr(self, name))
             self._require(in_range, name, f"axes of a rank-{rank} kernel")
-        for name in ("depth", "total_depth", "stride"):
-            self._require(is_integer(getattr(self, name)), name, "an integer", TypeError)
-            self._require(getattr(self, name) >= 1, name, "at least 1")
         self._require(self.depth <= self.total_depth, "depth", "at most `total_depth`")
-        sizes = ("connections", "input_size", "output_size", "pool_size")
-        for name in (*sizes, "heads", "kv_heads", "head_size", "gates", "steps"):
-            value = getattr(self, name)
-            self._require(value is None or is_integer(value), name, "an integer or None", TypeError)
-            self._require(value is None or value >= 1, name, "at least 1 or None")
-        for name in ("fan_in", "fan_out", "forward_gain", "backward_gain"):
-            value = getattr(self, name)
-            self._require(is_real(value), name, "a number", TypeError)
-            positive = math.isfinite(value) and value > 0
-            if name in ("forward_gain", "backward_gain"):
-                positive = math.isfinite(value) and value >= 0
-            self._require(positive, name, "finite and positive")
-        gain = self.signal_gain
-        self._require(gain is None or is_real(gain), "signal_gain", "a number or None", TypeError)
-        positive = gain is None or (math.isfinite(gain) and gain > 0)
-        self._require(positive, "signal_gain", "finite and positive, or None")
-        for name in ("activation", "group", "normalized"):
-            is_name = isinstance(getattr(self, name), str | None)
-            self._require(is_name, name, "a string or None", TypeError)
-        for name in ("causal", "self_attention"):
-            is_flag = isinstance(getattr(self, name), bool | None)
-            self._require(is_flag, name, "a boolean or None", TypeError)
-        self._require(isinstance(self.branch_end, bool), "branch_end", "a boolean", TypeError)
-        for name in ("branches", "branch_size"):
-            self._require(is_integer(getattr(self, name)), name, "an integer", TypeError)
-            self._require(getattr(self, name) >= 0, name, "at least 0")
-        self._require(self.role in ROLES, "role", f"one of {', '.join(ROLES)}")
-        self._require(self.pooling in _POOLINGS, "pooling", "one of None, 'max', 'average'")
 
-    def _require(
-        self, holds: bool, name: str, wanted: str, error: type[Exception] = ValueError
-    ) -> None:
-        Arguments("LayerContext").require(holds, name, getattr(self, name), wanted, error)
+    def _check(self, names: Iterable[str]) -> None:
+        for name in names:
+            value = getattr(self, name)
+            for holds, wanted, error in _CHECKS[name]:
+                if not holds(value):
+                    raise Arguments("LayerContext").error(name, value, wanted, error)
+
+    def _require(self, holds: bool, name: str, wanted: str) -> None:
+        Arguments("LayerContext").require(holds, name, getattr(self, name), wanted, ValueError)
+
+    def with_role(self, **fields: Any) -> Self:
+        """A copy with other names or another role; only the fields passed are checked."""
+        twin = copy.copy(self)
+        for name, value in fields.items():
+            object.__setattr__(twin, name, value)
+        twin._check(fields)  # noqa: SLF001 - an object of this class, not yet handed out
+        return twin
+
+    @property
+    def kind(self) -> str:
+        """`"bias"` or `"scale"` for the context of a vector beside a kernel, else `"kernel"`."""
+        return self.role if self.role in ("bias", "scale") else "kernel"
 
     @property
     def mean_fan_in(self) -> float:

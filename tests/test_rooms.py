@@ -54,8 +54,8 @@ ROOMS = {
 }
 STANDARD = {
     "collections", "concurrent", "contextlib", "copy", "csv", "dataclasses", "difflib",
-    "functools", "hashlib", "inspect", "itertools", "json", "math", "numbers", "os", "pathlib",
-    "random", "re", "threading", "time", "typing", "warnings", "weakref",
+    "functools", "hashlib", "heapq", "inspect", "itertools", "json", "math", "numbers", "os",
+    "pathlib", "random", "re", "threading", "time", "typing", "warnings", "weakref",
 }  # fmt: skip
 
 

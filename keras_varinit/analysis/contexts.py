@@ -23,6 +23,7 @@ import math
 from keras_varinit.analysis.closed import FAN_FIELDS, completed, may_be_kernel
 from keras_varinit.analysis.labelling import Labelled, labelled
 from keras_varinit.analysis.result import Reading
+from keras_varinit.analysis.roles import with_roles
 from keras_varinit.analysis.stages import Gains, LookingAhead, StageAhead, looking_back
 from keras_varinit.context import LayerContext
 from keras_varinit.families.attention.multi_head import is_customized
@@ -64,14 +65,15 @@ def read(model: Model) -> Reading:
     except NotFollowedError as error:
         notes = (f"{error} {_BY_CLASS_ALONE}",)
         unknown = ((model.name, "its `call` cannot be followed; " + _BY_CLASS_ALONE),)
-        return completed(Reading(Graph(), notes=notes, unknown=unknown), model, names)
+        reading = completed(Reading(Graph(), notes=notes, unknown=unknown), model, names)
+        return with_roles(reading, model, names)
     reading = with_contexts(labelled(graph), names)
     if functional_of(model) is None and takes_training(model) and _lacks_kernels(reading, model):
         # Layers used only in training may not be built; the rest is known without them.
         with contextlib.suppress(ValueError):
             graph = build_graph(model, is_known, training=True)
             reading = with_contexts(labelled(graph), names).preferring(reading)
-    return completed(reading, model, names)
+    return with_roles(completed(reading, model, names), model, names)
 
 
 _BY_CLASS_ALONE = (

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from keras_varinit.analysis.propagate import Engine, Variances
+from keras_varinit.analysis.propagate import Deltas, Engine, Variances, no_delta
 from keras_varinit.signals.roles import Role
 from keras_varinit.tracing.reader import Graph
 
@@ -61,6 +61,7 @@ def propagate(
     input_mean: float = 0.0,
     input_variance: float = 1.0,
     backward: bool = True,
+    is_delta: Deltas = no_delta,
 ) -> tuple[dict[int, Prediction], list[str]]:
     """Predictions by the `id` of the kernel's variable, and notes on what is not known.
 
@@ -72,10 +73,11 @@ def propagate(
         input_mean: Mean of an entry of the model's inputs.
         input_variance: Variance of an entry of the model's inputs.
         backward: Whether to follow gradients too.
+        is_delta: Whether a kernel is zero at every tap of its window but the central one.
     """
 
     def walked(alike: float) -> Engine:
-        engine = Engine(graph, roles, variance_of, alike)
+        engine = Engine(graph, roles, variance_of, alike, is_delta)
         with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
             engine.forward(input_mean, input_variance)
             if backward:

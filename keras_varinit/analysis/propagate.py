@@ -42,6 +42,13 @@ RAISES = False
 
 Variances = Callable[[Any, float], float]
 
+Deltas = Callable[[Any], bool]
+
+
+def no_delta(variable: Any) -> bool:
+    """`is_delta` for kernels with independent taps."""
+    return False
+
 
 class Engine:
     """One walk over a graph.
@@ -52,14 +59,21 @@ class Engine:
         variance_of: The variance of a kernel's entries, as for `propagate`.
         alike: The correlation of positions and examples to assume where normalization makes only
             the scale known; `has_renewed` tells whether it was used.
+        is_delta: Whether a kernel is zero at every tap but the central one.
     """
 
     def __init__(
-        self, graph: Graph, roles: Sequence[Role], variance_of: Variances, alike: float = 0.0
+        self,
+        graph: Graph,
+        roles: Sequence[Role],
+        variance_of: Variances,
+        alike: float = 0.0,
+        is_delta: Deltas = no_delta,
     ) -> None:
         self.graph = graph
         self.roles = roles
         self.variance_of = variance_of
+        self.is_delta = is_delta
         self.signals: dict[int, Signal] = {}
         self.outcomes: list[Outcome] = []
         self.variances: dict[int, float] = {}
@@ -184,6 +198,7 @@ class Engine:
             self._renewed,
             tuple(self.sources.get(t) for t in node.inputs),
             self.family.ties,
+            self.is_delta,
         )
         return self._outcome(visit)
 

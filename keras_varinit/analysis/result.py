@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Iterable, Mapping
 
 from keras_varinit.analysis.predict import Prediction, propagate
-from keras_varinit.analysis.propagate import Variances
+from keras_varinit.analysis.propagate import Deltas, Variances, no_delta
 from keras_varinit.context import LayerContext
 from keras_varinit.signals.roles import Role, Weights
 from keras_varinit.tables import text_table
@@ -18,6 +18,7 @@ class Analysis:
 
     Args:
         contexts: The context of every kernel by its path, in the order of the graph.
+        vectors: The context of every bias and normalization scale by its path.
         predicted: A `Prediction` for every kernel by its path.
         notes: Explanations of unknown quantities.
         unknown: (name, reason) of each layer or weight whose use is not known.
@@ -29,6 +30,7 @@ class Analysis:
     notes: tuple[str, ...] = ()
     unknown: tuple[tuple[str, str], ...] = ()
     paths: dict[int, str] = dataclasses.field(default_factory=dict, repr=False)
+    vectors: dict[str, LayerContext] = dataclasses.field(default_factory=dict, repr=False)
 
     def __contains__(self, path: object) -> bool:
         """Whether there is a context for the kernel with this path."""
@@ -81,6 +83,7 @@ class Reading:
         unknown: (name, reason) of each layer or weight whose use is not known.
         left_alone: Why a variable must not be drawn (quantized, or with LoRA), by its `id`.
         tables: Why a weight that is not a kernel is listed, by its `id`.
+        vectors: Contexts of biases and normalization scales, by the `id` of the variable.
     """
 
     graph: Graph
@@ -91,6 +94,7 @@ class Reading:
     unknown: tuple[tuple[str, str], ...] = ()
     left_alone: dict[int, str] = dataclasses.field(default_factory=dict)
     tables: dict[int, str] = dataclasses.field(default_factory=dict)
+    vectors: dict[int, LayerContext] = dataclasses.field(default_factory=dict)
 
     @property
     def contexts(self) -> dict[str, LayerContext]:
@@ -100,6 +104,14 @@ class Reading:
     def context_of(self, variable: Variable) -> LayerContext | None:
         """The context of a kernel's variable, or None."""
         return self.by_variable.get(id(variable))
+
+    def vector_of(self, variable: Variable) -> LayerContext | None:
+        """The context of a bias or of a normalization's scale, or None."""
+        return self.vectors.get(id(variable))
+
+    def surroundings_of(self, variable: Variable) -> LayerContext | None:
+        """The context of a kernel, bias or scale, or None."""
+        return self.context_of(variable) or self.vector_of(variable)
 
     def reason_to_leave(self, variable: Variable) -> str | None:
         """Why a variable must not be drawn, or None."""
@@ -118,6 +130,7 @@ class Reading:
             unknown=(*other.unknown, *self.unknown),
             left_alone={**self.left_alone, **other.left_alone},
             tables={**self.tables, **other.tables},
+            vectors={**self.vectors, **other.vectors},
         )
 
     def with_gains(self, predictions: Mapping[int, Prediction]) -> "Reading":
@@ -140,6 +153,7 @@ class Reading:
             tuple(dict.fromkeys((*self.notes, *notes))),
             self.unknown,
             {key: context.path for key, context in self.by_variable.items()},
+            {context.path: context for context in self.vectors.values()},
         )
 
     def behind(self, variable: Variable) -> set[int]:
@@ -163,6 +177,7 @@ class Reading:
         input_mean: float = 0.0,
         input_variance: float = 1.0,
         backward: bool = True,
+        is_delta: Deltas = no_delta,
     ) -> tuple[dict[int, Prediction], list[str]]:
         """Predictions for every kernel, by the `id` of its variable, and notes."""
         return propagate(
@@ -172,4 +187,5 @@ class Reading:
             input_mean=input_mean,
             input_variance=input_variance,
             backward=backward,
+            is_delta=is_delta,
         )

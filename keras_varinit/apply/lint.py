@@ -12,11 +12,14 @@ from keras_varinit.analysis.contexts import read
 from keras_varinit.analysis.result import Reading
 from keras_varinit.apply.owners import owners
 from keras_varinit.context import LayerContext
+from keras_varinit.initializers.base import ContextualInitializer
 from keras_varinit.initializers.laws import as_drawn, describe
 from keras_varinit.tensors import digest, view
 from keras_varinit.typing import Layer, Model, Variable
 
 _DEAD, _EXPLODED = 1e-6, 1e6
+
+Owned = dict[int, ContextualInitializer]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,9 +27,9 @@ class Finding:
     """A mistake in a model's initialization.
 
     Args:
-        rule: `"equal-weights"`, `"wrong-fans"`, `"not-injected"`, `"unknown-layer"`,
-            `"vanishing-scale"` or `"exploding-scale"`.
-        path: Path of the kernel, or name of the layer.
+        rule: `"equal-weights"`, `"wrong-fans"`, `"not-injected"`, `"wrong-kind"`,
+            `"unknown-layer"`, `"vanishing-scale"` or `"exploding-scale"`.
+        path: Path of the weight, or name of the layer.
         message: What is wrong, and how to fix it.
     """
 
@@ -45,6 +48,7 @@ def lint(model: keras.Model) -> list[Finding]:
       object: Keras's initializers draw the same values at every call.
     * `wrong-fans`: a variance-scaling initializer of Keras on a kernel whose fans it miscounts.
     * `not-injected`: an initializer of this library that has no context.
+    * `wrong-kind`: an initializer for kernels on a bias or γ, or the reverse.
     * `unknown-layer`: weights whose use is unknown, so that they can be neither judged nor drawn.
     * `vanishing-scale`, `exploding-scale`: with the present weights, the second moment of a
       kernel's output is below 1e-6 or above 1e6 for white noise of unit variance at the input,
@@ -68,15 +72,20 @@ def lint(model: keras.Model) -> list[Finding]:
         ['equal-weights']
     """
     reading = read(model)
+    owned = {
+        id(variable): initializer
+        for layer in [model, *keras_private.layers_of(model)]
+        for _, variable, initializer in owners(layer)
+    }
     return [
-        *_equal_weights(model, reading),
+        *_equal_weights(model, reading, owned),
         *_wrong_fans(model, reading),
-        *_not_injected(model, reading),
+        *_not_injected(model, reading, owned),
         *(
             Finding("unknown-layer", name, f"{reason}; register a rule, or initialize it by hand")
             for name, reason in reading.unknown
         ),
-        *_scales(reading),
+        *_scales(reading, owned),
     ]
 
 
@@ -89,11 +98,19 @@ def _kernels(model: Model, reading: Reading) -> Iterator[tuple[Layer, Variable, 
                 yield layer, variable, context
 
 
-def _equal_weights(model: Model, reading: Reading) -> Iterator[Finding]:
+def _is_constant(variable: Variable, owned: Owned) -> bool:
+    """Whether one of our initializers drew a kernel without variance: zeros, or an identity."""
+    initializer = owned.get(id(variable))
+    if initializer is None or initializer.context is None:
+        return False
+    return initializer.stddev(tuple(int(n) for n in variable.shape)) == 0
+
+
+def _equal_weights(model: Model, reading: Reading, owned: Owned) -> Iterator[Finding]:
     first: dict[tuple[tuple[int, ...], str, bytes], str] = {}
     for _, variable, context in _kernels(model, reading):
         values = view(variable)
-        if values.size < 2 or np.all(values == values.flat[0]):
+        if values.size < 2 or np.all(values == values.flat[0]) or _is_constant(variable, owned):
             continue
         earlier = first.setdefault((values.shape, variable.dtype, digest(values)), context.path)
         if earlier != context.path:
@@ -127,37 +144,56 @@ def _wrong_fans(model: Model, reading: Reading) -> Iterator[Finding]:
         )
 
 
-def _not_injected(model: Model, reading: Reading) -> Iterator[Finding]:
-    initializers = {
-        id(variable): initializer
-        for layer in [model, *keras_private.layers_of(model)]
-        for _, variable, initializer in owners(layer)
-    }
-    for _, variable, context in _kernels(model, reading):
-        initializer = initializers.get(id(variable))
-        if initializer is not None and initializer.context is None:
-            yield Finding(
-                "not-injected",
-                context.path,
-                f"{type(initializer).__name__} has no context, so it drew its neutral case. Call "
-                "keras_varinit.inject(model), or fit with keras_varinit.ContextInjector()",
-            )
+def _not_injected(model: Model, reading: Reading, owned: Owned) -> Iterator[Finding]:
+    for layer in [model, *keras_private.layers_of(model)]:
+        for variable in keras_private.own_variables(layer):
+            initializer = owned.get(id(variable))
+            context = reading.surroundings_of(variable)
+            if initializer is None or context is None:
+                continue
+            name = type(initializer).__name__
+            if context.kind not in initializer.kinds:
+                yield Finding(
+                    "wrong-kind",
+                    context.path,
+                    f"{name} {initializer.purpose()}, and this is a {context.kind}. Give the layer "
+                    "another initializer for it",
+                )
+            elif initializer.context is None:
+                yield Finding(
+                    "not-injected",
+                    context.path,
+                    f"{name} has no context, so it drew its neutral case. Call "
+                    "keras_varinit.inject(model), or fit with keras_varinit.ContextInjector()",
+                )
 
 
-def _scales(reading: Reading) -> Iterator[Finding]:
+def _scales(reading: Reading, owned: Owned) -> Iterator[Finding]:
     """The first kernel whose output vanishes and the first whose output explodes.
 
-    Predicted by the signal engine from the second moments of the present kernels.
+    Predicted by the signal engine from the second moments of the present kernels. A kernel that is
+    zero because its initializer wants it so, or as it ends a residual branch, is no finding.
     """
+    zeros: set[int] = set()
 
     def second_moment(variable: Variable, gain: float) -> float:
+        if _is_constant(variable, owned):
+            zeros.add(id(variable))
         return float(np.mean(np.square(np.asarray(view(variable), np.float32))))
 
-    predictions, _ = reading.predict(second_moment, backward=False)
+    def is_delta(variable: Variable) -> bool:
+        initializer = owned.get(id(variable))
+        return initializer is not None and initializer.reads_centre_only(
+            tuple(int(n) for n in variable.shape)
+        )
+
+    predictions, _ = reading.predict(second_moment, backward=False, is_delta=is_delta)
     dead = exploded = False
     for key, prediction in predictions.items():
         context, scale = reading.by_variable.get(key), prediction.forward
         if context is None or scale is None:
+            continue
+        if scale == 0 and (key in zeros or context.branch_end):
             continue
         if scale < _DEAD and not dead:
             dead = True

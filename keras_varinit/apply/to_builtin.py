@@ -1,5 +1,6 @@
 """`to_builtin`: copies of models whose configuration only needs Keras."""
 
+import math
 from typing import Any
 
 import keras
@@ -7,6 +8,7 @@ import keras
 from keras_varinit import keras_private
 from keras_varinit.initializers.base import PACKAGE, ContextualInitializer, registered_names
 from keras_varinit.initializers.laws import describe, with_stddev
+from keras_varinit.initializers.partial_identity import PartialIdentity
 from keras_varinit.seeds import random_kept
 from keras_varinit.typing import Model, Variable
 
@@ -17,7 +19,8 @@ def to_builtin(model: keras.Model) -> keras.Model:
     Every initializer of this library is replaced by Keras's with the same distribution family and
     standard deviation, so a saved copy loads where this library is not installed. What Keras has no
     initializer for is lost: the per-filter variances of `Enhanced` become the layer's mean
-    variance. An initializer without a context becomes its neutral case.
+    variance, identity filters the base's draws, and orthogonal kernels normal ones, save for
+    matrices. An initializer without a context becomes its neutral case.
 
     Args:
         model: A built `keras.Model` that Keras can serialize.
@@ -44,7 +47,7 @@ def _copied(model: Model) -> Model:
     for layer in [copy, *keras_private.layers_of(copy)]:
         attributes = list(keras_private.initializer_attributes(layer, ContextualInitializer))
         for attribute, initializer in attributes:
-            keras_private.replace_initializer(layer, attribute, _builtin(initializer))
+            keras_private.replace_attribute(layer, attribute, _builtin(initializer))
     _take_weights(copy, model)
     if _names_ours(keras.saving.serialize_keras_object(copy)):
         raise ValueError(
@@ -108,10 +111,21 @@ def _is_our_id(value: object, key: str) -> bool:
 def _builtin(initializer: ContextualInitializer) -> keras.initializers.Initializer:
     """Keras's initializer with the same family and standard deviation."""
     context, seed = initializer.context, initializer.seed
+    exact = initializer.in_keras()
+    if exact is not None:
+        return exact
     if context is None:
         return initializer.neutral()
-    stddev = initializer.stddev(context.kernel_shape)
+    shape = context.kernel_shape
+    if isinstance(initializer, PartialIdentity):
+        stddev = describe(initializer.initializer, shape, context).stddev
+    else:
+        stddev = initializer.stddev(shape)
     if stddev is None:
         return initializer.neutral()
-    family = describe(initializer.neutral(), context.kernel_shape, None).family
+    family = initializer.family
+    if family == "orthogonal" and len(shape) == 2 and context.filter_axes == (1,):
+        return keras.initializers.Orthogonal(gain=stddev * math.sqrt(max(shape)), seed=seed)
+    if family in ("orthogonal", "other"):
+        family = describe(initializer.neutral(), shape, None).family
     return with_stddev(family, stddev, seed)

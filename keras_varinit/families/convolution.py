@@ -13,6 +13,7 @@ from keras_varinit.families.kernels import (
     Weighing,
     kernel_of,
     shared_kernel,
+    taps_read,
     weight_rule,
     weights_of,
     with_activation,
@@ -169,9 +170,9 @@ def _each_channel(visit: Visit, multiplier: int) -> tuple[Outcome, Signal]:
     channel_axis = channel_axis_of(layer)
     target, _ = layout(visit.output_shape, channel_axis)
     signal = in_layout(visit, channel_axis)
-    taps = windows(visit.call, signal.axes, target)
+    taps, share = taps_read(visit, role.kernels[0], windows(visit.call, signal.axes, target))
     mapped = Signal(signal.parts, channel_axis)
-    mapped = mapped.each(lambda m: scattered(m.weighted(taps, 1), m, taps, 1))
+    mapped = mapped.each(lambda m: scattered(m.weighted(taps, 1), m, taps, 1).scaled(share))
     unit = [(n * multiplier, m) for n, m in mapped.parts]
     weighing = Weighing(visit, role.kernels[0], unit)
     single = len(role.kernels) == 1
@@ -187,7 +188,7 @@ def _each_channel(visit: Visit, multiplier: int) -> tuple[Outcome, Signal]:
         if gradient is None:
             return only_first(None, len(visit.inputs))
         back = tuple(
-            summed_back(taps, m, g) * (weighing.variance * multiplier)
+            summed_back(taps, m, g) * (weighing.variance * share * multiplier)
             for (_, m), g in zip(signal.parts, gradient.parts, strict=True)
         )
         passed = through_taps(gradient, taps).with_parts(back)

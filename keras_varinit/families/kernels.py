@@ -34,7 +34,7 @@ from keras_varinit.signals.outcome import (
 )
 from keras_varinit.signals.registry import RoleRule, role_rule
 from keras_varinit.signals.roles import Call, Kernel, LeftAlone, Role, Unknown, Weights
-from keras_varinit.signals.taps import mean_inverse, summed_back
+from keras_varinit.signals.taps import at_centre, mean_inverse, summed_back
 from keras_varinit.typing import Layer, Variable
 
 
@@ -129,6 +129,16 @@ def with_activation(visit: Visit, linear: Outcome) -> Outcome:
     return Outcome(after.outputs, pullback)
 
 
+def taps_read(visit: Visit, kernel: Kernel, taps: list[Window]) -> tuple[list[Window], float]:
+    """The windows that a kernel reads, and the factor from its variance to that of their taps.
+
+    All the variance of a delta kernel is in its central tap.
+    """
+    if not visit.is_delta(kernel.variable):
+        return taps, 1.0
+    return [at_centre(window) for window in taps], float(math.prod(w.taps for w in taps))
+
+
 def shared_kernel(
     visit: Visit,
     signal: Signal,
@@ -152,7 +162,8 @@ def shared_kernel(
     role = visit.role
     if not isinstance(role, Weights):
         raise TypeError("the rule expects a call whose role is `Weights`")
-    unit = scattered(merged.weighted(taps, fan_in), merged, taps, fan_in)
+    taps, share = taps_read(visit, role.kernels[0], taps)
+    unit = scattered(merged.weighted(taps, fan_in), merged, taps, fan_in).scaled(share)
     weighing = Weighing(visit, role.kernels[0], [(channels, unit)])
     output = weighing.output(moments_of_variable(visit.operation, "bias"), signal.channel_axis)
     inverse = mean_inverse(merged, taps, fan_in)
@@ -166,7 +177,7 @@ def shared_kernel(
         if gradient is None:
             return only_first(None, len(visit.inputs))
         back = summed_back(taps, merged, gradient.parts[0])
-        back = back * (weighing.variance * channels / groups)
+        back = back * (weighing.variance * share * channels / groups)
         count = len(signal.parts)
         passed = through_taps(gradient, taps).with_parts((back,) * count)
         if all(map(reads_in_place, taps)):

@@ -15,7 +15,6 @@ The authors' code caps the standard deviation at 3 times its value for τ = γ =
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Literal
 
 import keras
 
@@ -24,15 +23,19 @@ from keras_varinit.initializers.base import (
     ContextualInitializer,
     Family,
     Float32Array,
-    draw,
     neutral_fans,
     register,
 )
+from keras_varinit.initializers.distributions import (
+    DISTRIBUTIONS,
+    Distribution,
+    drawn,
+    mean_fan_in,
+    mean_fan_out,
+    variance_scaling,
+)
+from keras_varinit.initializers.orthogonal import is_delta
 from keras_varinit.typing import Config
-
-Distribution = Literal["normal", "truncated_normal", "uniform"]
-
-_DISTRIBUTIONS = ("normal", "truncated_normal", "uniform")
 
 _NEUTRAL_GAIN = 0.5
 
@@ -50,7 +53,7 @@ class _ASV(ContextualInitializer):
         context: LayerContext | Mapping[str, object] | None = None,
     ) -> None:
         super().__init__(seed=seed, context=context)
-        self._arguments.choice("distribution", distribution, _DISTRIBUTIONS)
+        self._arguments.choice("distribution", distribution, DISTRIBUTIONS)
         self.distribution: Distribution = distribution
         self.max_gain = (
             None if max_gain is None else self._arguments.number("max_gain", max_gain, above=0)
@@ -76,15 +79,13 @@ class _ASV(ContextualInitializer):
             )
         return limit
 
+    def reads_centre_only(self, shape: Sequence[int]) -> bool:
+        """Whether the kernel is delta-orthogonal, so zero at every tap but the central one."""
+        return self.distribution == "orthogonal" and is_delta(self._context_for(shape))
+
     def neutral(self) -> keras.initializers.Initializer:
         """Returns He's initialization, forward or backward."""
-        distributions = {"normal": "untruncated_normal"}
-        return keras.initializers.VarianceScaling(
-            scale=1 / _NEUTRAL_GAIN,
-            mode=self._neutral_mode,
-            distribution=distributions.get(self.distribution, self.distribution),
-            seed=self.seed,
-        )
+        return variance_scaling(1 / _NEUTRAL_GAIN, self._neutral_mode, self.distribution, self.seed)
 
     def get_config(self) -> Config:
         """Returns the configuration, JSON primitives only."""
@@ -98,7 +99,13 @@ class _ASV(ContextualInitializer):
         raise NotImplementedError
 
     def _sample(self, shape: tuple[int, ...]) -> Float32Array:
-        return draw(self._stream_key(), shape, self.distribution, self.stddev(shape))
+        return drawn(
+            self._stream_key(),
+            shape,
+            self.distribution,
+            self.stddev(shape),
+            self._context_for(shape),
+        )
 
 
 @register("asv_forward")
@@ -111,15 +118,20 @@ class ASVForward(_ASV):
     from any boundary.
 
     Args:
-        distribution: `"normal"`, `"truncated_normal"` (at two standard deviations, rescaled) or
-            `"uniform"`; the variance is the same.
+        distribution: `"normal"`, `"truncated_normal"` (at two standard deviations, rescaled),
+            `"uniform"` or `"orthogonal"`; the variance is the same, except that borders do not
+            count for the convolutions of the latter.
         max_gain: Limits the standard deviation to `max_gain` times its value for τ = ½. None for no
             limit. Defaults to 3, as in the authors' code.
         seed: Integer or None.
         context: Set by `inject`. Without it τ = ½, with the fan-in of the shape: He's forward
             initialization.
 
-    Shape: any kernel; with a context the fans are the layer's true ones.
+    Shape: any kernel; with a context the fans are the layer's true ones. An orthogonal kernel is
+    the matrix of its summed axes by its filter axes, per group; for convolutions it stands at the
+    central tap, (n-1)//2 of n, and is larger by the root of the number of taps (delta-orthogonal).
+    Without a context it is all axes but the last by the last. Transposed convolutions with strides
+    are drawn normal.
 
     Units: `stddev` is a standard deviation; τ is a ratio of second moments; `max_gain` is a ratio
     of standard deviations.
@@ -132,7 +144,9 @@ class ASVForward(_ASV):
         >>> round(kv.ASVForward().stddev((3, 3, 64, 64)), 5)  # √(2/576)
         0.05893
 
-    Reference: Henmi, Zara, Hirohashi, Kato (2020), arXiv 2008.06885.
+    Reference: Henmi, Zara, Hirohashi, Kato (2020), arXiv 2008.06885. Orthogonal draws: Saxe et al.
+    (2014), arXiv 1312.6120; Xiao et al. (2018), arXiv 1806.05393 (tanh networks of up to 10,000
+    convolutions, stride 1, at least as many filters as channels; here any number).
     """
 
     _neutral_mode = "fan_in"
@@ -141,7 +155,7 @@ class ASVForward(_ASV):
         context = self._context_for(shape)
         if context is None:
             return _NEUTRAL_GAIN, neutral_fans(shape)[0]
-        return context.forward_gain, context.mean_fan_in
+        return context.forward_gain, mean_fan_in(context, self.distribution)
 
 
 @register("asv_backward")
@@ -154,8 +168,9 @@ class ASVBackward(_ASV):
     is the fan-out far from any boundary divided by the stride.
 
     Args:
-        distribution: `"normal"`, `"truncated_normal"` (at two standard deviations, rescaled) or
-            `"uniform"`; the variance is the same.
+        distribution: `"normal"`, `"truncated_normal"` (at two standard deviations, rescaled),
+            `"uniform"` or `"orthogonal"`; the variance is the same, except that borders do not
+            count for the convolutions of the latter.
         max_gain: Limits the standard deviation to `max_gain` times its value for γ = ½, which keeps
             a kernel before global average pooling from becoming huge. None for no limit. Defaults
             to 3, as in the authors' code.
@@ -163,7 +178,11 @@ class ASVBackward(_ASV):
         context: Set by `inject`. Without it γ = ½, with the fan-out of the shape: He's backward
             initialization.
 
-    Shape: any kernel; with a context the fans are the layer's true ones.
+    Shape: any kernel; with a context the fans are the layer's true ones. An orthogonal kernel is
+    the matrix of its summed axes by its filter axes, per group; for convolutions it stands at the
+    central tap, (n-1)//2 of n, and is larger by the root of the number of taps (delta-orthogonal).
+    Without a context it is all axes but the last by the last. Transposed convolutions with strides
+    are drawn normal.
 
     Units: `stddev` is a standard deviation; γ is a ratio of variances; `max_gain` is a ratio of
     standard deviations.
@@ -176,7 +195,9 @@ class ASVBackward(_ASV):
         >>> round(kv.ASVBackward().stddev((3, 3, 64, 128)), 5)  # √(2/1152)
         0.04167
 
-    Reference: Henmi, Zara, Hirohashi, Kato (2020), arXiv 2008.06885.
+    Reference: Henmi, Zara, Hirohashi, Kato (2020), arXiv 2008.06885. Orthogonal draws: Saxe et al.
+    (2014), arXiv 1312.6120; Xiao et al. (2018), arXiv 1806.05393 (tanh networks of up to 10,000
+    convolutions, stride 1, at least as many filters as channels; here any number).
     """
 
     _neutral_mode = "fan_out"
@@ -185,4 +206,4 @@ class ASVBackward(_ASV):
         context = self._context_for(shape)
         if context is None:
             return _NEUTRAL_GAIN, neutral_fans(shape)[1]
-        return context.backward_gain, context.mean_fan_out
+        return context.backward_gain, mean_fan_out(context, self.distribution)

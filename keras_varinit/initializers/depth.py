@@ -12,15 +12,15 @@ third of the layers below one, is base = L/3 + offset.
 
 import functools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Literal
 
 import keras
 
 from keras_varinit.context import LayerContext
-from keras_varinit.initializers.base import ContextualInitializer, Family, register
-from keras_varinit.initializers.laws import Law, describe, reseeded, resolve_base, seed_of
-from keras_varinit.typing import ArrayLike, Config
+from keras_varinit.initializers.base import register
+from keras_varinit.initializers.wrapping import ScaledWrapper
+from keras_varinit.typing import Config
 
 Schedule = Literal["increasing", "decreasing", "constant"]
 
@@ -28,7 +28,7 @@ _SCHEDULES = ("increasing", "decreasing", "constant")
 
 
 @register("depth_scaled")
-class DepthScaled(ContextualInitializer):
+class DepthScaled(ScaledWrapper):
     """Multiplies a base initializer's variance by log_base(depth + offset).
 
     Variance grows from the first weight layer to the last: k_l = log_base(l + offset), where l is
@@ -74,10 +74,7 @@ class DepthScaled(ContextualInitializer):
         seed: int | None = None,
         context: LayerContext | Mapping[str, object] | None = None,
     ) -> None:
-        if seed is None:
-            seed = seed_of(self._name, resolve_base(self._name, initializer, None))
-        super().__init__(seed=seed, context=context)
-        self.initializer = resolve_base(self._name, initializer, self._entropy)
+        super().__init__(initializer, seed, context)
         self.base = None if base is None else self._arguments.number("base", base, above=1)
         self.offset = self._arguments.number("offset", offset, at_least=0)
         self.schedule = self._arguments.choice("schedule", schedule, _SCHEDULES)
@@ -94,17 +91,6 @@ class DepthScaled(ContextualInitializer):
         if self._context is not None:
             self.scale(self._context.depth, self._context.total_depth)
 
-    @property
-    def family(self) -> Family:
-        """Distribution of an entry."""
-        return describe(self.initializer, (1, 1), None).family
-
-    @property
-    def needs_signal(self) -> bool:
-        """Whether the base needs the signal engine's gain."""
-        base = self.initializer
-        return isinstance(base, ContextualInitializer) and base.needs_signal
-
     def scale(self, depth: int, total_depth: int) -> float:
         """Returns k, the factor on the base initializer's variance, at one depth of a network."""
         if self.schedule == "constant":
@@ -113,21 +99,10 @@ class DepthScaled(ContextualInitializer):
             depth = total_depth + 1 - depth
         return math.exp(self._log_scale(depth, total_depth))
 
-    def stddev(self, shape: Sequence[int]) -> float | None:
-        """Returns √k times the base initializer's standard deviation."""
-        stddev = self._law(shape).stddev
-        return None if stddev is None else math.sqrt(self._scale_for(shape)) * stddev
-
-    def neutral(self) -> keras.initializers.Initializer:
-        """Returns the base initializer."""
-        base = reseeded(self.initializer, self.seed)
-        return base.neutral() if isinstance(base, ContextualInitializer) else base
-
     def get_config(self) -> Config:
         """Returns the configuration, JSON primitives only."""
-        base = reseeded(self.initializer, self.seed)
         return {
-            "initializer": keras.initializers.serialize(base),
+            "initializer": self._base_config(),
             "base": self.base,
             "offset": self.offset,
             "schedule": self.schedule,
@@ -177,22 +152,8 @@ class DepthScaled(ContextualInitializer):
     def _place(self) -> str:
         return "" if self._context is None else f" for {self._context.path!r}"
 
-    def _law(self, shape: Sequence[int]) -> Law:
-        return describe(self.initializer, shape, self._context_for(shape))
-
-    def _scale_for(self, shape: Sequence[int]) -> float:
-        context = self._context_for(shape)
-        return 1.0 if context is None else self.scale(context.depth, context.total_depth)
-
-    def _sample(self, shape: tuple[int, ...]) -> ArrayLike:
-        context = self._context_for(shape)
-        if context is None:
-            return self.initializer(shape, dtype="float32")
-        base = reseeded(self.initializer, self._stream_key() % 2**31)
-        if isinstance(base, ContextualInitializer):
-            base = base.with_context(context)
-        factor = math.sqrt(self._scale_for(shape)) * self._law(shape).correction
-        return base(shape, dtype="float32") * factor
+    def _factor(self, context: LayerContext) -> float:
+        return math.sqrt(self.scale(context.depth, context.total_depth))
 
 
 @functools.lru_cache(maxsize=64)

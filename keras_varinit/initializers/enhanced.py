@@ -29,13 +29,14 @@ from keras_varinit.initializers.base import (
     random_stream,
     register,
 )
-from keras_varinit.initializers.laws import Law, describe, reseeded, resolve_base, seed_of
+from keras_varinit.initializers.laws import reseeded
+from keras_varinit.initializers.wrapping import Wrapper
 from keras_varinit.typing import Config, FloatArray
 
 Granularity = Literal["filter", "position"]
 
 
-class _EnhancedBase(ContextualInitializer):
+class _EnhancedBase(Wrapper):
     """The sampler that `Enhanced` and its presets share."""
 
     def __init__(
@@ -47,10 +48,7 @@ class _EnhancedBase(ContextualInitializer):
         seed: int | None,
         context: LayerContext | Mapping[str, object] | None,
     ) -> None:
-        if seed is None:
-            seed = seed_of(self._name, resolve_base(self._name, initializer, None))
-        super().__init__(seed=seed, context=context)
-        self.initializer = resolve_base(self._name, initializer, self.seed)
+        super().__init__(initializer, seed, context)
         self.granularity = self._arguments.choice(
             "granularity", granularity, ("filter", "position")
         )
@@ -64,36 +62,22 @@ class _EnhancedBase(ContextualInitializer):
                 f"`concentration`. Received: delta={delta!r}, concentration={concentration!r}."
             )
 
-    @property
-    def needs_signal(self) -> bool:
-        """Whether the base needs the signal engine's gain."""
-        base = self.initializer
-        return isinstance(base, ContextualInitializer) and base.needs_signal
-
     def stddev(self, shape: Sequence[int]) -> float | None:
         """Returns the base's standard deviation, since the mean of a filter's variance is σ²."""
         return self._law(shape).stddev
 
-    def neutral(self) -> keras.initializers.Initializer:
-        """Returns the base initializer."""
-        base = reseeded(self.initializer, self.seed)
-        return base.neutral() if isinstance(base, ContextualInitializer) else base
-
-    def _law(self, shape: Sequence[int]) -> Law:
-        return describe(self.initializer, shape, self._context_for(shape))
-
     def _sample(self, shape: tuple[int, ...]) -> Float32Array:
         law, key = self._law(shape), self._stream_key()
         factors = self._variance_factors(random_stream(key, 0), shape, law.family)
-        if law.family == "other" or law.stddev is None:
-            values = self._base_draw(shape)
+        if law.family in ("orthogonal", "other") or law.stddev is None:
+            values = self._unscaled(shape)
         else:
             distribution = "uniform" if law.family == "uniform" else "normal"
             values = draw(key, shape, distribution, law.stddev)
         values *= np.sqrt(factors).astype(np.float32)
         return values
 
-    def _base_draw(self, shape: tuple[int, ...]) -> Float32Array:
+    def _unscaled(self, shape: tuple[int, ...]) -> Float32Array:
         base = reseeded(self.initializer, self._stream_key() % 2**31)
         if isinstance(base, ContextualInitializer):
             base = base.with_context(self._context_for(shape))
@@ -177,7 +161,7 @@ class Enhanced(_EnhancedBase):
     def get_config(self) -> Config:
         """Returns the configuration, JSON primitives only."""
         return {
-            "initializer": keras.initializers.serialize(self.initializer),
+            "initializer": self._base_config(),
             "granularity": self.granularity,
             "concentration": self.concentration,
             "delta": self.delta,

@@ -58,6 +58,12 @@ def resolve_base(
             f"Received: initializer={initializer!r}."
         )
     _check_zero_mean(owner, base)
+    reason = base.refused_as_base if isinstance(base, ContextualInitializer) else None
+    if reason is not None:
+        raise ValueError(
+            f"{owner}: `initializer` must be an initializer whose draws can be scaled. Received: "
+            f"initializer={base!r}: {reason}."
+        )
     if "seed" not in base.get_config():
         raise ValueError(
             f"{owner}: `initializer` must draw random values from a `seed` in its config, so that "
@@ -114,7 +120,12 @@ def for_kernel(
 
 
 def with_stddev(family: Family, stddev: float, seed: int | None) -> keras.initializers.Initializer:
-    """Keras's initializer with a family and a standard deviation, independent of fans."""
+    """Keras's initializer with a family and a standard deviation, independent of fans.
+
+    Families that Keras has no such initializer for become normal.
+    """
+    if stddev == 0:
+        return keras.initializers.Zeros()
     if family == "uniform":
         bound = math.sqrt(3) * stddev
         return keras.initializers.RandomUniform(-bound, bound, seed=seed)
@@ -147,7 +158,9 @@ def describe(
     if isinstance(base, keras.initializers.RandomUniform):
         return Law("uniform", (float(base.maxval) - float(base.minval)) / math.sqrt(12))
     if isinstance(base, keras.initializers.Orthogonal) and len(shape) >= 2:
-        return Law("other", float(base.gain) / math.sqrt(max(math.prod(shape[:-1]), shape[-1])))
+        return Law(
+            "orthogonal", float(base.gain) / math.sqrt(max(math.prod(shape[:-1]), shape[-1]))
+        )
     return Law("other", None)
 
 
@@ -171,7 +184,7 @@ def as_drawn(
     axes: dict[bool, list[int]] = {True: [], False: []}
     for axis, letter in enumerate(kernel):
         axes[letter in output].append(axis)
-    config |= {"input_axes": axes[False], "output_axes": axes[True]}
+    config |= {"input_axes": axes[False], "output_axes": axes[True], "seed": initializer.seed}
     return type(initializer).from_config(config)
 
 
@@ -199,8 +212,10 @@ def _fan(mode: str, fan_in: float, fan_out: float) -> float:
     return max(1.0, fans[mode])
 
 
-def mean_of(initializer: keras.initializers.Initializer) -> float:
-    """The mean of one of Keras's random initializers; 0 for those without such a parameter."""
+def mean_of(initializer: keras.initializers.Initializer, shape: Sequence[int]) -> float:
+    """The mean of an entry of a kernel of that shape; 0 for classes without such a parameter."""
+    if isinstance(initializer, ContextualInitializer):
+        return initializer.mean(shape)
     if isinstance(initializer, keras.initializers.RandomUniform):
         return (float(initializer.minval) + float(initializer.maxval)) / 2
     return float(getattr(initializer, "mean", 0.0))

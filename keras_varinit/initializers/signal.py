@@ -11,7 +11,6 @@ residual sums and concatenations.
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Literal
 
 import keras
 
@@ -20,15 +19,18 @@ from keras_varinit.initializers.base import (
     ContextualInitializer,
     Family,
     Float32Array,
-    draw,
     neutral_fans,
     register,
 )
+from keras_varinit.initializers.distributions import (
+    DISTRIBUTIONS,
+    Distribution,
+    drawn,
+    mean_fan_in,
+    variance_scaling,
+)
+from keras_varinit.initializers.orthogonal import is_delta
 from keras_varinit.typing import Config
-
-Distribution = Literal["normal", "truncated_normal", "uniform"]
-
-_DISTRIBUTIONS = ("normal", "truncated_normal", "uniform")
 
 _NEUTRAL_GAIN = 0.5
 
@@ -48,15 +50,16 @@ class SignalPreserving(ContextualInitializer):
     `calibrate`.
 
     Args:
-        distribution: `"normal"`, `"truncated_normal"` (at two standard deviations, rescaled) or
-            `"uniform"`; the variance is the same.
+        distribution: `"normal"`, `"truncated_normal"` (at two standard deviations, rescaled),
+            `"uniform"` or `"orthogonal"` (delta-orthogonal for convolutions).
         target: Target second moment of the layer's output, greater than 0. Defaults to 1.
         seed: Integer or None.
         context: Set by `inject`. Without it g = fan_in/2, with the fan-in of the shape: He's
             initialization times `target`. Where the engine does not know the layer's input (the
             report says so), and for recurrent kernels, g = τ·ε/M' as in `ASVForward`.
 
-    Shape: any kernel; with a context the fans are the layer's true ones.
+    Shape: any kernel; with a context the fans are the layer's true ones. Orthogonal kernels: see
+    `ASVForward`.
 
     Units: `stddev` is a standard deviation, `target` a second moment.
 
@@ -83,7 +86,7 @@ class SignalPreserving(ContextualInitializer):
         context: LayerContext | Mapping[str, object] | None = None,
     ) -> None:
         super().__init__(seed=seed, context=context)
-        self._arguments.choice("distribution", distribution, _DISTRIBUTIONS)
+        self._arguments.choice("distribution", distribution, DISTRIBUTIONS)
         self.distribution: Distribution = distribution
         self.target = self._arguments.number("target", target, above=0)
 
@@ -105,22 +108,27 @@ class SignalPreserving(ContextualInitializer):
         elif context.signal_gain is not None:
             gain = context.signal_gain
         else:
-            gain = (context.forward_gain or _NEUTRAL_GAIN) * context.mean_fan_in
+            fan_in = mean_fan_in(context, self.distribution)
+            gain = (context.forward_gain or _NEUTRAL_GAIN) * fan_in
         return math.sqrt(self.target / gain)
+
+    def reads_centre_only(self, shape: Sequence[int]) -> bool:
+        """Whether the kernel is delta-orthogonal, so zero at every tap but the central one."""
+        return self.distribution == "orthogonal" and is_delta(self._context_for(shape))
 
     def neutral(self) -> keras.initializers.Initializer:
         """Returns He's initialization with the scale of `target`."""
-        distributions = {"normal": "untruncated_normal"}
-        return keras.initializers.VarianceScaling(
-            scale=self.target / _NEUTRAL_GAIN,
-            mode="fan_in",
-            distribution=distributions.get(self.distribution, self.distribution),
-            seed=self.seed,
-        )
+        return variance_scaling(self.target / _NEUTRAL_GAIN, "fan_in", self.distribution, self.seed)
 
     def get_config(self) -> Config:
         """Returns the configuration, JSON primitives only."""
         return {"distribution": self.distribution, "target": self.target, **super().get_config()}
 
     def _sample(self, shape: tuple[int, ...]) -> Float32Array:
-        return draw(self._stream_key(), shape, self.distribution, self.stddev(shape))
+        return drawn(
+            self._stream_key(),
+            shape,
+            self.distribution,
+            self.stddev(shape),
+            self._context_for(shape),
+        )

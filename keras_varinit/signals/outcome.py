@@ -228,6 +228,7 @@ class Visit:
         renewed: Returns the correlation to assume where only the scale is known.
         sources: The source of each input; see the module `narrowness`.
         ties: Bits that stand for parts of one softmax.
+        is_delta: Whether a kernel is zero at every tap of its window but the central one.
     """
 
     call: Call
@@ -247,6 +248,7 @@ class Visit:
     renewed: Callable[[], float] = lambda: 0.0
     sources: tuple[tuple[int, float] | None, ...] = ()
     ties: int = 0
+    is_delta: Callable[[Any], bool] = lambda _: False
 
     @property
     def operation(self) -> Any:

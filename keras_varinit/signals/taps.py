@@ -1,5 +1,6 @@
 """The taps of convolutions: what they read, and gradients back through them."""
 
+import dataclasses
 import functools
 import itertools
 import math
@@ -53,6 +54,12 @@ def transposed_windows(call: Call, source: Axes, target: Axes) -> list[Window]:
             low = transposed_padding(n, m, k, s, d, layer.padding)
         axis_windows.append(Window("transposed", k, s, d, low, source[axis], target[axis]))
     return axis_windows
+
+
+def at_centre(window: Window) -> Window:
+    """A convolution's window without its taps, save for the central one, (n-1)//2 of n."""
+    centre = (window.taps - 1) // 2 * window.dilation
+    return dataclasses.replace(window, taps=1, dilation=1, low=window.low - centre)
 
 
 def summed_back(windows: Sequence[AnyWindow], moments: Moments, gradient: Array) -> Array:

@@ -49,6 +49,7 @@ class Graph:
         constants: Values of the tensors that are constant, by tensor.
         closed: Why a layer could not be opened, by the index of its node.
         opened: For each opened layer, by `id`, the index of its first node.
+        finished: For each opened layer, by `id`, the index behind its last node.
 
     A model whose layers need to know a length may be traced with an example of it. That axis is
     still unknown (None) in `shapes`; only the nodes' `arguments` and the `constants` are those of
@@ -64,6 +65,7 @@ class Graph:
     constants: dict[int, Tensor] = dataclasses.field(default_factory=dict)
     closed: dict[int, str] = dataclasses.field(default_factory=dict)
     opened: dict[int, int] = dataclasses.field(default_factory=dict)
+    finished: dict[int, int] = dataclasses.field(default_factory=dict)
 
     @property
     def notes(self) -> list[str]:
@@ -160,7 +162,9 @@ class Reader:
                 self.graph.closed[len(self.graph.nodes)] = _in_words(error)
             return self.graph.new_node(operation, inputs, shapes, arguments)
         self.graph.opened.setdefault(id(operation), len(self.graph.nodes))
-        return self.inline(recorded, inputs)
+        outputs = self.inline(recorded, inputs)
+        self.graph.finished.setdefault(id(operation), len(self.graph.nodes))
+        return outputs
 
     def _inside(
         self, operation: Operation, inputs: list[int], arguments: "CallArguments | _Arguments"

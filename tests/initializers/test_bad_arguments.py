@@ -31,9 +31,13 @@ ASV = [kv.ASVForward, kv.ASVBackward]
 ENHANCED = [enhanced, *PRESETS]
 DEPTH = [kv.DepthScaled]
 SIGNAL = [kv.SignalPreserving]
-ALL = [*ASV, *ENHANCED, *DEPTH, *SIGNAL]
+RESIDUAL = [kv.ResidualScaled]
+PARTIAL = [kv.PartialIdentity]
+MIMETIC = [kv.Mimetic]
+ALL = [*ASV, *ENHANCED, *DEPTH, *SIGNAL, *RESIDUAL, *PARTIAL, *MIMETIC]
 
-DISTRIBUTIONS = "one of 'normal', 'truncated_normal', 'uniform'"
+DISTRIBUTIONS = "one of 'normal', 'truncated_normal', 'uniform', 'orthogonal'"
+RULES = "one of 'depth', 'fixup', 'zero'"
 SCHEDULES = "one of 'increasing', 'decreasing', 'constant'"
 SEED = "an integer or None (calls are pure, so a SeedGenerator cannot be used)"
 # Classes, argument, bad values, error and what the text says the argument must be.
@@ -60,6 +64,8 @@ ARGUMENTS = [
     (DEPTH, "schedule", [None, 3], TypeError, SCHEDULES),
     (DEPTH, "network_variance", [0, -22, NAN, INF], ValueError, "finite and greater than 0"),
     (DEPTH, "network_variance", ["x", True], TypeError, "a number"),
+    (RESIDUAL, "rule", ["gpt", "Depth"], ValueError, RULES),
+    (RESIDUAL, "rule", [None, 3], TypeError, RULES),
 ]
 
 
@@ -124,7 +130,10 @@ LENT = (
 )
 
 
-@pytest.mark.parametrize("cls", [kv.Enhanced, kv.DepthScaled])
+WRAPPERS = [kv.Enhanced, kv.DepthScaled, kv.ResidualScaled, kv.PartialIdentity, kv.Mimetic]
+
+
+@pytest.mark.parametrize("cls", WRAPPERS)
 @pytest.mark.parametrize(
     ("make_base", "error", "text"),
     [
@@ -148,6 +157,19 @@ LENT = (
 def test_a_base_that_cannot_be_scaled_is_refused(cls, make_base, error, text):
     with pytest.raises(error, match=re.escape(f"{cls.__name__}: {text}")):
         cls(make_base())
+
+
+@pytest.mark.parametrize("cls", WRAPPERS)
+@pytest.mark.parametrize("base", ["partial_identity", kv.PartialIdentity("he_uniform", seed=1)])
+def test_identity_filters_cannot_be_scaled(cls, base):
+    text = (
+        f"{cls.__name__}: `initializer` must be an initializer whose draws can be scaled. "
+        "Received: initializer=PartialIdentity("
+    )
+    with pytest.raises(ValueError, match=re.escape(text)) as caught:
+        cls(base)
+    reason = ": a factor would turn its identity filters into a gain."
+    assert str(caught.value).endswith(reason)
 
 
 @pytest.mark.parametrize("cls", ALL)

@@ -17,15 +17,19 @@ VARIANCES = {
     "2/(in+out)": lambda fan_in, fan_out: 2 / (fan_in + fan_out),
     "1/in": lambda fan_in, fan_out: 1 / fan_in,
 }
+ORTHOGONAL = {"class_name": "ASVForward", "config": {"distribution": "orthogonal"}}
 # Class, arguments, and the documented variance without a context.
 CASES = {
     "forward": (kv.ASVForward, {}, "2/in"),
     "forward truncated": (kv.ASVForward, {"distribution": "truncated_normal"}, "2/in"),
     "forward uniform": (kv.ASVForward, {"distribution": "uniform"}, "2/in"),
     "backward": (kv.ASVBackward, {}, "2/out"),
+    "forward orthogonal": (kv.ASVForward, {"distribution": "orthogonal"}, "2/in"),
+    "backward orthogonal": (kv.ASVBackward, {"distribution": "orthogonal"}, "2/out"),
     "backward uniform": (kv.ASVBackward, {"distribution": "uniform", "max_gain": None}, "2/out"),
     "depth": (kv.DepthScaled, {}, "2/in"),
     "depth of ours": (kv.DepthScaled, {"initializer": "asv_backward", "base": 4.0}, "2/out"),
+    "depth orthogonal": (kv.DepthScaled, {"initializer": ORTHOGONAL}, "2/in"),
     "depth glorot": (
         kv.DepthScaled,
         {"initializer": "glorot_uniform", "network_variance": 22.0, "schedule": "constant"},
@@ -38,15 +42,29 @@ CASES = {
         "2/(in+out)",
     ),
     "enhanced delta": (kv.Enhanced, {"initializer": "lecun_normal", "delta": 0.5}, "1/in"),
+    "enhanced orthogonal": (kv.Enhanced, {"initializer": ORTHOGONAL}, "2/in"),
     "enhanced of ours": (kv.Enhanced, {"initializer": "depth_scaled"}, "2/in"),
+    "residual": (kv.ResidualScaled, {}, "2/(in+out)"),
+    "residual fixup": (kv.ResidualScaled, {"initializer": "he_normal", "rule": "fixup"}, "2/in"),
+    "residual of ours": (
+        kv.ResidualScaled,
+        {"initializer": "asv_backward", "rule": "zero"},
+        "2/out",
+    ),
+    "residual orthogonal": (kv.ResidualScaled, {"initializer": ORTHOGONAL}, "2/in"),
+    "partial identity": (kv.PartialIdentity, {}, "2/in"),
+    "partial identity of ours": (kv.PartialIdentity, {"initializer": "asv_backward"}, "2/out"),
     "he_normal": (kv.EnhancedHeNormal, {}, "2/in"),
     "he_uniform": (kv.EnhancedHeUniform, {"delta": 1.0}, "2/in"),
     "glorot_normal": (kv.EnhancedGlorotNormal, {"granularity": "position"}, "2/(in+out)"),
     "glorot_uniform": (kv.EnhancedGlorotUniform, {}, "2/(in+out)"),
     "lecun_normal": (kv.EnhancedLecunNormal, {"concentration": 3.0}, "1/in"),
     "lecun_uniform": (kv.EnhancedLecunUniform, {}, "1/in"),
+    "mimetic": (kv.Mimetic, {}, "2/(in+out)"),
+    "mimetic of ours": (kv.Mimetic, {"initializer": "asv_forward"}, "2/in"),
     "signal": (kv.SignalPreserving, {}, "2/in"),
     "signal truncated": (kv.SignalPreserving, {"distribution": "truncated_normal"}, "2/in"),
+    "signal orthogonal": (kv.SignalPreserving, {"distribution": "orthogonal"}, "2/in"),
     "signal uniform": (kv.SignalPreserving, {"distribution": "uniform", "target": 0.5}, "1/in"),
 }
 STRING_IDS = {
@@ -59,6 +77,9 @@ STRING_IDS = {
     "enhanced_glorot_uniform": kv.EnhancedGlorotUniform,
     "enhanced_lecun_normal": kv.EnhancedLecunNormal,
     "enhanced_lecun_uniform": kv.EnhancedLecunUniform,
+    "mimetic": kv.Mimetic,
+    "partial_identity": kv.PartialIdentity,
+    "residual_scaled": kv.ResidualScaled,
     "signal_preserving": kv.SignalPreserving,
 }
 # Shape and its (fan_in, fan_out) in Keras's layouts.
@@ -278,6 +299,7 @@ REFERENCE = {
     "forward": [-0.08448558, -0.2618524, -0.1932684, -0.1441107],
     "forward truncated": [-0.09604719, -0.2976861, -0.2197167, -0.1638318],
     "forward uniform": [-0.1888741, 0.3630892, 0.3584112, -0.0467701],
+    "forward orthogonal": [-0.0946253, -0.2110539, -0.104374, -0.09942455],
     "backward": [-0.05974033, -0.1851576, -0.1366614, -0.1019016],
     "backward uniform": [-0.1335542, 0.2567428, 0.253435, -0.03307145],
     "enhanced": [-0.09132282, -0.1509607, -0.1201907, -0.01553166],
@@ -289,6 +311,8 @@ REFERENCE = {
     "glorot_uniform": [-0.1332136, 0.3136657, 0.146108, -0.02757638],
     "lecun_normal": [-0.03769017, -0.2050511, -0.1107074, -0.1019649],
     "lecun_uniform": [-0.1631527, 0.3841605, 0.178945, -0.03377402],
+    "residual of ours": [-0.05974033, -0.1851576, -0.1366614, -0.1019016],
+    "partial identity of ours": [-0.05974033, -0.1851576, -0.1366614, -0.1019016],
     "depth of ours": [-0.05974033, -0.1851576, -0.1366614, -0.1019016],
 }
 CONTEXT_REFERENCE = [0.2322167, 0.3349778, 0.1286613, 0.4478969]

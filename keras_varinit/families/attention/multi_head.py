@@ -10,7 +10,7 @@ import numpy as np
 from keras_varinit.families.activations import after_activation
 from keras_varinit.families.attention.masks import UnknownError, sight
 from keras_varinit.families.kernels import Weighing, kernel_of, weight_rule
-from keras_varinit.keras_private import Shape, computes_attention, layers_of
+from keras_varinit.keras_private import Shape, computes_attention, layers_of, own_variable
 from keras_varinit.maths import fans
 from keras_varinit.maths.algebra import multiplied
 from keras_varinit.maths.covariance import uniform
@@ -252,3 +252,26 @@ class _Layer:
             # The query heads of a group are followed by independent kernels.
             by_name[name] = (by_name[name][0] * self.repeats, by_name[name][1])
         return by_name
+
+
+def parts_of(layer: Layer) -> dict[int, tuple[str, int, int, int]]:
+    """The parts that the kernels of an attention layer play, by the `id` of the variable.
+
+    Returns:
+        (role, number of query heads, number of key and value heads, size of a head).
+    """
+    if not isinstance(layer, _LAYERS):
+        return {}
+    if hasattr(layer, "num_query_heads"):
+        heads, kv_heads = layer.num_query_heads, layer.num_key_value_heads
+        size = value_size = layer.head_dim
+    else:
+        heads = kv_heads = layer.num_heads
+        size, value_size = layer.key_dim, layer.value_dim
+    sizes = {"query": size, "key": size, "value": value_size, "attention_output": value_size}
+    return {
+        id(variable): (part.name, heads, kv_heads, sizes[part.name])
+        for part in layers_of(layer)
+        for variable in [own_variable(part, "kernel")]
+        if part.name in sizes and variable is not None
+    }

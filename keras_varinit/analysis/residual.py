@@ -1,0 +1,316 @@
+"""Residual branches, read off a graph.
+
+Rules, also for what is ambiguous:
+
+* A residual addition is an addition or a subtraction of signals with one common ancestor from which
+  one of them, the *shortcut*, is reached through fewer kernels than the others, the *branches*.
+  A signal that the others come from is the ancestor itself. Otherwise it is the tensor from which
+  the shortcut is reached through the fewest kernels; of several such, the one from which all are
+  reached through the fewest, and of these the latest.
+* Kernels are counted along the path that has fewest. Where the paths have equally many, the
+  signals' kernels since the ancestor are counted; where these are equally many too, or several
+  signals have none, there is no residual branch: two towers, an Inception block, positions added to
+  tokens, a highway layer (whose signals share the gate).
+* A branch has a kernel that the ancestor's signal passes through: the terms of a sum of products of
+  queries with keys and with relative positions are none.
+* Where both are reached through equally many kernels, a part cut out of the ancestor is no
+  shortcut: it is a shift from the modulation that also scales the stream (diffusion transformers).
+* Concatenations (dense blocks, U-Net) make no branch. A sum over a whole network (an additive U) is
+  a residual addition like any other.
+* A branch ends with each kernel whose output reaches the addition through no other kernel. Of a
+  product, one factor counts: not a gate (a factor behind a sigmoid or softmax), not one that the
+  ancestor has no part in; of what remains the one with most kernels, the first on a tie. Kernels of
+  recurrent layers end no branch, since their output is not proportional to them.
+* A branch is made of the kernels between ancestor and addition, those that read an outside signal
+  for it (keys and values of cross-attention) included. In nested branches, a kernel belongs to the
+  innermost; it ends each branch that it ends.
+* The stream of an addition goes on from its output and back from its shortcut, through anything but
+  a branch. L is the number of additions on the longest path of the stream through the addition, so
+  an encoder's additions do not count for its decoder.
+"""
+
+import dataclasses
+import heapq
+import math
+from collections.abc import Iterable, Iterator, Sequence
+
+from keras_varinit.analysis.labelling import Labelled
+from keras_varinit.signals.roles import Elementwise, Merge, Weights
+from keras_varinit.tracing.reader import Node
+
+_ADDITIONS = ("Add", "Subtract")
+
+_CUTS = ("ArraySplit", "GetItem", "Slice", "Split", "Take", "Unstack")
+
+_PRODUCTS = ("Multiply", "Matmul", "Einsum", "Dot")
+
+_GATES = {"sigmoid", "hard_sigmoid", "softmax", "log_sigmoid", "sparsemax"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Branch:
+    """The residual branch of a kernel.
+
+    Args:
+        additions: L, the number of residual additions on the longest path of the stream.
+        size: m, the number of kernels in the branch.
+        end: Whether the kernel ends a branch.
+    """
+
+    additions: int
+    size: int
+    end: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class Addition:
+    """A residual addition.
+
+    Args:
+        node: The addition.
+        ancestor: The tensor from which shortcut and branches start.
+        shortcut: The tensor that the branches are added to.
+        branches: The tensors that are added to it.
+        inside: Indices of the nodes with kernels in the branches.
+        ends: Indices of those that end the branches.
+        size: m, the number of kernels in the branches.
+    """
+
+    node: Node
+    ancestor: int
+    shortcut: int
+    branches: tuple[int, ...]
+    inside: frozenset[int]
+    ends: frozenset[int]
+    size: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Residual:
+    """The residual additions of a graph, in its order, and L of each."""
+
+    additions: tuple[Addition, ...]
+    lengths: tuple[int, ...]
+
+    @property
+    def most(self) -> int:
+        """The greatest L; 0 without residual additions."""
+        return max(self.lengths, default=0)
+
+    def by_node(self) -> dict[int, Branch]:
+        """The branch of each node whose kernels are in one."""
+        branches: dict[int, Branch] = {}
+        ends = set().union(*(addition.ends for addition in self.additions))
+        for addition, length in zip(self.additions, self.lengths, strict=True):
+            for index in addition.inside:
+                branches.setdefault(index, Branch(length, addition.size, index in ends))
+        return branches
+
+
+def residual(model: Labelled, carrying: Sequence[bool]) -> Residual:
+    """Finds the residual additions of a graph.
+
+    Args:
+        model: The labelled graph.
+        carrying: For each tensor, whether it carries a signal, not only a mask or a constant.
+    """
+    walk = _Walk(model, carrying)
+    additions = [each for node in model.graph.nodes for each in walk.addition(node)]
+    return Residual(tuple(additions), _lengths(model, walk, additions))
+
+
+class _Walk:
+    def __init__(self, model: Labelled, carrying: Sequence[bool]) -> None:
+        self.graph, self.roles, self.carrying = model.graph, model.roles, carrying
+
+    def producer(self, tensor: int) -> Node | None:
+        index = self.graph.producers[tensor]
+        return None if index is None else self.graph.nodes[index]
+
+    def signals(self, node: Node) -> list[int]:
+        """The inputs of a node that carry a signal, each once."""
+        return [t for t in dict.fromkeys(node.inputs) if self.carrying[t]]
+
+    def kernels(self, node: Node) -> int:
+        """The number of kernels on a path through a node."""
+        role = self.roles[node.index]
+        if isinstance(role, Weights):
+            return 1 + max(kernel.level for kernel in role.kernels)
+        return int(node.index in self.graph.closed and bool(node.operation.weights))
+
+    def addition(self, node: Node) -> Iterator[Addition]:
+        """The residual addition that a node is, if it is one."""
+        is_sum = type(node.operation).__name__ in _ADDITIONS
+        signals = self.signals(node)
+        if not is_sum or len(signals) < 2 or not isinstance(self.roles[node.index], Merge):
+            return
+        ancestor, distances = self._common_ancestor(signals)
+        if ancestor is None:
+            return
+        inside = [self._inside(t, ancestor) for t in signals]
+        keys = list(zip(distances, map(self._count, inside), strict=True))
+        shortest = min(keys)
+        if keys.count(shortest) > 1:
+            return
+        number = keys.index(shortest)
+        is_tie = distances.count(shortest[0]) > 1
+        if is_tie and self._is_cut(signals[number], ancestor):
+            return
+        reach = self._descendants(ancestor, node)
+        from_ancestor = [
+            any(self.graph.nodes[i].outputs[0] in reach for i in each) for each in inside
+        ]
+        branches = [n for n in range(len(signals)) if n != number and from_ancestor[n]]
+        if not branches:
+            return
+        within = frozenset().union(*(inside[n] for n in branches)) - inside[number]
+        ends = [self._ends(signals[n], ancestor, reach) for n in branches]
+        yield Addition(
+            node,
+            ancestor,
+            signals[number],
+            tuple(signals[n] for n in branches),
+            within,
+            frozenset().union(*ends) & within,
+            self._count(within),
+        )
+
+    def _count(self, nodes: Iterable[int]) -> int:
+        """The number of kernels of nodes; a layer that could not be opened counts as one."""
+        roles = [self.roles[index] for index in nodes]
+        return sum(len(role.kernels) if isinstance(role, Weights) else 1 for role in roles)
+
+    def _common_ancestor(self, signals: Sequence[int]) -> tuple[int | None, tuple[float, ...]]:
+        """The nearest common ancestor, and the fewest kernels from it to each signal."""
+        unreached = (math.inf,) * len(signals)
+        distances = {t: tuple(0.0 if t == s else math.inf for s in signals) for t in signals}
+        queue = [-t for t in distances]
+        heapq.heapify(queue)
+        best: tuple[int | None, tuple[float, ...]] = (None, unreached)
+        while queue:
+            tensor = -heapq.heappop(queue)
+            here = distances[tensor]
+            reaches_all = math.isfinite(sum(here))
+            if tensor in signals and reaches_all:
+                return tensor, here
+            if (min(here), sum(here)) < (min(best[1]), sum(best[1])) and reaches_all:
+                best = (tensor, here)
+            if not queue and math.isfinite(sum(here)):
+                break  # every path leads through this tensor
+            node = self.producer(tensor)
+            if node is None:
+                continue
+            passed = tuple(d + self.kernels(node) for d in here)
+            for source in self.signals(node):
+                if source not in distances:
+                    heapq.heappush(queue, -source)
+                    distances[source] = unreached
+                distances[source] = tuple(map(min, distances[source], passed))
+        return best
+
+    def _inside(self, signal: int, ancestor: int) -> frozenset[int]:
+        """The nodes with kernels between an ancestor and a signal.
+
+        Signals that do not come from the ancestor are followed to the first kernel.
+        """
+        reach = self._descendants(ancestor, self.producer(signal))
+        nodes, seen, stack = set(), {ancestor}, [signal]
+        while stack:
+            tensor = stack.pop()
+            node = self.producer(tensor)
+            if tensor in seen or node is None:
+                continue
+            seen.add(tensor)
+            if self.kernels(node):
+                nodes.add(node.index)
+                stack += [t for t in self.signals(node) if t in reach]
+            else:
+                stack += self.signals(node)
+        return frozenset(nodes)
+
+    def _is_cut(self, signal: int, ancestor: int) -> bool:
+        """Whether a signal is made of a part of an ancestor's channels or positions."""
+        seen, stack = {ancestor}, [signal]
+        while stack:
+            tensor = stack.pop()
+            node = self.producer(tensor)
+            if tensor in seen or node is None:
+                continue
+            seen.add(tensor)
+            if type(node.operation).__name__ in _CUTS:
+                return True
+            stack += self.signals(node)
+        return False
+
+    def _descendants(self, ancestor: int, last: Node | None) -> set[int]:
+        """The tensors computed from an ancestor, itself included, up to a node."""
+        reach, limit = {ancestor}, -1 if last is None else last.index
+        first = self.graph.producers[ancestor]
+        for node in self.graph.nodes[0 if first is None else first + 1 : limit + 1]:
+            if reach.intersection(self.signals(node)):
+                reach.update(node.outputs)
+        return reach
+
+    def _ends(self, signal: int, ancestor: int, reach: set[int]) -> set[int]:
+        """The nodes with kernels that reach a signal through no other kernel."""
+        ends, seen, stack = set(), {ancestor}, [signal]
+        while stack:
+            tensor = stack.pop()
+            node = self.producer(tensor)
+            if tensor in seen or node is None:
+                continue
+            seen.add(tensor)
+            role = self.roles[node.index]
+            if isinstance(role, Weights):
+                if not any(kernel.reads_own_output for kernel in role.kernels):
+                    ends.add(node.index)
+            elif isinstance(role, Merge) and type(node.operation).__name__ in _PRODUCTS:
+                stack.append(self._factor(node, ancestor, reach))
+            else:
+                stack += self.signals(node)
+        return ends
+
+    def _factor(self, node: Node, ancestor: int, reach: set[int]) -> int:
+        """The factor of a product through which a branch goes on."""
+        factors = self.signals(node)
+        inner = [t for t in factors if t in reach and not self._is_gate(t)] or factors
+        return max(inner, key=lambda t: self._count(self._inside(t, ancestor)))
+
+    def _is_gate(self, tensor: int) -> bool:
+        """Whether a factor comes from sigmoids or softmaxes, without a kernel in between."""
+        gates, seen, stack = 0, set(), [tensor]
+        while stack:
+            node = self.producer(tensor := stack.pop())
+            if tensor in seen or node is None:
+                continue
+            seen.add(tensor)
+            role = self.roles[node.index]
+            activation = role.activation if isinstance(role, Weights | Elementwise) else None
+            if activation is not None and activation.name in _GATES:
+                gates += 1
+            elif self.kernels(node):
+                return False
+            else:
+                stack += self.signals(node)
+        return gates > 0
+
+
+def _lengths(model: Labelled, walk: _Walk, additions: Sequence[Addition]) -> tuple[int, ...]:
+    """L of each addition."""
+    graph = model.graph
+    by_node = {addition.node.index: addition for addition in additions}
+    before, after = [0] * len(graph.shapes), [0] * len(graph.shapes)
+    for node in graph.nodes:
+        addition = by_node.get(node.index)
+        sources = walk.signals(node) if addition is None else [addition.shortcut]
+        length = max((before[t] for t in sources), default=0) + (addition is not None)
+        for tensor in node.outputs:
+            before[tensor] = length
+    for node in reversed(graph.nodes):
+        addition = by_node.get(node.index)
+        sources = walk.signals(node) if addition is None else [addition.shortcut]
+        length = max((after[t] for t in node.outputs), default=0) + (addition is not None)
+        for tensor in sources:
+            after[tensor] = max(after[tensor], length)
+    outputs = [addition.node.outputs[0] for addition in additions]
+    return tuple(before[t] + after[t] for t in outputs)
