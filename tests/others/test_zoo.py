@@ -66,10 +66,9 @@ SIDES = {"InceptionV3": 75, "InceptionResNetV2": 75, "Xception": 71}
 DEPTHWISE = "of few taps, w² f'(u)² f'(z)² has a mean above the product of its factors' means"
 POOLED = "max pooling of a residual stream behind ReLU, whose skewed sums count as Gaussian"
 EXCEPTIONS: dict[str, tuple[float, float, str]] = {
-    "EfficientNetB0": (1.5, 3.6, DEPTHWISE),
-    "EfficientNetV2B0": (1.5, 3.0, DEPTHWISE),
-    "MobileNetV3Large": (1.5, 4.5, DEPTHWISE),
-    "MobileNetV3Small": (1.5, 3.0, DEPTHWISE),
+    "EfficientNetB0": (1.5, 2.6, DEPTHWISE),
+    "MobileNetV3Large": (1.5, 2.5, DEPTHWISE),
+    "MobileNetV3Small": (1.5, 2.6, DEPTHWISE),
     "InceptionResNetV2": (1.8, 7.0, POOLED),
 }
 
