@@ -171,8 +171,20 @@ class PresentKernels:
         return float(np.mean(np.square(np.asarray(view(variable), np.float64))))
 
     def is_delta(self, variable: Variable) -> bool:
-        """Whether the current initializer draws a kernel at its central tap alone."""
-        return _is_delta(self._initializer(variable), _shape(variable))
+        """Whether the current initializer draws a kernel at its central tap alone.
+
+        The values must agree if the kernel is frozen.
+        """
+        holder = self.holders.get(id(variable))
+        if holder is None or not _is_delta(getattr(*holder), _shape(variable)):
+            return False
+        if self._initializer(variable) is not None:
+            return True
+        values, axes = view(variable), getattr(*holder).context.spatial_axes
+        middle = tuple(
+            (n - 1) // 2 if axis in axes else slice(None) for axis, n in enumerate(values.shape)
+        )
+        return bool(np.count_nonzero(values) == np.count_nonzero(values[middle]))
 
     def _initializer(self, variable: Variable) -> Any:
         """The initializer that draws a kernel; None if it is not known or the kernel is frozen."""
