@@ -64,6 +64,7 @@ CASES = {
     "mimetic of ours": (kv.Mimetic, {"initializer": "asv_forward"}, "2/in"),
     "signal": (kv.SignalPreserving, {}, "2/in"),
     "signal truncated": (kv.SignalPreserving, {"distribution": "truncated_normal"}, "2/in"),
+    "signal share": (kv.SignalPreserving, {"branch_share": "1/L"}, "2/in"),
     "signal orthogonal": (kv.SignalPreserving, {"distribution": "orthogonal"}, "2/in"),
     "signal uniform": (kv.SignalPreserving, {"distribution": "uniform", "target": 0.5}, "1/in"),
 }
@@ -79,6 +80,7 @@ STRING_IDS = {
     "enhanced_lecun_uniform": kv.EnhancedLecunUniform,
     "mimetic": kv.Mimetic,
     "partial_identity": kv.PartialIdentity,
+    "recommended": kv.Recommended,
     "residual_scaled": kv.ResidualScaled,
     "signal_preserving": kv.SignalPreserving,
 }
