@@ -76,6 +76,7 @@ def test_what_a_layer_draws_by_itself_is_kept():
     assert before is None or not np.array_equal(before, kernel)
 
 
+@pytest.mark.once
 def test_initialize_draws_what_recommend_says():
     for build in (convolutions, models.by_hand, models.recurrent, models.projection):
         keras.utils.clear_session(free_memory=False)
