@@ -261,9 +261,12 @@ class Plan:
     def _add_other(self, layer: Layer, variable: Variable, attribute: str) -> None:
         initializer = self.schemes.get(id(variable)) or getattr(layer, attribute)
         context = self.reading.vector_of(variable)
-        if isinstance(initializer, ContextualInitializer) and context is not None:
-            self._add_vector(layer, variable, attribute, initializer, context)
-            return
+        if isinstance(initializer, ContextualInitializer):
+            if context is not None and context.kind in initializer.kinds:
+                self._add_vector(layer, variable, attribute, initializer, context)
+                return
+            # One that is for other weights draws as without a context; `lint` says so.
+            initializer = initializer.with_context(None)
         path, _, stream = self.names[id(variable)]
         status = self._status(layer.trainable)
         self.rows.append(
@@ -288,10 +291,6 @@ class Plan:
     ) -> None:
         """Plans a bias or γ that an initializer of this library owns."""
         name, shape = type(initializer).__name__, tuple(variable.shape)
-        if context.kind not in initializer.kinds:
-            status = f"skipped: {name} {initializer.purpose()}, and this is a {context.kind}"
-            self.rows.append(ReportRow(context.path, layer.name, name, context, None, status))
-            return
         if "seed" in initializer.get_config():
             own = initializer.seed if self.seed is None else self.seed
             initializer = reseeded(initializer, own)
