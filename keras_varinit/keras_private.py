@@ -239,6 +239,26 @@ def is_keras_class(cls: type) -> bool:
     return cls.__module__.split(".", 1)[0] == "keras"
 
 
+# `call` of these layers ends with `self.activation`; without it they return pre-activations.
+LAYERS_THAT_END_WITH_ACTIVATION: tuple[type, ...] = tuple(
+    getattr(keras.layers, name)
+    for name in (
+        *("Dense", "EinsumDense"),
+        *(f"Conv{n}D{kind}" for n in (1, 2, 3) for kind in ("", "Transpose")),
+        *(f"{kind}Conv{n}D" for n in (1, 2) for kind in ("Depthwise", "Separable")),
+    )
+)
+
+
+def ends_with_activation(operation: Operation) -> bool:
+    """Whether Keras's own `call` runs and ends with an activation."""
+    if not isinstance(operation, LAYERS_THAT_END_WITH_ACTIVATION) or "call" in vars(operation):
+        return False
+    function = getattr(operation, "activation", None)
+    own = getattr(type(operation).call, "__module__", "").startswith("keras.")
+    return own and function is not None and function is not keras.activations.linear
+
+
 def computes_attention(layer: Operation) -> bool:
     """Whether a subclass of one of Keras's attention layers overrides how attention is computed."""
     for cls in type(layer).__mro__:

@@ -6,22 +6,12 @@ from collections.abc import Iterable, Sequence
 import keras
 
 from keras_varinit.families.activations import activation_of
-from keras_varinit.keras_private import Shape, is_raw_operation
+from keras_varinit.keras_private import Shape, ends_with_activation, is_raw_operation
 from keras_varinit.maths.quadrature import Activation
-from keras_varinit.signals.registry import layer_classes, role_of
+from keras_varinit.signals.registry import role_of
 from keras_varinit.signals.roles import Call, Elementwise, Role, Transparent, Unknown, Weights
 from keras_varinit.tracing.reader import Node
 from keras_varinit.typing import Operation, Variable
-
-# Layers whose `call` ends with `self.activation`, so that without it they return pre-activations.
-_SPLIT = (
-    keras.layers.Dense,
-    keras.layers.EinsumDense,
-    *layer_classes(
-        *(f"Conv{n}D{kind}" for n in (1, 2, 3) for kind in ("", "Transpose")),
-        *(f"{kind}Conv{n}D" for n in (1, 2) for kind in ("Depthwise", "Separable")),
-    ),
-)
 
 _OF_ROWS = ("softmax", "log_softmax", "sparsemax")
 
@@ -106,7 +96,7 @@ def point_of(
     axis = _channel_axis(operation, len(outputs[0]) if outputs else 2)
     function = None
     if isinstance(role, Weights):
-        splits = _splits(operation)
+        splits = ends_with_activation(operation)
         if splits:
             function = activation_of(operation.activation)
         # No prediction applies inside a recurrent layer, or if the activation may come earlier.
@@ -114,7 +104,7 @@ def point_of(
         comparable = splits or (role.activation is None and not inside)
         kernel = max(role.kernels, key=lambda k: k.level).variable if comparable else None
         return Point(name, operation, "weights", splits, function, kernel, axis, role)
-    splits = _splits(operation)
+    splits = ends_with_activation(operation)
     if isinstance(role, Elementwise) and not _is_arithmetic(operation, role.activation):
         return Point(name, operation, "activation", False, role.activation, None, axis, role)
     kind = "weights" if splits else "other"
@@ -131,15 +121,6 @@ def _role(
     except (ValueError, IndexError, TypeError, AttributeError):
         # Rules count fans from shapes; a signal can be measured even where they cannot.
         return Unknown()
-
-
-def _splits(operation: Operation) -> bool:
-    """Whether Keras's own `call` runs and ends with an activation."""
-    if not isinstance(operation, _SPLIT) or "call" in vars(operation):
-        return False
-    function = getattr(operation, "activation", None)
-    own = getattr(type(operation).call, "__module__", "").startswith("keras.")
-    return own and function is not None and function is not keras.activations.linear
 
 
 def _activation_or_none(operation: Operation, splits: bool) -> Activation | None:
