@@ -122,36 +122,6 @@ def run(options: argparse.Namespace) -> None:
     image_study.report(text, options.out, ["curves.png"])
 
 
-def build(
-    image_shape: tuple[int, int, int], num_classes: int, blocks: int, width: int, patch: int
-) -> keras.Model:
-    """Patches, learned positions, pre-norm blocks of attention and a GELU network, a mean.
-
-    Args:
-        image_shape: Height, width and channels.
-        num_classes: How many logits to put out.
-        blocks: Pairs of attention and network.
-        width: Of a token.
-        patch: Side of a token's square.
-    """
-    import keras
-    from keras import layers
-
-    inputs = keras.Input(image_shape)
-    x = layers.Conv2D(width, patch, strides=patch)(inputs)
-    tokens = x.shape[1] * x.shape[2]
-    x = layers.Reshape((tokens, width))(x)
-    positions = layers.Embedding(tokens, width)(keras.ops.arange(tokens))
-    x = x + positions
-    for _ in range(blocks):
-        y = layers.LayerNormalization()(x)
-        x = layers.Add()([x, layers.MultiHeadAttention(4, width // 4)(y, y)])
-        y = layers.Dense(4 * width, activation="gelu")(layers.LayerNormalization()(x))
-        x = layers.Add()([x, layers.Dense(width)(y)])
-    x = layers.GlobalAveragePooling1D()(layers.LayerNormalization()(x))
-    return keras.Model(inputs, layers.Dense(num_classes)(x))
-
-
 def train(
     case: Settings,
     folder: pathlib.Path,
@@ -172,12 +142,13 @@ def train(
         A record for `Study.run`.
     """
     import keras
-    from common import image_study, schemes
+    from common import image_study, schemes, vision_transformer
 
     import keras_varinit as kv
 
-    shape = images.x_train.shape[1:]
-    model = build(shape, images.num_classes, options.blocks, options.width, options.patch)
+    model = vision_transformer.build(
+        images.x_train.shape[1:], images.num_classes, options.blocks, options.width, options.patch
+    )
     kv.initialize(model, schemes.make(case["initializer"]), seed=case["seed"])
     steps = len(image_study.batches(images, options, case["seed"]))
     rate = keras.optimizers.schedules.CosineDecay(options.learning_rate, options.epochs * steps)
