@@ -212,6 +212,11 @@ class LayerContext:
         return twin
 
     @property
+    def kind(self) -> str:
+        """`"bias"` or `"scale"` for the context of a vector beside a kernel, else `"kernel"`."""
+        return self.role if self.role in ("bias", "scale") else "kernel"
+
+    @property
     def mean_fan_in(self) -> float:
         """ε/M', the mean number of inputs per output; `fan_in` if a size is unknown."""
         if self.connections is None or self.output_size is None:

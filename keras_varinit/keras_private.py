@@ -1,7 +1,7 @@
 """Access to Keras: the only file that touches its private attributes.
 
 Layers and their variables, the nodes that Keras records of symbolic calls, optimizers, losses.
-Only `replace_initializer` and `assign` change a model.
+Only `replace_attribute` and `assign` change a model.
 """
 
 import contextlib
@@ -19,7 +19,6 @@ from keras.src.trainers.compile_utils import CompileLoss
 
 from keras_varinit.typing import (
     CallArguments,
-    Initializer,
     Layer,
     Model,
     Nested,
@@ -135,15 +134,15 @@ def assign(variable: Variable, value: Any) -> None:
     variable.assign(value)
 
 
-def replace_initializer(layer: Layer, attribute: str, initializer: Initializer | None) -> None:
-    """Sets a layer's attribute to an initializer, so that it is saved with the layer.
+def replace_attribute(layer: Layer | None, attribute: str, value: Any) -> None:
+    """Sets a layer's attribute, such as its initializer, so that it is saved with the layer.
 
     None deletes the attribute.
     """
-    if initializer is None:
+    if value is None:
         delattr(layer, attribute)
     else:
-        setattr(layer, attribute, initializer)
+        setattr(layer, attribute, value)
 
 
 def moving_averages(model: Model) -> dict[int, Variable]:

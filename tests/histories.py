@@ -25,7 +25,7 @@ ERRORS = {"broken": Broken, "memory": MemoryError, "interrupt": KeyboardInterrup
 PLACES = {
     "draw": (ContextualInitializer, "__call__"),
     "assign": (keras.Variable, "assign"),
-    "replace": (keras_private, "replace_initializer"),
+    "replace": (keras_private, "replace_attribute"),
     "rule": (contexts, "role_of"),
     "call": (keras.Layer, "__call__"),
 }

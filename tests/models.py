@@ -26,6 +26,7 @@ FAMILIES = {
     "partial_identity": lambda seed: kv.PartialIdentity(seed=seed),
     "asv_orthogonal": lambda seed: kv.ASVForward("orthogonal", seed=seed),
     "signal_orthogonal": lambda seed: kv.SignalPreserving("orthogonal", seed=seed),
+    "mimetic": lambda seed: kv.Mimetic("he_normal", seed=seed),
     "residual_scaled": lambda seed: kv.ResidualScaled("he_uniform", "fixup", seed=seed),
     "depth_scaled_enhanced": lambda seed: kv.DepthScaled(
         kv.EnhancedHeUniform(), network_variance=0.5, seed=seed

@@ -146,7 +146,7 @@ def test_loaded_weights_are_those_saved_also_after_inject(history, kind, exchang
 @pytest.mark.parametrize("kind", [*WITH_WEIGHTS, "json"])
 def test_contexts_and_configurations_survive(history, kind, exchange):
     expected = configs(exchange.models[history])
-    assert len(expected) == 20
+    assert len(expected) == 21
     contexts = [config["context"] for *_, config in expected]
     assert (None in contexts) == (history == "never injected")
     assert exchange.found[f"{history}/{kind}"]["initializers"] == expected

@@ -114,8 +114,8 @@ def with_signal_gains(
         known = math.isfinite(gain) and gain > 0
         context = dataclasses.replace(context, signal_gain=gain if known else None)
         own = scheme.with_context(context) if _is_ours(scheme) else scheme
-        if mean_of(own, context.kernel_shape):
-            return math.nan  # the engine assumes kernels of mean 0
+        if mean_of(own, context.kernel_shape) or _depends_on_others(own):
+            return math.nan  # the engine assumes independent kernels of mean 0
         stddev = describe(scheme, context.kernel_shape, context).stddev
         return present.variance(variable, gain) if stddev is None else stddev**2
 
@@ -153,12 +153,16 @@ class PresentKernels:
         """The variance of a kernel's entries.
 
         It follows from the current initializer, or from the values if the initializer does not
-        determine it or the kernel is frozen, and so was trained or loaded.
+        determine it or the kernel is frozen, and so was trained or loaded. It is NaN for kernels
+        that depend on others or have a mean, as the engine assumes neither.
         """
+        holder = self.holders.get(id(variable))
+        if holder is not None and _depends_on_others(getattr(*holder)):
+            return math.nan
         initializer, shape = self._initializer(variable), _shape(variable)
         if initializer is not None:
             if mean_of(initializer, shape):
-                return math.nan  # the engine assumes kernels of mean 0
+                return math.nan
             stddev = _stddev(initializer, shape)
             if stddev is not None:
                 return stddev**2
@@ -188,6 +192,10 @@ def _is_ours(initializer: Any) -> bool:
 
 def _is_delta(initializer: Any, shape: tuple[int, ...]) -> bool:
     return _is_ours(initializer) and bool(initializer.reads_centre_only(shape))
+
+
+def _depends_on_others(initializer: Any) -> bool:
+    return _is_ours(initializer) and not initializer.is_independent
 
 
 def _stddev(initializer: Any, shape: tuple[int, ...]) -> float | None:

@@ -109,6 +109,10 @@ class Reading:
         """The context of a bias or of a normalization's scale, or None."""
         return self.vectors.get(id(variable))
 
+    def surroundings_of(self, variable: Variable) -> LayerContext | None:
+        """The context of a kernel, bias or scale, or None."""
+        return self.context_of(variable) or self.vector_of(variable)
+
     def reason_to_leave(self, variable: Variable) -> str | None:
         """Why a variable must not be drawn, or None."""
         return self.left_alone.get(id(variable))
@@ -126,6 +130,7 @@ class Reading:
             unknown=(*other.unknown, *self.unknown),
             left_alone={**self.left_alone, **other.left_alone},
             tables={**self.tables, **other.tables},
+            vectors={**self.vectors, **other.vectors},
         )
 
     def with_gains(self, predictions: Mapping[int, Prediction]) -> "Reading":

@@ -16,9 +16,13 @@ A bias has the fields of its layer's kernel: of separable layers the pointwise o
 layers the one that reads the input. The scale γ of a normalization has those of the kernel that it
 follows through activations and pooling alone, otherwise those of the next kernel, outside of any
 branch: it scales the stream, not a branch.
+
+The kernels of an attention are a group, which the query kernel names, unless the attention changes
+the number of channels.
 """
 
 import dataclasses
+import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, cast
@@ -104,6 +108,7 @@ class _Roles:
             key: context.with_role(**fields.get(key, {"branches": self.most}))
             for key, context in self.read.by_variable.items()
         }
+        by_variable = _without_groups_of_several_widths(by_variable)
         read = dataclasses.replace(self.read, by_variable=by_variable)
         return dataclasses.replace(read, vectors=dict(self._vectors(by_variable)))
 
@@ -264,6 +269,25 @@ class _Roles:
     ) -> LayerContext | None:
         last = max(role.kernels, key=lambda kernel: kernel.level)
         return kernels.get(id(last.variable))
+
+
+def _without_groups_of_several_widths(
+    contexts: Mapping[int, LayerContext],
+) -> dict[int, LayerContext]:
+    """Leaves in no group the kernels of attentions that change the number of channels."""
+    widths: dict[str, set[int]] = {}
+    for context in contexts.values():
+        if context.group is not None:
+            is_output = context.role == "attention_output"
+            axes = [n for n in range(len(context.kernel_shape)) if n not in context.filter_axes]
+            axes = list(context.filter_axes) if is_output else axes
+            width = math.prod(context.kernel_shape[axis] for axis in axes)
+            widths.setdefault(context.group, set()).add(width)
+    several = {group for group, sizes in widths.items() if len(sizes) > 1}
+    return {
+        key: context.with_role(group=None) if context.group in several else context
+        for key, context in contexts.items()
+    }
 
 
 def _is_normalization(layer: Layer) -> bool:

@@ -16,7 +16,14 @@ from keras_varinit.analysis.contexts import read
 from keras_varinit.analysis.result import Reading
 from keras_varinit.apply.report import DRAWN, Report, ReportRow
 from keras_varinit.apply.selection import Selection, selected_layers
-from keras_varinit.apply.transaction import Change, commit, drawn_value, in_another_stream
+from keras_varinit.apply.transaction import (
+    Change,
+    as_called,
+    commit,
+    drawn_value,
+    forget_gate_is_one,
+    in_another_stream,
+)
 from keras_varinit.arguments import Arguments
 from keras_varinit.context import LayerContext
 from keras_varinit.initializers.base import ContextualInitializer, stream_seed
@@ -44,9 +51,10 @@ def initialize(
 
     Every kernel is drawn by `scheme`, in its own random stream. The other weights of the same
     layers (biases, normalization weights and statistics, embeddings) are redrawn by their layers'
-    own initializers. Where Keras miscounts fans (depthwise, transposed and grouped kernels), its
-    variance-scaling initializers get the scale that follows from the true fans, and the report's
-    notes say so. If an error is raised, no weight has changed.
+    own initializers; those of this library that are for biases or scales get their context. Where
+    Keras miscounts fans (depthwise, transposed and grouped kernels), its variance-scaling
+    initializers get the scale that follows from the true fans, and the report's notes say so. If an
+    error is raised, no weight has changed.
 
     Args:
         model: A built `keras.Model` of any kind.
@@ -66,8 +74,8 @@ def initialize(
 
     Raises:
         TypeError: `model`, `scheme` or `seed` has the wrong type.
-        ValueError: the model is not built, an initializer or layer name is unknown, no kernel is
-            selected, or a drawn value is not finite.
+        ValueError: the model is not built, an initializer or layer name is unknown, `scheme` draws
+            no kernels, no kernel is selected, or a drawn value is not finite.
 
     Example:
         >>> import keras, keras_varinit as kv
@@ -130,6 +138,28 @@ def _resolved(scheme: Any, *, optional: bool) -> keras.initializers.Initializer 
     return initializer
 
 
+def _checked(scheme: Initializer | None, context: LayerContext) -> Initializer | None:
+    """The scheme of a kernel, if it draws kernels."""
+    if isinstance(scheme, ContextualInitializer) and "kernel" not in scheme.kinds:
+        raise ValueError(
+            f"initialize: `scheme` must draw kernels, but {type(scheme).__name__} "
+            f"{scheme.purpose()}. It would have drawn {context.path!r}; build layers with it."
+        )
+    return scheme
+
+
+@dataclasses.dataclass
+class _Drawn:
+    """A drawn kernel: the numbers of its change and row, and the group it is drawn with."""
+
+    change: int
+    row: int
+    layer: Layer
+    scheme: Initializer
+    context: LayerContext
+    group: str | None
+
+
 class _Plan:
     """Collects report rows and changes; it draws values but does not assign them."""
 
@@ -151,7 +181,7 @@ class _Plan:
         self.changes: list[Change] = []
         self.notes: list[str] = list(reading.notes)
         self.kernels = 0
-        self.drawn: list[tuple[int, int, Layer, Initializer, LayerContext]] = []
+        self.drawn: list[_Drawn] = []
 
     def choose(
         self,
@@ -166,7 +196,7 @@ class _Plan:
             for variable in keras_private.own_variables(layer):
                 context = self.reading.context_of(variable)
                 if context is not None and self.reading.reason_to_leave(variable) is None:
-                    self.schemes[id(variable)] = resolve(context)
+                    self.schemes[id(variable)] = _checked(resolve(context), context)
 
     def find_signal_gains(self) -> None:
         """Completes the contexts of kernels whose schemes need signal gains."""
@@ -213,7 +243,9 @@ class _Plan:
         self.rows.append(row)
         if status == DRAWN:
             value = drawn_value(initializer, variable, context.path)
-            self.drawn.append((len(self.changes), len(self.rows) - 1, layer, scheme, context))
+            group = context.group if _is_ours(initializer) and initializer.shares_group else None
+            places = len(self.changes), len(self.rows) - 1
+            self.drawn.append(_Drawn(*places, layer, scheme, context, group))
             self.changes.append(Change(variable, value, layer, attribute, initializer))
 
     def _leave(self, layer: Layer, variable: Variable, attribute: str | None, reason: str) -> None:
@@ -226,6 +258,8 @@ class _Plan:
     ) -> keras.initializers.Initializer:
         if _is_ours(scheme):
             own = scheme.seed if self.seed is None else self.seed
+            if own is None and scheme.with_context(context).shares_group:
+                own = self.root
             return reseeded(scheme, own).with_context(context)
         correction = describe(as_drawn(layer, scheme), context.kernel_shape, context).correction
         if not math.isclose(correction, 1, rel_tol=1e-9):
@@ -254,21 +288,36 @@ class _Plan:
             for variable in keras_private.own_variables(layer):
                 if self.reading.context_of(variable) is not None and id(variable) not in changed:
                     kept.setdefault(tuple(variable.shape), set()).add(digest(view(variable)))
-        for number, row, layer, scheme, context in self.drawn:
-            if self.rows[row].stddev == 0:
-                continue
-            change = self.changes[number]
-            others = kept.get(tuple(change.variable.shape), set())
-            # Each kept kernel can block one stream; a draw equal in all of them is a constant.
-            for _ in others:
-                if digest(view(change.value)) not in others:
-                    break
-                context = in_another_stream(context)
-                initializer = self._for_kernel(layer, scheme, context)
-                value = drawn_value(initializer, change.variable, context.path)
-                change = dataclasses.replace(change, value=value, initializer=initializer)
-                self.changes[number] = change
-                self.rows[row] = dataclasses.replace(self.rows[row], context=context)
+        moves = [self._moves_away_from(kept, drawn) for drawn in self.drawn]
+        together: dict[str, int] = {}
+        for drawn, count in zip(self.drawn, moves, strict=True):
+            if drawn.group is not None:
+                together[drawn.group] = max(count, together.get(drawn.group, 0))
+        for drawn, count in zip(self.drawn, moves, strict=True):
+            for _ in range(together.get(drawn.group or "", 0) - count):
+                self._move(drawn)
+
+    def _moves_away_from(self, kept: dict[tuple[int, ...], set[bytes]], drawn: _Drawn) -> int:
+        """Moves a kernel to other streams until it equals none that is kept; how often."""
+        if self.rows[drawn.row].stddev == 0:
+            return 0
+        others = kept.get(tuple(self.changes[drawn.change].variable.shape), set())
+        # Each kept kernel can block one stream; a draw equal in all of them is a constant.
+        for count in range(len(others)):
+            if digest(view(self.changes[drawn.change].value)) not in others:
+                return count
+            self._move(drawn)
+        return len(others)
+
+    def _move(self, drawn: _Drawn) -> None:
+        """Redraws a kernel in another stream."""
+        change = self.changes[drawn.change]
+        drawn.context = in_another_stream(drawn.context)
+        initializer = self._for_kernel(drawn.layer, drawn.scheme, drawn.context)
+        value = drawn_value(initializer, change.variable, drawn.context.path)
+        change = dataclasses.replace(change, value=value, initializer=initializer)
+        self.changes[drawn.change] = change
+        self.rows[drawn.row] = dataclasses.replace(self.rows[drawn.row], context=drawn.context)
 
     def _status(self, trainable: bool) -> str:
         """A frozen model trains nothing, whatever its layers say."""
@@ -278,6 +327,10 @@ class _Plan:
 
     def _add_other(self, layer: Layer, variable: Variable, attribute: str) -> None:
         initializer = getattr(layer, attribute)
+        context = self.reading.vector_of(variable)
+        if _is_ours(initializer) and context is not None:
+            self._add_vector(layer, variable, attribute, initializer, context)
+            return
         path, _, stream = self.names[id(variable)]
         status = self._status(layer.trainable)
         self.rows.append(
@@ -288,9 +341,33 @@ class _Plan:
         if "seed" in initializer.get_config():
             initializer = reseeded(initializer, stream_seed(self.root, stream))
         value = drawn_value(initializer, variable, path)
-        if attribute == "bias_initializer" and getattr(layer, "unit_forget_bias", False):
+        if attribute == "bias_initializer" and forget_gate_is_one(layer):
             value = _open_forget_gate(value)
         self.changes.append(Change(variable, value, layer, None, initializer))
+
+    def _add_vector(
+        self,
+        layer: Layer,
+        variable: Variable,
+        attribute: str,
+        initializer: ContextualInitializer,
+        context: LayerContext,
+    ) -> None:
+        """Plans a bias or γ that an initializer of this library owns."""
+        name, shape = type(initializer).__name__, tuple(variable.shape)
+        if context.kind not in initializer.kinds:
+            status = f"skipped: {name} {initializer.purpose()}, and this is a {context.kind}"
+            self.rows.append(ReportRow(context.path, layer.name, name, context, None, status))
+            return
+        if "seed" in initializer.get_config():
+            own = initializer.seed if self.seed is None else self.seed
+            initializer = reseeded(initializer, own)
+        initializer = initializer.with_context(context)
+        status, stddev = self._status(variable.trainable), initializer.stddev(shape)
+        self.rows.append(ReportRow(context.path, layer.name, name, context, stddev, status))
+        if status == DRAWN:
+            value = drawn_value(as_called(initializer, layer, attribute), variable, context.path)
+            self.changes.append(Change(variable, value, layer, attribute, initializer))
 
 
 _NO_INITIALIZER = "its use is unknown, and its layer stores no initializer for it"

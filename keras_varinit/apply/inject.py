@@ -2,18 +2,20 @@
 
 import dataclasses
 from collections.abc import Iterator
+from typing import TypeAlias
 
 import keras
-import numpy as np
 
 from keras_varinit import keras_private
 from keras_varinit.analysis.analyze import with_signal_gains
 from keras_varinit.analysis.contexts import read
 from keras_varinit.analysis.result import Reading
+from keras_varinit.apply.beside import Kernels
 from keras_varinit.apply.owners import owners
 from keras_varinit.apply.report import DRAWN, Report, ReportRow
 from keras_varinit.apply.transaction import (
     Change,
+    as_called,
     commit,
     drawn_value,
     holds_own_draw,
@@ -21,8 +23,8 @@ from keras_varinit.apply.transaction import (
 )
 from keras_varinit.context import LayerContext
 from keras_varinit.initializers.base import ContextualInitializer
-from keras_varinit.tensors import to_numpy
-from keras_varinit.typing import Initializer, Layer, Model, Variable
+from keras_varinit.initializers.laws import reseeded
+from keras_varinit.typing import Layer, Model, Variable
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,15 +37,24 @@ class _Owned:
     initializer: ContextualInitializer
     frozen: bool
 
+    def seeded(self, seed: int) -> "_Owned":
+        """The same with an initializer of that seed."""
+        return dataclasses.replace(self, initializer=reseeded(self.initializer, seed))
+
+
+Decision: TypeAlias = tuple[_Owned, LayerContext | None, str]
+
 
 def inject(model: keras.Model, *, force: bool = False) -> Report:
-    """Gives every initializer of this library in a model its context and redraws its kernel.
+    """Gives every initializer of this library in a model its context and redraws its weight.
 
-    Only kernels that still equal their initializer's own draw are redrawn. Kernels that were
-    trained, loaded or set since, and frozen ones, are listed as skipped, unless `force`. Each
-    kernel gets its own copy of the initializer and its own random stream, derived from the seed and
-    the kernel's place in the model. A second call changes nothing. If an error is raised, no weight
-    and no initializer has changed.
+    Only weights that still equal their initializer's own draw are redrawn. Kernels that were
+    trained, loaded or set since, and frozen ones, are listed as skipped, unless `force`. So are
+    biases and normalization scales γ beside such kernels: their zeros and ones do not tell whether
+    they are a draw. Each weight gets its own copy of the initializer and its own random stream,
+    derived from the seed and its place in the model; kernels that are drawn together (`Mimetic`)
+    get one seed. A second call changes nothing. If an error is raised, no weight and no initializer
+    has changed.
 
     Args:
         model: A built `keras.Model` of any kind.
@@ -54,8 +65,8 @@ def inject(model: keras.Model, *, force: bool = False) -> Report:
 
     Raises:
         TypeError: `model` is not a Keras model.
-        ValueError: it is not built, no weight layer has an initializer of this library, or an
-            initializer cannot draw for its context.
+        ValueError: it is not built, no weight layer has an initializer of this library, one for
+            biases or γ is on a kernel, or an initializer cannot draw for its context.
 
     Example:
         >>> import keras, keras_varinit as kv
@@ -71,7 +82,8 @@ def inject(model: keras.Model, *, force: bool = False) -> Report:
     kept = {id(item.variable) for item in owned if item.frozen and not force}
     reading = with_signal_gains(model, reading, schemes, kept)
     rows, changes = [], []
-    for item, context, status in _decisions(model, owned, reading, force):
+    decisions = _with_one_seed_per_group(_decisions(model, owned, reading, force))
+    for item, context, status in decisions:
         row, change = _plan(item, context, status)
         rows.append(row)
         if change is not None:
@@ -89,7 +101,15 @@ def _owned_variables(model: Model) -> Iterator[_Owned]:
 
 
 def _check_any(model: Model, owned: list[_Owned], reading: Reading) -> None:
-    if any(reading.context_of(item.variable) is not None for item in owned):
+    contexts = [(item, reading.surroundings_of(item.variable)) for item in owned]
+    for item, context in contexts:
+        if context is not None and context.kind == "kernel" and not _is_for(item, context):
+            name, purpose = type(item.initializer).__name__, item.initializer.purpose()
+            raise ValueError(
+                f"inject: {name} {purpose}, but {context.path!r} is a kernel. Give "
+                f"{item.layer.name}.{item.attribute} another initializer."
+            )
+    if any(context is not None and _is_for(item, context) for item, context in contexts):
         return
     if owned:
         attributes = ", ".join(f"{item.layer.name}.{item.attribute}" for item in owned[:5])
@@ -102,9 +122,11 @@ def _check_any(model: Model, owned: list[_Owned], reading: Reading) -> None:
     )
 
 
-def _decisions(
-    model: Model, owned: list[_Owned], reading: Reading, force: bool
-) -> list[tuple[_Owned, LayerContext | None, str]]:
+def _is_for(item: _Owned, context: LayerContext) -> bool:
+    return context.kind in item.initializer.kinds
+
+
+def _decisions(model: Model, owned: list[_Owned], reading: Reading, force: bool) -> list[Decision]:
     """Context and status of each variable.
 
     A kernel that is left alone may own the stream that the analysis now assigns to another kernel,
@@ -114,31 +136,43 @@ def _decisions(
     decided = [
         (item, context, _status(item, context, force, reading.reason_to_leave(item.variable)))
         for item in owned
-        for context in [reading.context_of(item.variable)]
+        for context in [reading.surroundings_of(item.variable)]
     ]
     if not force:
-        decided = _leaving_what_was_trained_around(model, decided, reading)
-    kept = {
-        item.initializer.context.stream
+        kernels = Kernels(model, reading, {id(each.variable): each.initializer for each in owned})
+        decided = _leaving_what_was_trained_around(kernels, decided, reading)
+        decided = _leaving_what_is_beside_trained_kernels(kernels, decided)
+    kept = [
+        item.initializer.context
         for item, _, status in decided
         if status not in (DRAWN, _DONE) and item.initializer.context is not None
-    }
+    ]
+    streams = {context.stream for context in kept}
+    groups = {context.group for context in kept if context.role in _ATTENTION} - {None}
     decisions = []
     for item, context, status in decided:
-        if context is not None and status in (DRAWN, _DONE) and context.stream in kept:
-            while context.stream in kept:
-                context = in_another_stream(context)
-            status = _status(item, context, force)
+        if context is not None and status in (DRAWN, _DONE):
+            again = context
+            while again.stream in streams or (again.role in _ATTENTION and again.group in groups):
+                again = in_another_stream(again)
+            if again is not context:
+                context, status = again, _status(item, again, force)
         decisions.append((item, context, status))
     return decisions
+
+
+_ATTENTION = ("query", "key", "value", "attention_output")
 
 
 _AROUND = "skipped: injected before, and a kernel after it was trained, loaded or set since"
 
 
+_BESIDE = "skipped: the kernel beside it was trained, loaded or set since it was drawn"
+
+
 def _leaving_what_was_trained_around(
-    model: Model, decided: list[tuple[_Owned, LayerContext | None, str]], reading: Reading
-) -> list[tuple[_Owned, LayerContext | None, str]]:
+    kernels: Kernels, decided: list[Decision], reading: Reading
+) -> list[Decision]:
     """Keeps kernels that were injected and not trained, but that precede trained ones.
 
     They were frozen as part of another model; the layers that follow have adapted to them.
@@ -146,31 +180,55 @@ def _leaving_what_was_trained_around(
     again = [s == DRAWN and item.initializer.context is not None for item, _, s in decided]
     if not any(again):
         return decided
-    ours = {id(item.variable): status == _CHANGED for item, _, status in decided}
-    trained = {key for key, is_trained in ours.items() if is_trained}
-    trained |= {key for key in _changed_since_drawn(model) if key not in ours}
+    trained = {id(item.variable) for item, _, status in decided if status == _CHANGED}
+    trained |= set(kernels.changed_of_keras())
     return [
         (item, context, _AROUND if is_again and reading.behind(item.variable) & trained else status)
         for is_again, (item, context, status) in zip(again, decided, strict=True)
     ]
 
 
-def _changed_since_drawn(model: Model) -> Iterator[int]:
-    """The `id` of each variable that differs from the draw of its initializer, one of Keras's."""
-    for layer in [model, *keras_private.layers_of(model)]:
-        attributes = dict(keras_private.initializers_of(layer))
-        for variable in keras_private.own_variables(layer):
-            initializer = getattr(layer, attributes.get(id(variable), ""), None)
-            if initializer is None or isinstance(initializer, ContextualInitializer):
-                continue
-            if len(variable.shape) >= 2 and not _repeats(initializer, variable):
-                yield id(variable)
+def _leaving_what_is_beside_trained_kernels(
+    kernels: Kernels, decided: list[Decision]
+) -> list[Decision]:
+    """Keeps biases and γ whose kernels have changed, or are kept because of what follows them.
+
+    Their zeros and ones may be their draw, or what they were trained to or loaded with.
+    """
+    around = {id(item.variable) for item, _, status in decided if status == _AROUND}
+
+    def status_of(item: _Owned, context: LayerContext | None, status: str) -> str:
+        if status != DRAWN or context is None or context.kind == "kernel":
+            return status
+        beside = kernels.beside(item.layer, context)
+        if around.intersection(beside):
+            return _AROUND
+        return _BESIDE if any(kernels.is_changed(key) for key in beside) else status
+
+    return [(item, context, status_of(item, context, status)) for item, context, status in decided]
 
 
-def _repeats(initializer: Initializer, variable: Variable) -> bool:
-    """Whether an initializer, called again, draws a variable's present value."""
-    again = initializer(tuple(variable.shape), dtype=variable.dtype)
-    return bool(np.array_equal(to_numpy(again), to_numpy(variable)))
+def _with_one_seed_per_group(decisions: list[Decision]) -> list[Decision]:
+    """Seeds kernels that are drawn together alike; layers clone initializers by their configs.
+
+    The seed is that of a kernel of the group that has been drawn already, or of the first one.
+    """
+
+    def is_shared(item: _Owned, context: LayerContext | None) -> bool:
+        return context is not None and item.initializer.with_context(context).shares_group
+
+    seeds: dict[str | None, int] = {}
+    for drawn_before in (True, False):
+        for item, context, _ in decisions:
+            is_turn = drawn_before == (item.initializer.context is not None)
+            if is_turn and context is not None and is_shared(item, context):
+                seeds.setdefault(context.group, item.initializer.entropy)
+    return [
+        (item.seeded(seeds[context.group]), context, status)
+        if context is not None and status == DRAWN and is_shared(item, context)
+        else (item, context, status)
+        for item, context, status in decisions
+    ]
 
 
 def _plan(
@@ -180,10 +238,13 @@ def _plan(
     if context is None:
         return _row(item, None, None, status), None
     initializer = item.initializer.with_context(context)
-    row = _row(item, context, initializer.stddev(context.kernel_shape), status)
+    is_for = _is_for(item, context)
+    shape = context.kernel_shape if context.kind == "kernel" else tuple(item.variable.shape)
+    row = _row(item, context, initializer.stddev(shape) if is_for else None, status)
     if status != DRAWN:
         return row, None
-    value = drawn_value(initializer, item.variable, context.path)
+    draws = as_called(initializer, item.layer, item.attribute)
+    value = drawn_value(draws, item.variable, context.path)
     return row, Change(item.variable, value, item.layer, item.attribute, initializer)
 
 
@@ -197,6 +258,9 @@ def _status(
 ) -> str:
     if context is None:
         return f"skipped: {reason or 'its layer is not known to the analysis'}"
+    if not _is_for(item, context):
+        name, purpose = type(item.initializer).__name__, item.initializer.purpose()
+        return f"skipped: {name} {purpose}, and this is a {context.kind}"
     if force:
         return DRAWN
     known = item.initializer.context
@@ -204,7 +268,7 @@ def _status(
         return _DONE
     if item.frozen:
         return "skipped: frozen (trainable=False)"
-    if not holds_own_draw(item.initializer, item.variable):
+    if not holds_own_draw(as_called(item.initializer, item.layer, item.attribute), item.variable):
         return _CHANGED
     return DRAWN
 

@@ -27,9 +27,9 @@ class Finding:
     """A mistake in a model's initialization.
 
     Args:
-        rule: `"equal-weights"`, `"wrong-fans"`, `"not-injected"`, `"unknown-layer"`,
-            `"vanishing-scale"` or `"exploding-scale"`.
-        path: Path of the kernel, or name of the layer.
+        rule: `"equal-weights"`, `"wrong-fans"`, `"not-injected"`, `"wrong-kind"`,
+            `"unknown-layer"`, `"vanishing-scale"` or `"exploding-scale"`.
+        path: Path of the weight, or name of the layer.
         message: What is wrong, and how to fix it.
     """
 
@@ -48,6 +48,7 @@ def lint(model: keras.Model) -> list[Finding]:
       object: Keras's initializers draw the same values at every call.
     * `wrong-fans`: a variance-scaling initializer of Keras on a kernel whose fans it miscounts.
     * `not-injected`: an initializer of this library that has no context.
+    * `wrong-kind`: an initializer for kernels on a bias or γ, or the reverse.
     * `unknown-layer`: weights whose use is unknown, so that they can be neither judged nor drawn.
     * `vanishing-scale`, `exploding-scale`: with the present weights, the second moment of a
       kernel's output is below 1e-6 or above 1e6 for white noise of unit variance at the input,
@@ -144,15 +145,27 @@ def _wrong_fans(model: Model, reading: Reading) -> Iterator[Finding]:
 
 
 def _not_injected(model: Model, reading: Reading, owned: Owned) -> Iterator[Finding]:
-    for _, variable, context in _kernels(model, reading):
-        initializer = owned.get(id(variable))
-        if initializer is not None and initializer.context is None:
-            yield Finding(
-                "not-injected",
-                context.path,
-                f"{type(initializer).__name__} has no context, so it drew its neutral case. Call "
-                "keras_varinit.inject(model), or fit with keras_varinit.ContextInjector()",
-            )
+    for layer in [model, *keras_private.layers_of(model)]:
+        for variable in keras_private.own_variables(layer):
+            initializer = owned.get(id(variable))
+            context = reading.surroundings_of(variable)
+            if initializer is None or context is None:
+                continue
+            name = type(initializer).__name__
+            if context.kind not in initializer.kinds:
+                yield Finding(
+                    "wrong-kind",
+                    context.path,
+                    f"{name} {initializer.purpose()}, and this is a {context.kind}. Give the layer "
+                    "another initializer for it",
+                )
+            elif initializer.context is None:
+                yield Finding(
+                    "not-injected",
+                    context.path,
+                    f"{name} has no context, so it drew its neutral case. Call "
+                    "keras_varinit.inject(model), or fit with keras_varinit.ContextInjector()",
+                )
 
 
 def _scales(reading: Reading, owned: Owned) -> Iterator[Finding]:

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 
 import keras
+import numpy as np
 
 from keras_varinit import keras_private
 from keras_varinit.apply.transaction import holds_own_draw
@@ -58,6 +59,8 @@ def _inline(
     for shape, initializer in drawn:
         fitting = [v for v in free if tuple(v.shape) == shape]
         exact = [v for v in fitting if holds_own_draw(initializer, v)] if fitting[1:] else fitting
+        if exact[1:] and _is_of_zeros_and_ones(exact[0]):
+            continue  # any of them may have drawn it
         if fitting:
             variable = (exact or fitting)[0]
             free = [v for v in free if v is not variable]
@@ -78,10 +81,18 @@ def _is_float(variable: Variable) -> bool:
     return bool(keras.backend.is_float_dtype(variable.dtype))
 
 
+def _is_of_zeros_and_ones(variable: Variable) -> bool:
+    values = view(variable)
+    return bool(np.all((values == 0) | (values == 1)))
+
+
 def _may_have_drawn(initializer: ContextualInitializer, variable: Variable) -> bool:
     """Whether an initializer may have drawn a variable that is not named after it."""
     if not _is_float(variable):
         return False
-    if initializer.context is not None:
-        return tuple(variable.shape) == initializer.context.kernel_shape
+    context = initializer.context
+    if context is not None and context.kind == "kernel":
+        return tuple(variable.shape) == context.kernel_shape
+    if context is not None:
+        return variable.path == context.path
     return holds_own_draw(initializer, variable)

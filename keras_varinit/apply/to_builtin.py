@@ -47,7 +47,7 @@ def _copied(model: Model) -> Model:
     for layer in [copy, *keras_private.layers_of(copy)]:
         attributes = list(keras_private.initializer_attributes(layer, ContextualInitializer))
         for attribute, initializer in attributes:
-            keras_private.replace_initializer(layer, attribute, _builtin(initializer))
+            keras_private.replace_attribute(layer, attribute, _builtin(initializer))
     _take_weights(copy, model)
     if _names_ours(keras.saving.serialize_keras_object(copy)):
         raise ValueError(
@@ -111,6 +111,9 @@ def _is_our_id(value: object, key: str) -> bool:
 def _builtin(initializer: ContextualInitializer) -> keras.initializers.Initializer:
     """Keras's initializer with the same family and standard deviation."""
     context, seed = initializer.context, initializer.seed
+    exact = initializer.in_keras()
+    if exact is not None:
+        return exact
     if context is None:
         return initializer.neutral()
     shape = context.kernel_shape
@@ -120,7 +123,9 @@ def _builtin(initializer: ContextualInitializer) -> keras.initializers.Initializ
         stddev = initializer.stddev(shape)
     if stddev is None:
         return initializer.neutral()
-    if initializer.family == "orthogonal" and len(shape) == 2 and context.filter_axes == (1,):
+    family = initializer.family
+    if family == "orthogonal" and len(shape) == 2 and context.filter_axes == (1,):
         return keras.initializers.Orthogonal(gain=stddev * math.sqrt(max(shape)), seed=seed)
-    family = describe(initializer.neutral(), shape, None).family
+    if family in ("orthogonal", "other"):
+        family = describe(initializer.neutral(), shape, None).family
     return with_stddev(family, stddev, seed)

@@ -2,6 +2,8 @@
 
 from keras_varinit.initializers.asv import ASVBackward, ASVForward
 from keras_varinit.initializers.base import ContextualInitializer
+from keras_varinit.initializers.branch_end_zeros import BranchEndZeros
+from keras_varinit.initializers.chrono import ChronoBias
 from keras_varinit.initializers.depth import DepthScaled
 from keras_varinit.initializers.enhanced import (
     Enhanced,
@@ -12,6 +14,8 @@ from keras_varinit.initializers.enhanced import (
     EnhancedLecunNormal,
     EnhancedLecunUniform,
 )
+from keras_varinit.initializers.fan_in_bias import FanInBias
+from keras_varinit.initializers.mimetic import Mimetic
 from keras_varinit.initializers.partial_identity import PartialIdentity
 from keras_varinit.initializers.residual import ResidualScaled
 from keras_varinit.initializers.signal import SignalPreserving
@@ -19,6 +23,8 @@ from keras_varinit.initializers.signal import SignalPreserving
 __all__ = [
     "ASVBackward",
     "ASVForward",
+    "BranchEndZeros",
+    "ChronoBias",
     "ContextualInitializer",
     "DepthScaled",
     "Enhanced",
@@ -28,6 +34,8 @@ __all__ = [
     "EnhancedHeUniform",
     "EnhancedLecunNormal",
     "EnhancedLecunUniform",
+    "FanInBias",
+    "Mimetic",
     "PartialIdentity",
     "ResidualScaled",
     "SignalPreserving",

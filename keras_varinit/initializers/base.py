@@ -8,7 +8,7 @@ import os
 import random
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal, Self, TypeVar
+from typing import Any, ClassVar, Literal, Self, TypeVar
 
 import keras
 import numpy as np
@@ -34,6 +34,8 @@ TRUNCATED_STDDEV = 0.87962566103423978
 
 _BLOCK = 2**16
 
+_KINDS = {"kernel": "kernels", "bias": "biases", "scale": "scales of normalizations"}
+
 _THREADS = min(8, os.cpu_count() or 1)
 
 
@@ -49,7 +51,12 @@ class ContextualInitializer(keras.initializers.Initializer):
         seed: Integer or None. None draws a new seed from Python's `random`, which
             `keras.utils.set_random_seed` controls, as Keras's own initializers do.
         context: A `LayerContext`, its dictionary, or None for the neutral case.
+
+    Attributes:
+        kinds: What it draws: any of `"kernel"`, `"bias"` and `"scale"` (γ of a normalization).
     """
+
+    kinds: ClassVar[tuple[str, ...]] = ("kernel",)
 
     def __init__(
         self,
@@ -66,10 +73,35 @@ class ContextualInitializer(keras.initializers.Initializer):
         """The `LayerContext` that this initializer draws for, or None."""
         return self._context
 
+    @classmethod
+    def purpose(cls) -> str:
+        """What it draws, as a phrase for messages."""
+        return "draws " + " and ".join(_KINDS[kind] for kind in cls.kinds)
+
+    @property
+    def entropy(self) -> int:
+        """The seed that it draws from: `seed`, or the one that was drawn in place of None."""
+        return self._entropy
+
     @property
     def family(self) -> Family:
         """Distribution of an entry; a wrapper cannot draw "orthogonal" and "other" itself."""
         return "other"
+
+    @property
+    def is_independent(self) -> bool:
+        """Whether its kernel is independent of all others, as the signal engine assumes."""
+        return True
+
+    @property
+    def shares_group(self) -> bool:
+        """Whether it draws kernels of one `group` together, so that they must have one seed."""
+        return False
+
+    @property
+    def sets_forget_gate(self) -> bool:
+        """Whether it draws the forget gate's bias, which Keras sets to 1 (`unit_forget_bias`)."""
+        return False
 
     @property
     def needs_signal(self) -> bool:
@@ -107,6 +139,13 @@ class ContextualInitializer(keras.initializers.Initializer):
         """Returns the initializer of Keras that is equivalent to this one without a context."""
         raise NotImplementedError
 
+    def in_keras(self) -> keras.initializers.Initializer | None:
+        """Returns Keras's initializer for the present context.
+
+        None if it follows from `family` and `stddev`.
+        """
+        return None
+
     def __call__(self, shape: Sequence[int], dtype: str | None = None) -> ArrayLike:
         """Returns a kernel of that shape: a backend tensor of `dtype` (default: Keras's floatx)."""
         shape = self._checked_shape(shape)
@@ -118,7 +157,9 @@ class ContextualInitializer(keras.initializers.Initializer):
         values = self._sample(shape)
         if isinstance(values, np.ndarray) and self._context is None:
             self._digests[shape] = digest(values)
-            remember(self, shape, self._digests[shape])
+            # Zeros and ones may be anyone's.
+            by_value = not np.all((values == 0) | (values == 1))
+            remember(self, shape, self._digests[shape], by_value=by_value)
         return keras.ops.cast(keras.ops.convert_to_tensor(values), dtype)
 
     def is_own_draw(self, values: AnyArray, dtype: str) -> bool:
@@ -150,17 +191,28 @@ class ContextualInitializer(keras.initializers.Initializer):
         raise NotImplementedError
 
     def _context_for(self, shape: Sequence[int]) -> LayerContext | None:
-        """The context if its kernel has that shape; otherwise warns and returns None."""
+        """The context if it is for a weight of that shape; otherwise warns and returns None."""
         context = self._context
-        if context is None or tuple(shape) == context.kernel_shape:
+        if context is None or self._is_for(context, tuple(shape)):
             return context
+        if context.kind in self.kinds:
+            wanted = f"a kernel of shape {context.kernel_shape}"
+            fix = "Call keras_varinit.inject(model) to give the new layer its own context."
+        else:
+            wanted = f"a weight of role {context.role!r}"
+            fix = f"{self._name} {self.purpose()}."
         warnings.warn(
-            f"{self._name}: the context of {context.path!r} is for a kernel of shape "
-            f"{context.kernel_shape}, but shape {tuple(shape)} is drawn: the neutral case is used. "
-            "Call keras_varinit.inject(model) to give the new layer its own context.",
+            f"{self._name}: the context of {context.path!r} is for {wanted}, but shape "
+            f"{tuple(shape)} is drawn: the neutral case is used. {fix}",
             stacklevel=4,
         )
         return None
+
+    def _is_for(self, context: LayerContext, shape: tuple[int, ...]) -> bool:
+        """Whether a context fits; that of a bias or γ has the shape of its kernel only."""
+        if context.kind not in self.kinds:
+            return False
+        return context.kind != "kernel" or shape == context.kernel_shape
 
     def _stream_key(self) -> int:
         """Key of the random stream of (seed, kernel): the same in every process."""

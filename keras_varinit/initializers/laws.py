@@ -184,7 +184,7 @@ def as_drawn(
     axes: dict[bool, list[int]] = {True: [], False: []}
     for axis, letter in enumerate(kernel):
         axes[letter in output].append(axis)
-    config |= {"input_axes": axes[False], "output_axes": axes[True]}
+    config |= {"input_axes": axes[False], "output_axes": axes[True], "seed": initializer.seed}
     return type(initializer).from_config(config)
 
 

@@ -26,14 +26,18 @@ _by_digest: collections.OrderedDict[bytes, Initializer] = collections.OrderedDic
 _lock = threading.Lock()
 
 
-def remember(initializer: Initializer, shape: Shape, digest: bytes) -> None:
-    """Remembers a draw."""
+def remember(
+    initializer: Initializer, shape: Shape, digest: bytes, *, by_value: bool = True
+) -> None:
+    """Remembers a draw; without a layer only `by_value`, if its values cannot be another's."""
     layer = layer_being_built()
     with _lock:
         if layer is not None:
             drawn = _by_layer.setdefault(layer, [])
             if not any(s == shape and i is initializer for s, i in drawn):
                 drawn.append((shape, initializer))
+            return
+        if not by_value:
             return
         _by_digest[digest] = initializer
         while len(_by_digest) > _MOST:

@@ -26,8 +26,6 @@ Rule = Literal["depth", "fixup", "zero"]
 
 _RULES = ("depth", "fixup", "zero")
 
-_VECTORS = ("bias", "scale")
-
 
 @register("residual_scaled")
 class ResidualScaled(ScaledWrapper):
@@ -94,8 +92,6 @@ class ResidualScaled(ScaledWrapper):
         return {"initializer": self._base_config(), "rule": self.rule, **super().get_config()}
 
     def _factor(self, context: LayerContext) -> float:
-        if context.role in _VECTORS:
-            return 1.0
         if self.rule == "fixup" and context.role == "head":
             return 0.0
         branches = max(context.branches, 1)

@@ -63,7 +63,7 @@ def test_failing_draw_is_told_with_its_kernel():
 
 
 @pytest.mark.parametrize("error", ERRORS, ids=lambda error: type(error).__name__)
-@pytest.mark.parametrize(("step", "times"), [("assign", 6), ("replace_initializer", 3)])
+@pytest.mark.parametrize(("step", "times"), [("assign", 6), ("replace_attribute", 3)])
 def test_failing_change_is_undone(step, times, error, monkeypatch):
     """Every call fails in turn, before and after it did its work."""
     model = averaged(cnn(kv.ASVForward(seed=1)))
@@ -86,7 +86,7 @@ def test_failing_change_is_undone(step, times, error, monkeypatch):
     assert statuses(kv.inject(model)) == ["drawn"] * 3
 
 
-@pytest.mark.parametrize("step", ["assign", "replace_initializer"])
+@pytest.mark.parametrize("step", ["assign", "replace_attribute"])
 def test_what_can_never_be_changed_leaves_the_rest_as_it_was(step, monkeypatch):
     """Putting back must not stop at the place whose failure began it."""
     model = cnn(kv.ASVForward(seed=1))

@@ -33,7 +33,8 @@ DEPTH = [kv.DepthScaled]
 SIGNAL = [kv.SignalPreserving]
 RESIDUAL = [kv.ResidualScaled]
 PARTIAL = [kv.PartialIdentity]
-ALL = [*ASV, *ENHANCED, *DEPTH, *SIGNAL, *RESIDUAL, *PARTIAL]
+MIMETIC = [kv.Mimetic]
+ALL = [*ASV, *ENHANCED, *DEPTH, *SIGNAL, *RESIDUAL, *PARTIAL, *MIMETIC]
 
 DISTRIBUTIONS = "one of 'normal', 'truncated_normal', 'uniform', 'orthogonal'"
 RULES = "one of 'depth', 'fixup', 'zero'"
@@ -129,7 +130,7 @@ LENT = (
 )
 
 
-WRAPPERS = [kv.Enhanced, kv.DepthScaled, kv.ResidualScaled, kv.PartialIdentity]
+WRAPPERS = [kv.Enhanced, kv.DepthScaled, kv.ResidualScaled, kv.PartialIdentity, kv.Mimetic]
 
 
 @pytest.mark.parametrize("cls", WRAPPERS)

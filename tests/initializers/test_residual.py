@@ -44,8 +44,6 @@ FACTORS = [
     ("zero", {**INSIDE, **END}, 0.0),
     ("zero", {**INSIDE, **END, "normalized": "BatchNormalization"}, 1.0),
     ("zero", {"role": "head"}, 1.0),
-    *((rule, {"role": role, **INSIDE, **END}, 1.0) for rule in ("depth", "fixup", "zero")
-      for role in ("bias", "scale")),
 ]  # fmt: skip
 TRUNCATED_KURTOSIS = 3 + float(stats.truncnorm(-2, 2).stats("k"))
 # Base, its variance for fans 64 and 48, and its kurtosis.
