@@ -24,6 +24,10 @@ INITIALIZERS = (
     "enhanced_glorot_uniform",
     "depth_scaled",
     "signal_preserving",
+    "keras_before_3.15",
+    "residual_scaled",
+    "residual_scaled:zero",
+    "mimetic",
 )
 _COMMON = {"data": "digits", "patch": 2, "batch_size": 64, "augment": "none"}
 PRESETS: dict[str, dict[str, Any]] = {
@@ -66,8 +70,10 @@ def _parser() -> argparse.ArgumentParser:
     study_options.add_data_options(study, PRESETS["cpu"]["data"])
     study_options.add_augment_option(study)
     study.add_argument(
-        "--initializers", nargs="+", metavar="ID", help="ids of keras_varinit or Keras"
-    )
+        "--initializers", nargs="+", metavar="ID",
+        help="ids of keras_varinit or Keras; keras_before_3.15 is glorot_uniform with the scale "
+        "that attention had before Keras 3.15, residual_scaled:zero starts branches as zero",
+    )  # fmt: skip
     study_options.add_baseline_option(study, BASELINE)
     study.add_argument("--blocks", type=int, metavar="N")
     study.add_argument("--width", type=int, metavar="N", help="of a token; divisible by 4 heads")

@@ -21,6 +21,9 @@ VARINIT_IDS = (
     "asv_backward",
     "depth_scaled",
     "signal_preserving",
+    "residual_scaled",
+    "partial_identity",
+    "mimetic",
 )
 
 #: Of the ids of Keras, those that can break the symmetry of a convolution's channels.
