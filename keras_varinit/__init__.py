@@ -5,6 +5,7 @@ from keras_varinit.apply.callbacks import ContextInjector
 from keras_varinit.apply.initialize import initialize
 from keras_varinit.apply.inject import inject
 from keras_varinit.apply.lint import Finding, lint
+from keras_varinit.apply.recommend import Recommendation, Recommendations, recommend
 from keras_varinit.apply.report import Report, ReportRow
 from keras_varinit.apply.to_builtin import to_builtin
 from keras_varinit.calibration import CalibrationReport, CalibrationRow, calibrate
@@ -27,6 +28,7 @@ from keras_varinit.initializers import (
     FanInBias,
     Mimetic,
     PartialIdentity,
+    Recommended,
     ResidualScaled,
     SignalPreserving,
 )
@@ -60,6 +62,9 @@ __all__ = [
     "Outcome",
     "PartialIdentity",
     "Prediction",
+    "Recommendation",
+    "Recommendations",
+    "Recommended",
     "Report",
     "ReportRow",
     "ResidualScaled",
@@ -75,6 +80,7 @@ __all__ = [
     "inject",
     "lint",
     "measure_signal",
+    "recommend",
     "signal_rule",
     "to_builtin",
 ]

@@ -72,7 +72,7 @@ def _checks() -> dict[str, tuple[_Check, ...]]:
     return checks | {
         **dict.fromkeys(("fan_in", "fan_out"), (number, positive)),
         **dict.fromkeys(("forward_gain", "backward_gain"), (number, gain)),
-        "signal_gain": (optional, known),
+        **dict.fromkeys(("signal_gain", "branch_gain"), (optional, known)),
         **dict.fromkeys(("branches", "branch_size"), (integer, at_least_0)),
         "pooling": (pooling,),
         "role": (role,),
@@ -142,6 +142,9 @@ class LayerContext:
         gates: Number of blocks in the kernels of a recurrent layer: 4 for LSTM (input, forget,
             cell, output), 3 for GRU (update, reset, candidate), 1 for a simple one; None outside.
         steps: Number of steps that the recurrent layer takes; None if unknown, or outside.
+        branch_gain: What the residual branch adds, relative to its stream, for a branch end of
+            variance 1 (for a γ of 1): E F²/E s², from the signal engine. None unless the
+            initializer uses it.
 
     Units: gains are ratios of second moments (variances), not of standard deviations.
 
@@ -182,6 +185,7 @@ class LayerContext:
     normalized: str | None = None
     gates: int | None = None
     steps: int | None = None
+    branch_gain: float | None = None
 
     def __post_init__(self) -> None:
         self._check(_CHECKS)

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from keras_varinit.analysis.propagate import Deltas, Engine, Variances, no_delta
+from keras_varinit.analysis.propagate import Deltas, Engine, Scales, Variances, no_delta, no_scale
 from keras_varinit.signals.roles import Role
 from keras_varinit.tracing.reader import Graph
 
@@ -62,6 +62,8 @@ def propagate(
     input_variance: float = 1.0,
     backward: bool = True,
     is_delta: Deltas = no_delta,
+    scale_of: Scales = no_scale,
+    watched: dict[int, float] | None = None,
 ) -> tuple[dict[int, Prediction], list[str]]:
     """Predictions by the `id` of the kernel's variable, and notes on what is not known.
 
@@ -74,10 +76,12 @@ def propagate(
         input_variance: Variance of an entry of the model's inputs.
         backward: Whether to follow gradients too.
         is_delta: Whether a kernel is zero at every tap of its window but the central one.
+        scale_of: E γ² of a normalization's scale; None for its present value.
+        watched: Tensors whose second moments are set as soon as they are computed.
     """
 
     def walked(alike: float) -> Engine:
-        engine = Engine(graph, roles, variance_of, alike, is_delta)
+        engine = Engine(graph, roles, variance_of, alike, is_delta, scale_of, watched)
         with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
             engine.forward(input_mean, input_variance)
             if backward:

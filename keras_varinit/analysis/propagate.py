@@ -50,6 +50,14 @@ def no_delta(variable: Any) -> bool:
     return False
 
 
+Scales = Callable[[Any], float | None]
+
+
+def no_scale(variable: Any) -> float | None:
+    """`scale_of` for normalizations with their present scales."""
+    return None
+
+
 class Engine:
     """One walk over a graph.
 
@@ -60,6 +68,8 @@ class Engine:
         alike: The correlation of positions and examples to assume where normalization makes only
             the scale known; `has_renewed` tells whether it was used.
         is_delta: Whether a kernel is zero at every tap but the central one.
+        scale_of: E γ² of a normalization's scale; None for its present value.
+        watched: Tensors whose second moments are set as soon as they are computed.
     """
 
     def __init__(
@@ -69,11 +79,14 @@ class Engine:
         variance_of: Variances,
         alike: float = 0.0,
         is_delta: Deltas = no_delta,
+        scale_of: Scales = no_scale,
+        watched: dict[int, float] | None = None,
     ) -> None:
         self.graph = graph
         self.roles = roles
         self.variance_of = variance_of
-        self.is_delta = is_delta
+        self.is_delta, self.scale_of = is_delta, scale_of
+        self.watched = {} if watched is None else watched
         self.signals: dict[int, Signal] = {}
         self.outcomes: list[Outcome] = []
         self.variances: dict[int, float] = {}
@@ -97,6 +110,8 @@ class Engine:
             self.signals[tensor] = alike(shape, axis, mean, variance + mean**2, mean**2)
             self.family.born(tensor, ("input", shape), self.signals[tensor], of_inputs=True)
             self.narrowness[tensor] = narrowness.of_input(self.signals[tensor])
+            if tensor in self.watched:
+                self.watched[tensor] = self.signals[tensor].second_moment
         for tensor, value in self.graph.constants.items():
             self._is_constant(tensor, keras.ops.convert_to_numpy(value))
         outputs = set(self.graph.outputs)
@@ -113,6 +128,8 @@ class Engine:
             self.outcomes.append(outcome)
             for tensor, signal in zip(node.outputs, outcome.outputs, strict=True):
                 self.signals[tensor] = signal
+                if tensor in self.watched:
+                    self.watched[tensor] = signal.second_moment
             self.family.follow(node, role, self.signals, self.graph.shapes)
             inputs = [self.signals[t] for t in node.inputs]
             before = [self.narrowness.get(t, 0.0) for t in node.inputs]
@@ -199,6 +216,7 @@ class Engine:
             tuple(self.sources.get(t) for t in node.inputs),
             self.family.ties,
             self.is_delta,
+            self.scale_of,
         )
         return self._outcome(visit)
 

@@ -35,7 +35,7 @@ import math
 from collections.abc import Iterable, Iterator, Sequence
 
 from keras_varinit.analysis.labelling import Labelled
-from keras_varinit.signals.roles import Elementwise, Merge, Weights
+from keras_varinit.signals.roles import Elementwise, Merge, Role, Weights
 from keras_varinit.tracing.reader import Node
 
 _ADDITIONS = ("Add", "Subtract")
@@ -86,6 +86,25 @@ class Addition:
 
 
 @dataclasses.dataclass(frozen=True)
+class BranchEnds:
+    """What decides how much the branches of one residual addition add to its stream.
+
+    Args:
+        shortcut: The tensor that the branches are added to.
+        branches: The tensors that are added.
+        sum: The sum of all of them.
+        kernels: The `id` of each kernel that ends these branches and no branch within them.
+        scales: The `id` of the γ of each normalization that follows such a kernel.
+    """
+
+    shortcut: int
+    branches: tuple[int, ...]
+    sum: int
+    kernels: tuple[int, ...]
+    scales: tuple[int, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
 class Residual:
     """The residual additions of a graph, in its order, and L of each."""
 
@@ -96,6 +115,22 @@ class Residual:
     def most(self) -> int:
         """The greatest L; 0 without residual additions."""
         return max(self.lengths, default=0)
+
+    def branch_ends(self, roles: Sequence[Role]) -> list[BranchEnds]:
+        """The ends of the branches of each addition, without normalization scales."""
+        ends, taken = [], set[int]()
+        for addition in self.additions:
+            kernels = []
+            for index in sorted(addition.ends - taken):
+                role = roles[index]
+                if isinstance(role, Weights):
+                    last = max(role.kernels, key=lambda kernel: kernel.level)
+                    kernels.append(id(last.variable))
+            taken |= addition.inside
+            shortcut, branches = addition.shortcut, addition.branches
+            total = addition.node.outputs[0]
+            ends.append(BranchEnds(shortcut, branches, total, tuple(kernels)))
+        return ends
 
     def by_node(self) -> dict[int, Branch]:
         """The branch of each node whose kernels are in one."""

@@ -4,7 +4,8 @@ import dataclasses
 from collections.abc import Iterable, Mapping
 
 from keras_varinit.analysis.predict import Prediction, propagate
-from keras_varinit.analysis.propagate import Deltas, Variances, no_delta
+from keras_varinit.analysis.propagate import Deltas, Scales, Variances, no_delta, no_scale
+from keras_varinit.analysis.residual import BranchEnds
 from keras_varinit.context import LayerContext
 from keras_varinit.signals.roles import Role, Weights
 from keras_varinit.tables import text_table
@@ -84,6 +85,7 @@ class Reading:
         left_alone: Why a variable must not be drawn (quantized, or with LoRA), by its `id`.
         tables: Why a weight that is not a kernel is listed, by its `id`.
         vectors: Contexts of biases and normalization scales, by the `id` of the variable.
+        branch_ends: For each residual addition, what ends its branches.
     """
 
     graph: Graph
@@ -95,6 +97,7 @@ class Reading:
     left_alone: dict[int, str] = dataclasses.field(default_factory=dict)
     tables: dict[int, str] = dataclasses.field(default_factory=dict)
     vectors: dict[int, LayerContext] = dataclasses.field(default_factory=dict)
+    branch_ends: tuple[BranchEnds, ...] = ()
 
     @property
     def contexts(self) -> dict[str, LayerContext]:
@@ -133,15 +136,21 @@ class Reading:
             vectors={**self.vectors, **other.vectors},
         )
 
-    def with_gains(self, predictions: Mapping[int, Prediction]) -> "Reading":
-        """Sets the `signal_gain` of the kernels in `predictions`."""
-        by_variable = {
-            key: dataclasses.replace(context, signal_gain=_rounded(predictions[key].gain))
-            if key in predictions
-            else context
-            for key, context in self.by_variable.items()
-        }
-        return dataclasses.replace(self, by_variable=by_variable)
+    def with_gains(
+        self, gains: Mapping[int, float | None], branch_gains: Mapping[int, float]
+    ) -> "Reading":
+        """Sets the `signal_gain` and `branch_gain` of kernels, and the latter of scales."""
+
+        def completed(contexts: Mapping[int, LayerContext]) -> dict[int, LayerContext]:
+            fields: dict[int, dict[str, float | None]] = {key: {} for key in contexts}
+            for name, values in (("signal_gain", gains), ("branch_gain", branch_gains)):
+                for key in contexts.keys() & values.keys():
+                    fields[key][name] = _rounded(values[key])
+            return {key: c.with_role(**fields[key]) for key, c in contexts.items()}
+
+        return dataclasses.replace(
+            self, by_variable=completed(self.by_variable), vectors=completed(self.vectors)
+        )
 
     def with_predictions(
         self, predictions: Mapping[int, Prediction], notes: Iterable[str]
@@ -178,6 +187,8 @@ class Reading:
         input_variance: float = 1.0,
         backward: bool = True,
         is_delta: Deltas = no_delta,
+        scale_of: Scales = no_scale,
+        watched: dict[int, float] | None = None,
     ) -> tuple[dict[int, Prediction], list[str]]:
         """Predictions for every kernel, by the `id` of its variable, and notes."""
         return propagate(
@@ -188,4 +199,6 @@ class Reading:
             input_variance=input_variance,
             backward=backward,
             is_delta=is_delta,
+            scale_of=scale_of,
+            watched=watched,
         )

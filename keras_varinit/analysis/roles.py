@@ -31,7 +31,7 @@ import keras
 
 from keras_varinit.analysis.attending import Part, attention_parts
 from keras_varinit.analysis.labelling import Labelled
-from keras_varinit.analysis.residual import Branch, residual
+from keras_varinit.analysis.residual import Branch, BranchEnds, residual
 from keras_varinit.analysis.result import Reading
 from keras_varinit.context import LayerContext
 from keras_varinit.families.attention.multi_head import parts_of
@@ -87,7 +87,7 @@ class _Roles:
         labelled = Labelled(reading.graph, reading.roles, (), ())
         flags = carrying(reading.graph, reading.roles)
         self.parts: dict[int, Part] = attention_parts(labelled, flags)
-        streams = residual(labelled, flags)
+        self.streams = streams = residual(labelled, flags)
         self.most = streams.most
         self.branches: dict[int, Branch] = streams.by_node()
         self.normalizations = dict(self._normalizations())
@@ -110,7 +110,21 @@ class _Roles:
         }
         by_variable = _without_groups_of_several_widths(by_variable)
         read = dataclasses.replace(self.read, by_variable=by_variable)
-        return dataclasses.replace(read, vectors=dict(self._vectors(by_variable)))
+        vectors = dict(self._vectors(by_variable))
+        ends = self._branch_ends(by_variable)
+        return dataclasses.replace(read, vectors=vectors, branch_ends=tuple(ends))
+
+    def _branch_ends(self, kernels: Mapping[int, LayerContext]) -> Iterator[BranchEnds]:
+        """What ends the branches of each addition, with the scales of normalizations."""
+        scales: dict[int, list[int]] = {}
+        for index, layer in self._scaling_layers():
+            scale = _scale_of(layer)
+            kernel = self._scaled_kernel(index)
+            if scale is not None and kernel is not None:
+                scales.setdefault(id(kernel), []).append(id(scale))
+        for ends in self.streams.branch_ends(self.read.roles):
+            own = [key for kernel in ends.kernels for key in scales.get(kernel, ())]
+            yield dataclasses.replace(ends, scales=tuple(own))
 
     # Kernels
 
@@ -215,8 +229,7 @@ class _Roles:
             if own and bias is not None:
                 yield self._vector(bias, own[-1], "bias")
         for index, layer in self._scaling_layers():
-            scale = own_variable(layer, "gamma")
-            scale = own_variable(layer, "scale") if scale is None else scale
+            scale = _scale_of(layer)
             context = None if scale is None else self._scaled(index, kernels)
             if scale is not None and context is not None:
                 yield self._vector(scale, context, "scale")
@@ -238,20 +251,27 @@ class _Roles:
 
     def _scaled(self, index: int, kernels: Mapping[int, LayerContext]) -> LayerContext | None:
         """The context of the kernel that a normalization follows, or else of the next one."""
-        node: Node | None = self.graph.nodes[index]
-        while node is not None and node.inputs:
-            source = self.graph.producers[node.inputs[0]]
-            if source is None:
-                break
-            node, role = self.graph.nodes[source], self.read.roles[source]
-            if isinstance(role, Weights):
-                return self._last_kernel(role, kernels)
-            if not isinstance(role, Elementwise | Pooling | Transparent) or len(node.inputs) != 1:
-                break
+        behind = self._scaled_kernel(index)
+        if behind is not None:
+            return kernels.get(id(behind))
         ahead = self._next_kernel(index, kernels)
         if ahead is None:
             return None
         return ahead.with_role(branch_end=False, branch_size=0)
+
+    def _scaled_kernel(self, index: int) -> Variable | None:
+        """The kernel that a normalization follows through activations and pooling alone."""
+        node = self.graph.nodes[index]
+        while node.inputs:
+            source = self.graph.producers[node.inputs[0]]
+            if source is None:
+                return None
+            node, role = self.graph.nodes[source], self.read.roles[source]
+            if isinstance(role, Weights):
+                return max(role.kernels, key=lambda kernel: kernel.level).variable
+            if not isinstance(role, Elementwise | Pooling | Transparent) or len(node.inputs) != 1:
+                return None
+        return None
 
     def _next_kernel(self, index: int, kernels: Mapping[int, LayerContext]) -> LayerContext | None:
         """The context of the first kernel behind a node, in the order of the graph."""
@@ -264,11 +284,11 @@ class _Roles:
                 reached.update(node.outputs)
         return None
 
-    def _last_kernel(
-        self, role: Weights, kernels: Mapping[int, LayerContext]
-    ) -> LayerContext | None:
-        last = max(role.kernels, key=lambda kernel: kernel.level)
-        return kernels.get(id(last.variable))
+
+def _scale_of(layer: Layer) -> Variable | None:
+    """The variable γ of a normalization, or None."""
+    gamma = own_variable(layer, "gamma")
+    return own_variable(layer, "scale") if gamma is None else gamma
 
 
 def _without_groups_of_several_widths(

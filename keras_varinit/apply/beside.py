@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import keras
 import numpy as np
 
 from keras_varinit import keras_private
@@ -38,7 +39,10 @@ class Kernels:
                 yield key
 
     def is_changed(self, key: int) -> bool:
-        """Whether a variable differs from its initializer's draw; False if that is unknown."""
+        """Whether a variable differs from its initializer's draw.
+
+        True if the initializer draws something else at every call, False if it is not known.
+        """
         if key not in self._changed:
             self._changed[key] = self._differs(key)
         return self._changed[key]
@@ -51,6 +55,8 @@ class Kernels:
         initializer = getattr(layer, attribute, None)
         if initializer is None or isinstance(initializer, ContextualInitializer):
             return False
+        if isinstance(getattr(initializer, "seed", None), keras.random.SeedGenerator):
+            return True
         return not _repeats(as_drawn(layer, initializer), variable)
 
     def beside(self, layer: Layer, context: LayerContext) -> list[int]:

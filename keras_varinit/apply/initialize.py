@@ -1,37 +1,21 @@
 """`initialize`: redrawing any built model with any scheme."""
 
 import contextlib
-import dataclasses
-import math
-import numbers
-import random
 from collections.abc import Callable
 from typing import Any, TypeAlias
 
 import keras
 
-from keras_varinit import keras_private
-from keras_varinit.analysis.analyze import with_signal_gains
 from keras_varinit.analysis.contexts import read
-from keras_varinit.analysis.result import Reading
-from keras_varinit.apply.report import DRAWN, Report, ReportRow
+from keras_varinit.apply.plan import Plan
+from keras_varinit.apply.report import Report
 from keras_varinit.apply.selection import Selection, selected_layers
-from keras_varinit.apply.transaction import (
-    Change,
-    as_called,
-    commit,
-    drawn_value,
-    forget_gate_is_one,
-    in_another_stream,
-)
+from keras_varinit.apply.transaction import commit
 from keras_varinit.arguments import Arguments
 from keras_varinit.context import LayerContext
-from keras_varinit.initializers.base import ContextualInitializer, stream_seed
-from keras_varinit.initializers.laws import as_drawn, describe, did_you_mean, for_kernel, reseeded
+from keras_varinit.initializers.laws import did_you_mean
 from keras_varinit.seeds import random_kept
-from keras_varinit.tensors import digest, view
-from keras_varinit.tracing.names import variable_names
-from keras_varinit.typing import ArrayLike, Initializer, Layer, Model, Variable
+from keras_varinit.typing import Initializer, Model
 
 _Named: TypeAlias = str | keras.initializers.Initializer
 
@@ -40,7 +24,7 @@ Scheme: TypeAlias = _Named | Callable[[LayerContext], _Named | None]
 
 def initialize(
     model: keras.Model,
-    scheme: Scheme,
+    scheme: Scheme = "recommended",
     *,
     seed: int | None = None,
     layers: Selection = None,
@@ -59,7 +43,9 @@ def initialize(
     Args:
         model: A built `keras.Model` of any kind.
         scheme: A string id, of this library or of Keras; an initializer; or a function that takes a
-            `LayerContext` and returns either, or None to leave that kernel alone.
+            `LayerContext` and returns either, or None to leave that kernel alone. Defaults to
+            `"recommended"`: each weight by what it is for, as `recommend(model)` shows; where no
+            rule applies, by the layer's own initializer.
         seed: Integer or None. An integer gives the same weights on every machine and leaves
             Python's `random` untouched; None gives fresh weights at every call (unless `scheme` is
             an object with its own seed).
@@ -92,12 +78,14 @@ def initialize(
 
 def _planned(
     model: Model, scheme: Scheme, seed: int | None, layers: Selection, include_frozen: bool
-) -> "_Plan":
+) -> Plan:
     """Plans all draws without changing the model."""
     reading = read(model)
     selected, explicit = selected_layers(model, layers, "initialize")
-    plan = _Plan(model, reading, seed, include_frozen)
+    plan = Plan(model, reading, seed, include_frozen)
     plan.choose(_resolver(scheme), selected, explicit)
+    if _is_initializer(scheme):
+        plan.choose_vectors(_resolved(scheme, optional=False), selected)
     plan.find_signal_gains()
     for layer in selected:
         plan.add_layer(layer, explicit)
@@ -113,10 +101,15 @@ def _planned(
 
 def _resolver(scheme: Any) -> Callable[[LayerContext], Initializer | None]:
     """Wraps the scheme as a function from a context to an initializer or None."""
-    if callable(scheme) and not isinstance(scheme, keras.initializers.Initializer | type):
+    if not _is_initializer(scheme):
         return lambda context: _resolved(scheme(context), optional=True)
     initializer = _resolved(scheme, optional=False)
     return lambda context: initializer
+
+
+def _is_initializer(scheme: Any) -> bool:
+    """Whether a scheme is an initializer or names one, rather than a function of a context."""
+    return not callable(scheme) or isinstance(scheme, keras.initializers.Initializer | type)
 
 
 def _resolved(scheme: Any, *, optional: bool) -> keras.initializers.Initializer | None:
@@ -136,248 +129,3 @@ def _resolved(scheme: Any, *, optional: bool) -> keras.initializers.Initializer 
             f"LayerContext and returns one of them. Received: scheme={scheme!r}."
         )
     return initializer
-
-
-def _checked(scheme: Initializer | None, context: LayerContext) -> Initializer | None:
-    """The scheme of a kernel, if it draws kernels."""
-    if isinstance(scheme, ContextualInitializer) and "kernel" not in scheme.kinds:
-        raise ValueError(
-            f"initialize: `scheme` must draw kernels, but {type(scheme).__name__} "
-            f"{scheme.purpose()}. It would have drawn {context.path!r}; build layers with it."
-        )
-    return scheme
-
-
-@dataclasses.dataclass
-class _Drawn:
-    """A drawn kernel: the numbers of its change and row, and the group it is drawn with."""
-
-    change: int
-    row: int
-    layer: Layer
-    scheme: Initializer
-    context: LayerContext
-    group: str | None
-
-
-class _Plan:
-    """Collects report rows and changes; it draws values but does not assign them."""
-
-    def __init__(
-        self,
-        model: Model,
-        reading: Reading,
-        seed: int | None,
-        include_frozen: bool,
-    ) -> None:
-        self.model = model
-        self.names = variable_names(model)
-        self.reading = reading
-        self.schemes: dict[int, Initializer | None] = {}
-        self.seed = seed
-        self.root = random.randint(1, 10**9) if seed is None else seed
-        self.include_frozen = include_frozen
-        self.rows: list[ReportRow] = []
-        self.changes: list[Change] = []
-        self.notes: list[str] = list(reading.notes)
-        self.kernels = 0
-        self.drawn: list[_Drawn] = []
-
-    def choose(
-        self,
-        resolve: Callable[[LayerContext], Initializer | None],
-        layers: list[Layer],
-        explicit: set[int],
-    ) -> None:
-        """Resolves the scheme of every kernel; of embeddings only if selected themselves."""
-        for layer in layers:
-            if isinstance(layer, keras.layers.Embedding) and id(layer) not in explicit:
-                continue
-            for variable in keras_private.own_variables(layer):
-                context = self.reading.context_of(variable)
-                if context is not None and self.reading.reason_to_leave(variable) is None:
-                    self.schemes[id(variable)] = _checked(resolve(context), context)
-
-    def find_signal_gains(self) -> None:
-        """Completes the contexts of kernels whose schemes need signal gains."""
-        variables = {id(v): v for v in self.model.variables}
-        drawn = {
-            key: scheme
-            for key, scheme in self.schemes.items()
-            if scheme is not None
-            and (key not in variables or self._status(variables[key].trainable) == DRAWN)
-        }
-        self.reading = with_signal_gains(self.model, self.reading, drawn)
-        self.notes = list(self.reading.notes)
-
-    def add_layer(self, layer: Layer, explicit: set[int]) -> None:
-        """Plans the variables that a layer itself created."""
-        attributes = dict(keras_private.initializers_of(layer))
-        for variable in keras_private.own_variables(layer):
-            context = self.reading.context_of(variable)
-            attribute = attributes.get(id(variable))
-            by_scheme = id(layer) in explicit or not isinstance(layer, keras.layers.Embedding)
-            reason = self.reading.reason_to_leave(variable)
-            if reason is not None:
-                self._leave(layer, variable, attribute, reason)
-            elif context is not None and by_scheme:
-                self._add_kernel(layer, variable, attribute, context)
-            elif attribute is not None:
-                self._add_other(layer, variable, attribute)
-            elif keras_private.is_float(variable):
-                reason = self.reading.reason_listed(variable) or _NO_INITIALIZER
-                self._leave(layer, variable, None, reason)
-
-    def _add_kernel(
-        self, layer: Layer, variable: Variable, attribute: str | None, context: LayerContext
-    ) -> None:
-        scheme = self.schemes.get(id(variable))
-        if scheme is None:
-            return
-        self.kernels += 1
-        initializer = self._for_kernel(layer, scheme, context)
-        shape = context.kernel_shape
-        stddev = describe(initializer, shape, context if _is_ours(initializer) else None).stddev
-        status = self._status(variable.trainable)
-        row = ReportRow(context.path, context.layer, type(scheme).__name__, context, stddev, status)
-        self.rows.append(row)
-        if status == DRAWN:
-            value = drawn_value(initializer, variable, context.path)
-            group = context.group if _is_ours(initializer) and initializer.shares_group else None
-            places = len(self.changes), len(self.rows) - 1
-            self.drawn.append(_Drawn(*places, layer, scheme, context, group))
-            self.changes.append(Change(variable, value, layer, attribute, initializer))
-
-    def _leave(self, layer: Layer, variable: Variable, attribute: str | None, reason: str) -> None:
-        name = "-" if attribute is None else type(getattr(layer, attribute)).__name__
-        row = ReportRow(variable.path, layer.name, name, None, None, f"skipped: {reason}")
-        self.rows.append(row)
-
-    def _for_kernel(
-        self, layer: Layer, scheme: Initializer, context: LayerContext
-    ) -> keras.initializers.Initializer:
-        if _is_ours(scheme):
-            own = scheme.seed if self.seed is None else self.seed
-            if own is None and scheme.with_context(context).shares_group:
-                own = self.root
-            return reseeded(scheme, own).with_context(context)
-        correction = describe(as_drawn(layer, scheme), context.kernel_shape, context).correction
-        if not math.isclose(correction, 1, rel_tol=1e-9):
-            note = (
-                f"{context.path}: Keras's {type(scheme).__name__} miscounts this kernel's fans; "
-                f"its standard deviation was multiplied by {correction:.4g}"
-            )
-            if note not in self.notes:
-                self.notes.append(note)
-        return for_kernel(scheme, context, self._seed_for(scheme, context.stream))
-
-    def _seed_for(self, initializer: Initializer, stream: str) -> int:
-        own = initializer.get_config().get("seed")
-        root = int(own) if self.seed is None and isinstance(own, numbers.Integral) else self.root
-        return stream_seed(root, stream)
-
-    def keep_apart(self) -> None:
-        """Redraws, in another stream, kernels that equal one that is not redrawn.
-
-        The latter was drawn from this seed as part of another model, and is now frozen or not
-        selected. Kernels without variance, such as zeros, may be equal.
-        """
-        changed = {id(change.variable) for change in self.changes}
-        kept: dict[tuple[int, ...], set[bytes]] = {}
-        for layer in [self.model, *keras_private.layers_of(self.model)]:
-            for variable in keras_private.own_variables(layer):
-                if self.reading.context_of(variable) is not None and id(variable) not in changed:
-                    kept.setdefault(tuple(variable.shape), set()).add(digest(view(variable)))
-        moves = [self._moves_away_from(kept, drawn) for drawn in self.drawn]
-        together: dict[str, int] = {}
-        for drawn, count in zip(self.drawn, moves, strict=True):
-            if drawn.group is not None:
-                together[drawn.group] = max(count, together.get(drawn.group, 0))
-        for drawn, count in zip(self.drawn, moves, strict=True):
-            for _ in range(together.get(drawn.group or "", 0) - count):
-                self._move(drawn)
-
-    def _moves_away_from(self, kept: dict[tuple[int, ...], set[bytes]], drawn: _Drawn) -> int:
-        """Moves a kernel to other streams until it equals none that is kept; how often."""
-        if self.rows[drawn.row].stddev == 0:
-            return 0
-        others = kept.get(tuple(self.changes[drawn.change].variable.shape), set())
-        # Each kept kernel can block one stream; a draw equal in all of them is a constant.
-        for count in range(len(others)):
-            if digest(view(self.changes[drawn.change].value)) not in others:
-                return count
-            self._move(drawn)
-        return len(others)
-
-    def _move(self, drawn: _Drawn) -> None:
-        """Redraws a kernel in another stream."""
-        change = self.changes[drawn.change]
-        drawn.context = in_another_stream(drawn.context)
-        initializer = self._for_kernel(drawn.layer, drawn.scheme, drawn.context)
-        value = drawn_value(initializer, change.variable, drawn.context.path)
-        change = dataclasses.replace(change, value=value, initializer=initializer)
-        self.changes[drawn.change] = change
-        self.rows[drawn.row] = dataclasses.replace(self.rows[drawn.row], context=drawn.context)
-
-    def _status(self, trainable: bool) -> str:
-        """A frozen model trains nothing, whatever its layers say."""
-        if self.include_frozen or (trainable and self.model.trainable):
-            return DRAWN
-        return "skipped: frozen (trainable=False)"
-
-    def _add_other(self, layer: Layer, variable: Variable, attribute: str) -> None:
-        initializer = getattr(layer, attribute)
-        context = self.reading.vector_of(variable)
-        if _is_ours(initializer) and context is not None:
-            self._add_vector(layer, variable, attribute, initializer, context)
-            return
-        path, _, stream = self.names[id(variable)]
-        status = self._status(layer.trainable)
-        self.rows.append(
-            ReportRow(path, layer.name, type(initializer).__name__, None, None, status)
-        )
-        if status != DRAWN:
-            return
-        if "seed" in initializer.get_config():
-            initializer = reseeded(initializer, stream_seed(self.root, stream))
-        value = drawn_value(initializer, variable, path)
-        if attribute == "bias_initializer" and forget_gate_is_one(layer):
-            value = _open_forget_gate(value)
-        self.changes.append(Change(variable, value, layer, None, initializer))
-
-    def _add_vector(
-        self,
-        layer: Layer,
-        variable: Variable,
-        attribute: str,
-        initializer: ContextualInitializer,
-        context: LayerContext,
-    ) -> None:
-        """Plans a bias or γ that an initializer of this library owns."""
-        name, shape = type(initializer).__name__, tuple(variable.shape)
-        if context.kind not in initializer.kinds:
-            status = f"skipped: {name} {initializer.purpose()}, and this is a {context.kind}"
-            self.rows.append(ReportRow(context.path, layer.name, name, context, None, status))
-            return
-        if "seed" in initializer.get_config():
-            own = initializer.seed if self.seed is None else self.seed
-            initializer = reseeded(initializer, own)
-        initializer = initializer.with_context(context)
-        status, stddev = self._status(variable.trainable), initializer.stddev(shape)
-        self.rows.append(ReportRow(context.path, layer.name, name, context, stddev, status))
-        if status == DRAWN:
-            value = drawn_value(as_called(initializer, layer, attribute), variable, context.path)
-            self.changes.append(Change(variable, value, layer, attribute, initializer))
-
-
-_NO_INITIALIZER = "its use is unknown, and its layer stores no initializer for it"
-
-
-def _open_forget_gate(bias: ArrayLike) -> ArrayLike:
-    """The bias of an LSTM as Keras makes it: of four gates, the second one's is 1."""
-    first, second, *rest = keras.ops.split(bias, 4)
-    return keras.ops.concatenate([first, keras.ops.ones_like(second), *rest])
-
-
-def _is_ours(initializer: Initializer) -> bool:
-    return isinstance(initializer, ContextualInitializer)

@@ -7,8 +7,8 @@ from typing import TypeAlias
 import keras
 
 from keras_varinit import keras_private
-from keras_varinit.analysis.analyze import with_signal_gains
 from keras_varinit.analysis.contexts import read
+from keras_varinit.analysis.planned import with_signal_gains
 from keras_varinit.analysis.result import Reading
 from keras_varinit.apply.beside import Kernels
 from keras_varinit.apply.owners import owners

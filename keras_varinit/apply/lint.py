@@ -181,7 +181,13 @@ def _scales(reading: Reading, owned: Owned) -> Iterator[Finding]:
             zeros.add(id(variable))
         return float(np.mean(np.square(np.asarray(view(variable), np.float32))))
 
-    predictions, _ = reading.predict(second_moment, backward=False)
+    def is_delta(variable: Variable) -> bool:
+        initializer = owned.get(id(variable))
+        return initializer is not None and initializer.reads_centre_only(
+            tuple(int(n) for n in variable.shape)
+        )
+
+    predictions, _ = reading.predict(second_moment, backward=False, is_delta=is_delta)
     dead = exploded = False
     for key, prediction in predictions.items():
         context, scale = reading.by_variable.get(key), prediction.forward

@@ -210,6 +210,7 @@ class SignalReport:
             verb = "vanishes" if value < _SMALLEST else "explodes"
             text = f"is the first layer, and its signal {verb}: second moment {value:.2g}."
             sentences.append(f"{rows[0].name} {text}")
+        rows = _without_zeroed_branches(rows, "second_moment")
         for verb in ("vanishes", "explodes"):
             for row, first in _with_reference(rows):
                 if _change(row.second_moment, first.second_moment) == verb:
@@ -221,6 +222,7 @@ class SignalReport:
     def _backward_findings(self) -> list[str]:
         """Compares squared norms of gradients, which do not depend on the size of a map."""
         rows = [row for row in reversed(self._compared_rows) if math.isfinite(row.gradient_norm)]
+        rows = _without_zeroed_branches(rows, "gradient_norm")
         sentences = []
         for verb in ("vanishes", "explodes"):
             for row, last in _with_reference(rows):
@@ -275,6 +277,16 @@ def _distance(row: SignalRow, gradient_unit: float) -> float:
     if row.gradient_second_moment is not None:
         moments.append(row.gradient_second_moment / gradient_unit)
     return max(abs(math.log(m)) if m > 0 and math.isfinite(m) else math.inf for m in moments)
+
+
+def _without_zeroed_branches(rows: Sequence[SignalRow], value: str) -> list[SignalRow]:
+    """The rows without those exactly 0 that others follow which are not, by other paths.
+
+    A residual branch that ends in a kernel of zeros, as `ResidualScaled` draws it, is meant to.
+    """
+    values = [getattr(row, value) for row in rows]
+    last = max((n for n, each in enumerate(values) if each != 0), default=-1)
+    return [row for n, row in enumerate(rows) if values[n] != 0 or n > last]
 
 
 def _with_reference(rows: Sequence[SignalRow]) -> Iterator[tuple[SignalRow, SignalRow]]:

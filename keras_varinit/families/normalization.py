@@ -25,13 +25,16 @@ from keras_varinit.tracing.reader import call_argument
 from keras_varinit.typing import Layer
 
 
-def _scales(layer: Layer) -> tuple[float, tuple[float, float]]:
+def _scales(visit: Visit, layer: Layer) -> tuple[float, tuple[float, float]]:
     """Mean square of γ (1 without γ), and (mean, mean square) of β."""
     gamma = own_variable(layer, "gamma")
     if gamma is None:
         gamma = own_variable(layer, "scale")
     scale = 1.0
-    if gamma is not None and not isinstance(
+    planned = None if gamma is None else visit.scale_of(gamma)
+    if planned is not None:
+        scale = planned
+    elif gamma is not None and not isinstance(
         getattr(layer, "gamma_initializer", None), keras.initializers.Ones
     ):
         scale = float(np.mean(np.square(np.asarray(view(gamma), np.float64))))
@@ -45,7 +48,7 @@ def _batch_normalization(visit: Visit) -> Outcome:
     rank = len(visit.call.input_shapes[0])
     if layer.axis % rank != signal.channel_axis % rank:
         return unknown(visit, "it normalizes along positions, not channels")
-    gamma, beta = _scales(layer)
+    gamma, beta = _scales(visit, layer)
     factors: dict[int, float] = {}
 
     def normalized(moments: Moments) -> Moments:
@@ -147,7 +150,8 @@ def position_normalization(visit: Visit) -> Outcome:
     Unit normalization gives entries of mean square 1/channels.
     """
     layer, signal = visit.operation, visit.inputs[0]
-    gamma, beta = _scales(layer) if isinstance(layer, keras.Layer) else _scales_of_operation(visit)
+    is_layer = isinstance(layer, keras.Layer)
+    gamma, beta = _scales(visit, layer) if is_layer else _scales_of_operation(visit)
     epsilon = float(getattr(layer, "epsilon", 1e-6) or 1e-6)
     to_unit_length = type(layer).__name__ in ("UnitNormalization", "Normalize")
     over = normalized_axes(visit)

@@ -17,6 +17,7 @@ from keras_varinit.initializers.enhanced import (
 from keras_varinit.initializers.fan_in_bias import FanInBias
 from keras_varinit.initializers.mimetic import Mimetic
 from keras_varinit.initializers.partial_identity import PartialIdentity
+from keras_varinit.initializers.recommended import Recommended
 from keras_varinit.initializers.residual import ResidualScaled
 from keras_varinit.initializers.signal import SignalPreserving
 
@@ -37,6 +38,7 @@ __all__ = [
     "FanInBias",
     "Mimetic",
     "PartialIdentity",
+    "Recommended",
     "ResidualScaled",
     "SignalPreserving",
 ]

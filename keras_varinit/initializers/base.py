@@ -121,6 +121,13 @@ class ContextualInitializer(keras.initializers.Initializer):
         """Whether a kernel of that shape is zero at every tap of its window but the central one."""
         return False
 
+    def share(self, context: LayerContext) -> float | None:
+        """E F²/E s² that a residual branch F is to add to its stream s.
+
+        None where the initializer asks for none, or the weight ends no branch.
+        """
+        return None
+
     def with_context(self, context: LayerContext | None) -> Self:
         """Returns a copy that draws for `context`, from the same seed."""
         twin = copy.copy(self)

@@ -16,7 +16,8 @@ that what it does to a map is orthogonal at every position. With ∏n taps,
 
 so the mean square of all entries is σ², and E u² is what σ² at every tap gives where the window
 lies inside the map. In contrast to independent taps, none of the signal is lost at borders: with
-"same" padding the central tap of every window reads the map, not the padding.
+"same" padding the central tap of every window reads the map, not the padding. ("causal" padding is
+another matter: there the first outputs read nothing else.)
 """
 
 import dataclasses

@@ -11,9 +11,12 @@ residual sums and concatenations.
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import Literal, TypeAlias
 
 import keras
+import numpy as np
 
+from keras_varinit.arguments import is_real
 from keras_varinit.context import LayerContext
 from keras_varinit.initializers.base import (
     ContextualInitializer,
@@ -32,6 +35,8 @@ from keras_varinit.initializers.distributions import (
 from keras_varinit.initializers.orthogonal import is_delta
 from keras_varinit.typing import Config
 
+BranchShare: TypeAlias = float | Literal["1/L"] | None
+
 _NEUTRAL_GAIN = 0.5
 
 
@@ -49,10 +54,24 @@ class SignalPreserving(ContextualInitializer):
     a single draw grows with every layer. Tens of such layers in a row need normalization, or
     `calibrate`.
 
+    With `branch_share`, the branches of a residual network add a share of their stream each. Where
+    x_{b+1} = s(x_b) + F_b(x_b), the kernel that ends branch b has the variance for which
+
+        E F_b² = branch_share · E s(x_b)²,
+
+    whatever stands between it and the addition. With a share of 1/L the stream grows by at most
+    (1 + 1/L)^L < e over L branches. Behind a normalization at a branch's end the kernel's scale has
+    no effect; there γ² is solved for instead, provided that γ is this initializer's too, as it is
+    in `initialize`. Elsewhere γ is 1.
+
     Args:
         distribution: `"normal"`, `"truncated_normal"` (at two standard deviations, rescaled),
             `"uniform"` or `"orthogonal"` (delta-orthogonal for convolutions).
         target: Target second moment of the layer's output, greater than 0. Defaults to 1.
+        branch_share: None, a number greater than 0, or `"1/L"`, L being the number of residual
+            additions on the longest path of the stream. Where the engine does not know the branch
+            or its stream, its end's output has the second moment share·target. Defaults to None:
+            `target` at the ends of branches too.
         seed: Integer or None.
         context: Set by `inject`. Without it g = fan_in/2, with the fan-in of the shape: He's
             initialization times `target`. Where the engine does not know the layer's input (the
@@ -61,7 +80,8 @@ class SignalPreserving(ContextualInitializer):
     Shape: any kernel; with a context the fans are the layer's true ones. Orthogonal kernels: see
     `ASVForward`.
 
-    Units: `stddev` is a standard deviation, `target` a second moment.
+    Units: `stddev` is a standard deviation (0 for γ, which is not random), `target` a second
+    moment, `branch_share` a ratio of second moments.
 
     Raises:
         TypeError, ValueError: an argument has the wrong type or is out of range.
@@ -75,13 +95,17 @@ class SignalPreserving(ContextualInitializer):
         [1.0, 1.0]
 
     Reference: this library; the recursion is that of mean-field theory (Poole et al. 2016; Xiao et
-    al. 2018) with borders, strides and pooling.
+    al. 2018) with borders, strides and pooling. Shares of 1/L: as a factor 1/√L on the branches,
+    Radford et al. (2019); solved by the engine, this library.
     """
+
+    kinds = ("kernel", "scale")
 
     def __init__(
         self,
         distribution: Distribution = "normal",
         target: float = 1.0,
+        branch_share: BranchShare = None,
         seed: int | None = None,
         context: LayerContext | Mapping[str, object] | None = None,
     ) -> None:
@@ -89,6 +113,18 @@ class SignalPreserving(ContextualInitializer):
         self._arguments.choice("distribution", distribution, DISTRIBUTIONS)
         self.distribution: Distribution = distribution
         self.target = self._arguments.number("target", target, above=0)
+        if branch_share is not None and branch_share != "1/L":
+            wanted = 'None, a number greater than 0 or "1/L"'
+            is_number = is_real(branch_share)
+            self._arguments.require(
+                is_number and math.isfinite(branch_share) and branch_share > 0,
+                "branch_share",
+                branch_share,
+                wanted,
+                ValueError if is_number or isinstance(branch_share, str) else TypeError,
+            )
+            branch_share = float(branch_share)
+        self.branch_share: BranchShare = branch_share
 
     @property
     def family(self) -> Family:
@@ -100,9 +136,33 @@ class SignalPreserving(ContextualInitializer):
         """Whether the context must contain the signal engine's gain."""
         return True
 
+    def share(self, context: LayerContext) -> float | None:
+        """The share that the branch of a kernel or γ is to add; None if it ends no branch."""
+        if self.branch_share is None or not context.branch_end:
+            return None
+        if context.kind == "kernel" and context.normalized is not None:
+            return None  # γ decides
+        if isinstance(self.branch_share, str):
+            return 1 / max(context.branches, 1)
+        return self.branch_share
+
     def stddev(self, shape: Sequence[int]) -> float:
-        """Returns the standard deviation of every entry."""
+        """Returns the standard deviation of every entry, 0 for γ."""
         context = self._context_for(shape)
+        if context is not None and context.kind == "scale":
+            return 0.0
+        share = None if context is None else self.share(context)
+        if context is not None and share is not None and context.branch_gain is not None:
+            return math.sqrt(share / context.branch_gain)
+        return math.sqrt((share or 1.0) * self.target / self._gain(shape, context))
+
+    def _scale(self, context: LayerContext) -> float:
+        """γ of a normalization."""
+        share = self.share(context)
+        return 1.0 if share is None else math.sqrt(share / (context.branch_gain or 1.0))
+
+    def _gain(self, shape: Sequence[int], context: LayerContext | None) -> float:
+        """E u² for a kernel of variance 1."""
         if context is None:
             gain = _NEUTRAL_GAIN * neutral_fans(shape)[0]
         elif context.signal_gain is not None:
@@ -110,7 +170,7 @@ class SignalPreserving(ContextualInitializer):
         else:
             fan_in = mean_fan_in(context, self.distribution)
             gain = (context.forward_gain or _NEUTRAL_GAIN) * fan_in
-        return math.sqrt(self.target / gain)
+        return gain
 
     def reads_centre_only(self, shape: Sequence[int]) -> bool:
         """Whether the kernel is delta-orthogonal, so zero at every tap but the central one."""
@@ -120,11 +180,22 @@ class SignalPreserving(ContextualInitializer):
         """Returns He's initialization with the scale of `target`."""
         return variance_scaling(self.target / _NEUTRAL_GAIN, "fan_in", self.distribution, self.seed)
 
+    def in_keras(self) -> keras.initializers.Initializer | None:
+        """Returns Keras's initializer of γ; None for kernels."""
+        context = self._context
+        if context is None or context.kind != "scale":
+            return None
+        return keras.initializers.Constant(self._scale(context))
+
     def get_config(self) -> Config:
         """Returns the configuration, JSON primitives only."""
-        return {"distribution": self.distribution, "target": self.target, **super().get_config()}
+        own = {"distribution": self.distribution, "target": self.target}
+        return {**own, "branch_share": self.branch_share, **super().get_config()}
 
     def _sample(self, shape: tuple[int, ...]) -> Float32Array:
+        context = self._context_for(shape)
+        if context is not None and context.kind == "scale":
+            return np.full(shape, self._scale(context), np.float32)
         return drawn(
             self._stream_key(),
             shape,

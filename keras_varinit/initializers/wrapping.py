@@ -38,6 +38,11 @@ class Wrapper(ContextualInitializer):
         base = self.initializer
         return isinstance(base, ContextualInitializer) and base.needs_signal
 
+    def share(self, context: LayerContext) -> float | None:
+        """The share that the base asks for."""
+        base = self.initializer
+        return base.share(context) if isinstance(base, ContextualInitializer) else None
+
     def reads_centre_only(self, shape: Sequence[int]) -> bool:
         """Whether the base's kernels are zero at every tap but the central one."""
         base = self.initializer

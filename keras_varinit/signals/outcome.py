@@ -229,6 +229,7 @@ class Visit:
         sources: The source of each input; see the module `narrowness`.
         ties: Bits that stand for parts of one softmax.
         is_delta: Whether a kernel is zero at every tap of its window but the central one.
+        scale_of: E γ² of a normalization's scale; None for its present value.
     """
 
     call: Call
@@ -249,6 +250,7 @@ class Visit:
     sources: tuple[tuple[int, float] | None, ...] = ()
     ties: int = 0
     is_delta: Callable[[Any], bool] = lambda _: False
+    scale_of: Callable[[Any], float | None] = lambda _: None
 
     @property
     def operation(self) -> Any:

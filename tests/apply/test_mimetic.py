@@ -8,6 +8,7 @@ import pytest
 from keras import ops
 
 import keras_varinit as kv
+from tests import fresh_process
 from tests.models import assert_same_state, state
 
 L = keras.layers
@@ -32,17 +33,17 @@ def grouped():
     return keras.Model(inputs, layer(inputs, inputs))
 
 
-def by_hand(initializer="mimetic", d=48, heads=2):
+def by_hand(initializer="mimetic", d=48, heads=2, **options):
     size = d // heads
     inputs = keras.Input((5, d))
 
     def part(name):
-        x = L.Dense(d, name=name, kernel_initializer=initializer)(inputs)
+        x = L.Dense(d, name=name, kernel_initializer=initializer, **options)(inputs)
         return ops.transpose(ops.reshape(x, (-1, 5, heads, size)), (0, 2, 1, 3))
 
     scores = ops.matmul(part("query"), ops.transpose(part("key"), (0, 1, 3, 2))) / size**0.5
     mixed = ops.transpose(ops.matmul(ops.softmax(scores), part("value")), (0, 2, 1, 3))
-    output = L.Dense(d, name="output", kernel_initializer=initializer)
+    output = L.Dense(d, name="output", kernel_initializer=initializer, **options)
     return keras.Model(inputs, inputs + output(ops.reshape(mixed, (-1, 5, d))))
 
 
@@ -130,6 +131,30 @@ def test_saved_models_and_clones_have_the_same_kernels(seed, tmp_path):
         for one, two in zip(kernels(model), kernels(twin), strict=True):
             np.testing.assert_array_equal(one, two)
         assert kv.inject(twin).drawn == ()
+
+
+READER = """
+import json, sys
+import keras
+import numpy as np
+import keras_varinit as kv
+model = keras.models.model_from_json(open(sys.argv[1]).read())
+drawn = {v.path: np.array(keras.ops.convert_to_numpy(v)).tolist() for v in model.weights}
+print(json.dumps([drawn, [row.status for row in kv.inject(model)]]))
+"""
+
+
+@pytest.mark.slow
+def test_another_process_draws_the_same_kernels(tmp_path):
+    model = by_hand(bias_initializer="fan_in_bias")
+    kv.inject(model)
+    (tmp_path / "model.json").write_text(model.to_json())
+    drawn, statuses = fresh_process.run(READER, tmp_path / "model.json")
+    assert set(statuses) == {"skipped: already drawn for this context"}
+    for variable in model.weights:
+        if "kernel" in variable.path:
+            # The same up to the rounding of another number of threads.
+            np.testing.assert_allclose(drawn[variable.path], numbers(variable), atol=1e-6)
 
 
 def test_saved_attention_of_keras_keeps_its_kernels(tmp_path):

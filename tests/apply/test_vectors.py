@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 import keras_varinit as kv
+from keras_varinit import keras_private
 from tests.models import assert_same_state, state
 
 L = keras.layers
@@ -129,6 +130,16 @@ def test_biases_of_new_layers_on_trained_ones_are_drawn():
     assert report["last/bias"].status == report["head/bias"].status == "drawn"
 
 
+def test_generators_of_seeds_are_not_advanced():
+    """Nor can it be told whether a kernel is what was drawn from one."""
+    generator = keras.random.SeedGenerator(3)
+    model = network(keras.initializers.HeNormal(seed=generator))
+    before = keras.ops.convert_to_numpy(generator.state).copy()
+    report = kv.inject(model)
+    assert {row.status for row in report} == {BESIDE}
+    np.testing.assert_array_equal(keras.ops.convert_to_numpy(generator.state), before)
+
+
 def test_frozen_vectors_are_left_alone():
     model = network()
     model.get_layer("inner").trainable = False
@@ -175,8 +186,6 @@ def test_lstm_gets_times_and_says_in_its_configuration_that_keras_must_not_set_a
 
 
 def test_failed_injection_restores_the_flag_of_the_forget_gate(monkeypatch):
-    from keras_varinit import keras_private
-
     model = recurrent(kv.ChronoBias(seed=2))
     cell = model.get_layer("recurrent").cell
     replace = keras_private.replace_attribute
@@ -214,6 +223,52 @@ def test_recurrent_biases_within_the_bound_of_the_kernel(layer):
     np.testing.assert_array_equal(
         keras.ops.convert_to_numpy(twin.bias), keras.ops.convert_to_numpy(cell.bias)
     )
+
+
+def cells(model):
+    return [each for each in keras_private.layers_of(model) if hasattr(each, "recurrent_kernel")]
+
+
+def bidirectional(bias):
+    inputs = keras.Input((30, 4))
+    return keras.Model(inputs, L.Bidirectional(L.LSTM(6, bias_initializer=bias))(inputs))
+
+
+def stacked(bias):
+    inputs = keras.Input((30, 4))
+    two = [L.LSTMCell(6, bias_initializer=bias), L.LSTMCell(6, bias_initializer=bias)]
+    return keras.Model(inputs, L.RNN(two)(inputs))
+
+
+def convolutional(bias):
+    inputs = keras.Input((30, 8, 8, 2))
+    return keras.Model(inputs, L.ConvLSTM2D(6, 3, bias_initializer=bias)(inputs))
+
+
+@pytest.mark.parametrize("make", [bidirectional, stacked, convolutional])
+def test_every_lstm_inside_gets_times_of_its_own(make):
+    model = make("chrono_bias")
+    assert len(kv.inject(model).drawn) == len(cells(model))
+    forgets = set()
+    for cell in cells(model):
+        first, forget, *others = keras.ops.convert_to_numpy(cell.bias).reshape(4, 6)
+        assert np.all(forget > 0)
+        np.testing.assert_array_equal(first, -forget)
+        assert not np.any(others)
+        assert cell.unit_forget_bias is False
+        forgets.add(tuple(forget))
+    assert len(forgets) == len(cells(model))
+
+
+def test_lstm_of_unknown_length_has_the_default_of_keras_and_stays_as_it_is():
+    inputs = keras.Input((None, 4))
+    model = keras.Model(inputs, L.LSTM(6, bias_initializer="chrono_bias")(inputs))
+    (cell,) = cells(model)
+    (row,) = kv.inject(model)
+    assert (row.status, row.stddev) == ("drawn", 0.0)
+    bias = keras.ops.convert_to_numpy(cell.bias).reshape(4, 6)
+    np.testing.assert_array_equal(bias, np.eye(4)[1][:, None] * np.ones(6))
+    assert cell.unit_forget_bias is True
 
 
 def test_gru_gets_times_in_its_first_row():
@@ -297,8 +352,8 @@ def test_initialize_draws_the_gates_of_an_lstm():
 
 def test_lint_names_vectors_that_were_not_injected():
     model = network()
-    found = {(f.rule, f.path) for f in kv.lint(model)}
-    assert {("not-injected", path) for path in (*BIASES, *SCALES)} <= found
+    findings = {(f.rule, f.path) for f in kv.lint(model)}
+    assert {("not-injected", path) for path in (*BIASES, *SCALES)} <= findings
     kv.inject(model)
     assert not any(f.rule == "not-injected" for f in kv.lint(model))
 

@@ -64,6 +64,7 @@ CASES = {
     "mimetic of ours": (kv.Mimetic, {"initializer": "asv_forward"}, "2/in"),
     "signal": (kv.SignalPreserving, {}, "2/in"),
     "signal truncated": (kv.SignalPreserving, {"distribution": "truncated_normal"}, "2/in"),
+    "signal share": (kv.SignalPreserving, {"branch_share": "1/L"}, "2/in"),
     "signal orthogonal": (kv.SignalPreserving, {"distribution": "orthogonal"}, "2/in"),
     "signal uniform": (kv.SignalPreserving, {"distribution": "uniform", "target": 0.5}, "1/in"),
 }
@@ -79,6 +80,7 @@ STRING_IDS = {
     "enhanced_lecun_uniform": kv.EnhancedLecunUniform,
     "mimetic": kv.Mimetic,
     "partial_identity": kv.PartialIdentity,
+    "recommended": kv.Recommended,
     "residual_scaled": kv.ResidualScaled,
     "signal_preserving": kv.SignalPreserving,
 }
@@ -299,6 +301,7 @@ REFERENCE = {
     "forward": [-0.08448558, -0.2618524, -0.1932684, -0.1441107],
     "forward truncated": [-0.09604719, -0.2976861, -0.2197167, -0.1638318],
     "forward uniform": [-0.1888741, 0.3630892, 0.3584112, -0.0467701],
+    "forward orthogonal": [-0.0946253, -0.2110539, -0.104374, -0.09942455],
     "backward": [-0.05974033, -0.1851576, -0.1366614, -0.1019016],
     "backward uniform": [-0.1335542, 0.2567428, 0.253435, -0.03307145],
     "enhanced": [-0.09132282, -0.1509607, -0.1201907, -0.01553166],

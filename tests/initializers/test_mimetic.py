@@ -19,14 +19,14 @@ KERNELS = ("query", "key", "value", "attention_output")
 def contexts(d, heads, size, *, kv_heads=None, value_size=None, flat=False, **fields):
     """The contexts of the four kernels of an attention in Keras's layout, or `flat` in Dense's."""
     kv_heads, value_size = kv_heads or heads, value_size or size
-    found = {}
+    by_role = {}
     for role in KERNELS:
         count = heads if role in ("query", "attention_output") else kv_heads
         of_head = size if role in ("query", "key") else value_size
         block = (count * of_head,) if flat else (count, of_head)
         last = role == "attention_output"
         shape = (*block, d) if last else (d, *block)
-        found[role] = kv.LayerContext(
+        by_role[role] = kv.LayerContext(
             **{
                 "path": f"mha/{role}/kernel",
                 "layer": role,
@@ -47,7 +47,7 @@ def contexts(d, heads, size, *, kv_heads=None, value_size=None, flat=False, **fi
                 **fields,
             }
         )
-    return found
+    return by_role
 
 
 def kernel(context, seed=3, **arguments):

@@ -309,6 +309,20 @@ def test_a_delta_kernel_in_a_wrapper_is_predicted_as_one():
     assert prediction.forward == pytest.approx(1.0, rel=1e-6)  # log_2(1 + 1)
 
 
+def test_a_frozen_delta_kernel_is_known_by_its_values():
+    model = built(L.Conv2D(32, 3, padding="same"), (6, 6, 16))
+    kv.initialize(model, kv.ASVForward("orthogonal"), seed=0)
+    kernel = model.layers[1].kernel
+    model.layers[1].trainable = False
+    path = kernel.path
+    assert kv.analyze(model).predicted[path].forward == pytest.approx(1.0, rel=1e-5)
+    # Of other values the engine assumes independent taps, some of which read the padding.
+    kernel.assign(kv.ASVForward(seed=1)((3, 3, 16, 32)))
+    # Along an axis 16 taps lie inside the map, over 6 outputs.
+    expected = np.mean(np.square(numpy(kernel))) * 16 * (16 / 6) ** 2
+    assert kv.analyze(model).predicted[path].forward == pytest.approx(expected, rel=1e-5)
+
+
 def test_inject_draws_delta_kernels_once():
     made = [L.Conv2D(16, 3, kernel_initializer=SCHEMES["asv_forward"](seed=1)) for _ in range(2)]
     model = keras.Sequential([keras.Input((9, 9, 16)), *made])

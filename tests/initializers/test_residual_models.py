@@ -88,3 +88,15 @@ def test_a_gpt_2_of_12_blocks():
     ends = [p for p in found if "attention_output" in p or "feedforward_output" in p]
     assert len(ends) == 24
     assert_ratios(found, lambda p: 24**-0.5 if p in ends else 1)
+
+
+def test_branches_of_zeros_are_no_finding_of_a_measurement():
+    model = resnet(1, norm=False)
+    x = np.random.default_rng(0).standard_normal((8, 16, 16, 3)).astype("float32")
+    kv.initialize(model, kv.ResidualScaled("he_normal", "zero"), seed=0)
+    measured = kv.measure_signal(model, x)
+    assert {row.second_moment for row in measured.rows if row.name.startswith("end")} == {0.0}
+    assert measured.findings() == ("No layer's signal vanishes, explodes or saturates.",)
+    # A stem of zeros kills everything.
+    model.get_layer("stem").kernel.assign(np.zeros((3, 3, 3, 8)))
+    assert any("stem is the first layer" in each for each in kv.measure_signal(model, x).findings())

@@ -294,6 +294,7 @@ def test_without_a_context_it_is_he_times_the_target():
     assert kv.SignalPreserving().get_config() == {
         "distribution": "normal",
         "target": 1.0,
+        "branch_share": None,
         "seed": None,
         "context": None,
     }

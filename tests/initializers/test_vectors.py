@@ -48,8 +48,11 @@ def gates_context(gates, steps=None, units=100):
 
 
 def draw(initializer, shape, dtype="float32"):
-    drawn = initializer(shape, dtype=dtype)
-    return keras.ops.convert_to_numpy(keras.ops.cast(drawn, "float32"))
+    return as_float32(initializer(shape, dtype=dtype))
+
+
+def as_float32(tensor):
+    return keras.ops.convert_to_numpy(keras.ops.cast(tensor, "float32"))
 
 
 @cases
@@ -76,8 +79,8 @@ def test_found_by_string_class_name_registered_name_object_and_dictionary(case):
     initializer = cls(**arguments)
     config = initializer.get_config()
     assert keras.initializers.get(initializer) is initializer
-    found = keras.initializers.get({"class_name": string, "config": config})
-    assert (type(found), found.get_config()) == (cls, config)
+    twin = keras.initializers.get({"class_name": string, "config": config})
+    assert (type(twin), twin.get_config()) == (cls, config)
 
 
 @pytest.mark.prerelease
@@ -85,16 +88,16 @@ def test_found_by_string_class_name_registered_name_object_and_dictionary(case):
 def test_config_is_json_and_redraws_the_same_vector(case):
     cls, _, arguments, role, _ = CASES[case]
     fields = {"gates": 4, "steps": 20, "branch_end": True}
-    for given in (None, context(role, **fields)):
-        initializer = cls(**arguments, context=given)
+    for place in (None, context(role, **fields)):
+        initializer = cls(**arguments, context=place)
         if role == "bias":
-            initializer = cls(**arguments, seed=9, context=given)
+            initializer = cls(**arguments, seed=9, context=place)
         config = initializer.get_config()
         assert json.loads(json.dumps(config)) == config
         saved = json.loads(json.dumps(keras.saving.serialize_keras_object(initializer)))
         for twin in (cls.from_config(config), keras.saving.deserialize_keras_object(saved)):
             assert twin.get_config() == config
-            assert twin.context == given
+            assert twin.context == place
             np.testing.assert_array_equal(draw(twin, (400,)), draw(initializer, (400,)))
 
 
@@ -132,12 +135,13 @@ def test_context_of_a_kernel_warns_and_gives_the_default(case):
     cls, _, arguments, _, value = CASES[case]
     initializer = cls(**arguments, context=context("kernel", gates=4, steps=50))
     with pytest.warns(UserWarning, match=rf"role 'kernel'.*{cls.__name__} draws"):
-        np.testing.assert_array_equal(draw(initializer, (400,)), np.full(400, value))
+        drawn = initializer((400,))
+    np.testing.assert_array_equal(as_float32(drawn), np.full(400, value))
 
 
 def test_initializers_of_kernels_warn_at_the_context_of_a_bias():
     with pytest.warns(UserWarning, match=r"role 'bias'.*ASVForward draws kernels"):
-        draw(kv.ASVForward(context=context()), (8, 4))
+        kv.ASVForward(context=context())((8, 4))
 
 
 def test_biases_are_uniform_within_the_bound_of_the_kernel():
@@ -276,7 +280,7 @@ def test_every_layer_is_built_with_its_default(name, case):
     vectors = [w for w in layer.weights if w.name == kind]
     assert vectors
     for vector in vectors:
-        found = keras.ops.convert_to_numpy(vector)
-        np.testing.assert_array_equal(found, np.full(found.shape, value))
+        entries = keras.ops.convert_to_numpy(vector)
+        np.testing.assert_array_equal(entries, np.full(entries.shape, value))
     assert type(layer).from_config(layer.get_config()).get_config() == layer.get_config()
     assert cls.__name__ in json.dumps(layer.get_config())

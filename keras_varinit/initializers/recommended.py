@@ -1,0 +1,304 @@
+"""`Recommended`: one initializer for every weight, by what the weight is for.
+
+The first rule that applies decides. Each has one line of evidence; what the evidence does not
+support is not in the table, and then the recommendation is what Keras draws by default.
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import keras
+import numpy as np
+
+from keras_varinit.context import LayerContext
+from keras_varinit.initializers.base import (
+    ContextualInitializer,
+    Family,
+    draw,
+    register,
+)
+from keras_varinit.initializers.laws import describe, reseeded
+from keras_varinit.initializers.orthogonal import draw_orthogonal
+from keras_varinit.keras_private import layer_being_built
+from keras_varinit.typing import ArrayLike, Config
+
+_ATTENTION = ("query", "key", "value", "attention_output")
+
+_RECTIFIERS = ("relu", "leaky_relu", "relu6", "elu", "gelu", "silu", "swish", "mish")
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Rule:
+    """One line of the table.
+
+    Args:
+        kind: What it is for: `"kernel"`, `"bias"` or `"scale"`.
+        applies: Whether it applies to a weight with this context.
+        choice: Name and arguments of the initializer.
+        reason: Why, and where the evidence stands.
+    """
+
+    kind: str
+    applies: Callable[[LayerContext], bool]
+    choice: tuple[str, Config]
+    reason: str
+
+    def initializer(self, seed: int | None) -> ContextualInitializer:
+        """The initializer, with a seed."""
+        name, arguments = self.choice
+        config = {"class_name": name, "config": {**arguments, "seed": seed}}
+        initializer: ContextualInitializer = keras.initializers.get(config)
+        return initializer
+
+
+def _is_full_attention(context: LayerContext) -> bool:
+    is_drawn = context.role in _ATTENTION and context.group is not None
+    return is_drawn and context.self_attention is True and context.causal is False
+
+
+def _is_plain_convolution(context: LayerContext) -> bool:
+    return bool(context.spatial_axes) and context.normalized is None and context.role == "kernel"
+
+
+def _ends_a_branch(context: LayerContext) -> bool:
+    return context.branch_end and context.normalized is None and context.role == "kernel"
+
+
+def _is_dense(context: LayerContext) -> bool:
+    return not context.spatial_axes and context.branches == 0 and context.gates is None
+
+
+def _is_in_a_deep_rectifier_network(context: LayerContext) -> bool:
+    is_rectified = context.activation in _RECTIFIERS and context.normalized is None
+    return (
+        _is_dense(context) and context.role == "kernel" and context.total_depth > 4 and is_rectified
+    )
+
+
+def _remembers_long(context: LayerContext) -> bool:
+    return context.gates in (3, 4) and context.steps is not None and context.steps >= 100
+
+
+RULES = (
+    Rule(
+        "kernel",
+        _is_full_attention,
+        ("Mimetic", {}),
+        "full self-attention: mimetic (Trockman & Kolter 2023: over 5 % on CIFAR-10)",
+    ),
+    Rule(
+        "kernel",
+        _is_plain_convolution,
+        ("SignalPreserving", {"branch_share": "1/L"}),
+        "convolution without normalization: unit signal, branches share 1/L (RESULTS: 34 layers)",
+    ),
+    Rule(
+        "kernel",
+        _ends_a_branch,
+        ("ResidualScaled", {"initializer": "glorot_uniform", "rule": "depth"}),
+        "end of a residual branch: × 1/√L (Radford et al. 2019)",
+    ),
+    Rule(
+        "kernel",
+        _is_in_a_deep_rectifier_network,
+        ("SignalPreserving", {}),
+        "deep rectifier network without normalization: unit signal (He et al. 2015)",
+    ),
+    Rule(
+        "bias",
+        _remembers_long,
+        ("ChronoBias", {}),
+        "gates over 100 steps or more: chrono (Tallec & Ollivier 2018)",
+    ),
+)
+
+OWN = "no rule is known to be better: the layer's own initializer"
+
+# What Keras draws by default, by role.
+_DEFAULTS: dict[str, tuple[str, Config]] = {
+    "recurrent": ("Orthogonal", {}),
+    "embedding": ("RandomUniform", {}),
+    "position": ("RandomUniform", {}),
+    "bias": ("Zeros", {}),
+    "scale": ("Ones", {}),
+}
+
+_OF_ATTRIBUTES = {
+    "recurrent_initializer": "recurrent",
+    "embeddings_initializer": "embedding",
+    "bias_initializer": "bias",
+    "beta_initializer": "bias",
+    "gamma_initializer": "scale",
+}
+
+
+def rule_for(context: LayerContext) -> Rule | None:
+    """The first rule that applies to a weight; None where Keras's default is recommended."""
+    rules = (rule for rule in RULES if rule.kind == context.kind and rule.applies(context))
+    return next(rules, None)
+
+
+@register("recommended")
+class Recommended(ContextualInitializer):
+    """Draws each weight by what it is for.
+
+    Picks one of the library's initializers by the weight's context: for kernels, biases and
+    normalization scales. `recommend(model)` shows the choice for each weight and the reason. Where
+    no rule applies, it draws what Keras does by default: `glorot_uniform` for kernels, orthogonal
+    ones for recurrent kernels, U(±0.05) for embeddings, zeros for biases, ones for scales. In
+    `initialize(model)`, the layer's own initializer takes the place of Keras's default.
+
+    Args:
+        seed: Integer or None.
+        context: Set by `inject`. Without it Keras's default for that kind of weight, which is
+            known while a layer is being built; otherwise `glorot_uniform` for two or more
+            dimensions and zeros for one.
+
+    Shape: any.
+
+    Units: `stddev` is the standard deviation of the choice.
+
+    Raises:
+        TypeError: an argument has the wrong type.
+
+    Example:
+        >>> import keras, keras_varinit as kv
+        >>> layers = [keras.Input((8, 8, 3)), keras.layers.Conv2D(4, 3, activation="relu")]
+        >>> model = keras.Sequential([*layers, keras.layers.Flatten(), keras.layers.Dense(2)])
+        >>> report = kv.initialize(model, seed=0)
+        >>> [row.initializer for row in report if row.path.endswith("kernel")]
+        ['SignalPreserving', 'GlorotUniform']
+
+    Reference: the sources of the rules, which `RULES` in this file names.
+    """
+
+    kinds = ("kernel", "bias", "scale")
+
+    def __init__(
+        self,
+        seed: int | None = None,
+        context: LayerContext | Mapping[str, object] | None = None,
+    ) -> None:
+        super().__init__(seed=seed, context=context)
+        self._roles_drawn: dict[tuple[int, ...], str] = {}
+
+    def chosen(self, context: LayerContext) -> ContextualInitializer | None:
+        """The initializer that a rule chooses for a weight; None where Keras's default is."""
+        rule = rule_for(context)
+        return None if rule is None else rule.initializer(self.seed)
+
+    @property
+    def refused_as_base(self) -> str:
+        """Why no wrapper may scale the draws of this initializer."""
+        return "it draws some weights with wrappers itself"
+
+    @property
+    def family(self) -> Family:
+        """Distribution of an entry: the choice's."""
+        choice = self._choice()
+        return "uniform" if choice is None else choice.family
+
+    @property
+    def is_independent(self) -> bool:
+        """Whether the choice's kernel is independent of all others."""
+        choice = self._choice()
+        return choice is None or choice.is_independent
+
+    @property
+    def shares_group(self) -> bool:
+        """Whether the choice draws kernels of one `group` together."""
+        choice = self._choice()
+        return choice is not None and choice.shares_group
+
+    @property
+    def sets_forget_gate(self) -> bool:
+        """Whether the choice draws the forget gate's bias."""
+        choice = self._choice()
+        return choice is not None and choice.sets_forget_gate
+
+    @property
+    def needs_signal(self) -> bool:
+        """Whether the choice needs the signal engine's gain."""
+        choice = self._choice()
+        return choice is not None and choice.needs_signal
+
+    def share(self, context: LayerContext) -> float | None:
+        """The share that the choice asks for."""
+        choice = self.chosen(context)
+        return None if choice is None else choice.share(context)
+
+    def reads_centre_only(self, shape: Sequence[int]) -> bool:
+        """Whether the choice's kernel is zero at every tap but the central one."""
+        choice = self._choice()
+        return choice is not None and choice.reads_centre_only(shape)
+
+    def stddev(self, shape: Sequence[int]) -> float | None:
+        """Returns the standard deviation of the choice."""
+        choice = self._choice()
+        if choice is not None:
+            return choice.stddev(shape)
+        role = self._role(tuple(shape))
+        if role in ("bias", "scale"):
+            return 0.0
+        return describe(_default(role), shape, self._context_for(shape)).stddev
+
+    def neutral(self) -> keras.initializers.Initializer:
+        """Returns Keras's default for kernels."""
+        return keras.initializers.GlorotUniform(seed=self.seed)
+
+    def in_keras(self) -> keras.initializers.Initializer | None:
+        """Returns Keras's initializer for the present context."""
+        context, choice = self._context, self._choice()
+        if choice is not None:
+            return choice.in_keras()
+        if context is None:
+            return None
+        default = _default(context.role)
+        return reseeded(default, self.seed) if "seed" in default.get_config() else default
+
+    def _choice(self) -> ContextualInitializer | None:
+        """The choice for the present context, drawing from this initializer's streams."""
+        if self._context is None:
+            return None
+        choice = self.chosen(self._context)
+        if choice is None:
+            return None
+        seeded: Any = reseeded(choice, self._entropy)
+        return seeded.with_context(self._context)  # type: ignore[no-any-return]
+
+    def _role(self, shape: tuple[int, ...]) -> str:
+        """The role by the context, by the attribute of the layer being built, or by the rank."""
+        context = self._context_for(shape)
+        if context is not None:
+            return context.role
+        if shape not in self._roles_drawn:
+            by_rank = "kernel" if len(shape) > 1 else "bias"
+            attributes = [_OF_ATTRIBUTES.get(name) for name in self._attributes()]
+            fitting = [a for a in attributes if (a in ("bias", "scale")) == (by_rank == "bias")]
+            self._roles_drawn[shape] = next(filter(None, fitting), by_rank)
+        return self._roles_drawn[shape]
+
+    def _attributes(self) -> list[str]:
+        """The attributes in which the layer that is creating variables holds this initializer."""
+        layer = layer_being_built()
+        attributes = {} if layer is None else dict(vars(layer))
+        return [name for name, value in attributes.items() if value is self]
+
+    def _sample(self, shape: tuple[int, ...]) -> ArrayLike:
+        choice = self._choice()
+        if choice is not None and self._context_for(shape) is not None:
+            return choice(shape, dtype="float32")
+        role = self._role(shape)
+        if role in ("bias", "scale"):
+            return np.full(shape, float(role == "scale"), np.float32)
+        stddev = self.stddev(shape) or 0.0
+        if role == "recurrent":
+            return draw_orthogonal(self._stream_key(), shape, stddev, self._context_for(shape))
+        return draw(self._stream_key(), shape, "uniform", stddev)
+
+
+def _default(role: str) -> keras.initializers.Initializer:
+    """What Keras draws by default for weights of a role."""
+    name, config = _DEFAULTS.get(role, ("GlorotUniform", {}))
+    return keras.initializers.get({"class_name": name, "config": config})
