@@ -199,17 +199,16 @@ def before_first_step(model: Model, action: Callable[[], None]) -> Callable[[], 
     return cancel
 
 
-def recorded_nodes(
-    functional: Model,
-) -> tuple[list[SymbolicTensor], list[SymbolicTensor], list[RecordedNode]]:
-    """Inputs, outputs and nodes of a Functional model, nodes in topological order."""
-    inputs, outputs = list(functional.inputs), list(functional.outputs)
+def recorded_producer(tensor: Any) -> RecordedNode:
+    """The node that a tensor of a Functional model comes from."""
+    operation, index, _ = tensor._keras_history
+    return cast(RecordedNode, operation._inbound_nodes[index])
 
-    def producer(tensor: Any) -> RecordedNode:
-        operation, index, _ = tensor._keras_history
-        return cast(RecordedNode, operation._inbound_nodes[index])
 
-    return inputs, outputs, topological(inputs, outputs, producer)
+def running_nodes(functional: Model) -> list[RecordedNode]:
+    """The nodes of a Functional model in the order in which Keras runs them."""
+    by_depth = functional._nodes_by_depth
+    return [node for depth in sorted(by_depth, reverse=True) for node in by_depth[depth]]
 
 
 def entry_points() -> dict[str, tuple[Any, str]]:
@@ -328,33 +327,6 @@ def build_shapes(model: Layer) -> dict[str, Nested]:
 def shape_of(tensor: SymbolicTensor) -> Shape:
     """The shape of a symbolic tensor."""
     return tuple(tensor.shape)
-
-
-def topological(
-    inputs: Sequence[SymbolicTensor],
-    outputs: Sequence[SymbolicTensor],
-    producer: Callable[[SymbolicTensor], RecordedNode],
-) -> list[RecordedNode]:
-    """The nodes on the way from inputs to outputs, producers before consumers."""
-    known = {id(t) for t in inputs}
-    done: set[int] = set()
-    order = []
-    stack = [(t, False) for t in reversed(outputs)]
-    while stack:
-        tensor, expanded = stack.pop()
-        if id(tensor) in known:
-            continue
-        node = producer(tensor)
-        if id(node) in done:
-            continue
-        if expanded:
-            done.add(id(node))
-            order.append(node)
-            known.update(id(t) for t in node.output_tensors)
-        else:
-            stack.append((tensor, True))
-            stack.extend((t, False) for t in reversed(node.input_tensors))
-    return order
 
 
 def with_mask_of(tensor: Tensor, source: Tensor) -> Tensor:

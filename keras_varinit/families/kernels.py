@@ -168,7 +168,7 @@ def shared_kernel(
     output = weighing.output(moments_of_variable(visit.operation, "bias"), signal.channel_axis)
     inverse = mean_inverse(merged, taps, fan_in)
     # E wᵀw/wᵀCw of kernels w that read channels of covariance C, to second order.
-    unequal = 2 * beyond_independent(role, signal, max(visit.narrowness, default=0.0))
+    unequal = 2 * beyond_independent(role, signal, max(visit.narrowness, default=0.0), groups)
     output = output.each(lambda m: dataclasses.replace(m, inverse=inverse, unequal=unequal))
 
     def pullback(gradients: Gradients) -> Gradients:

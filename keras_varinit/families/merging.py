@@ -123,6 +123,8 @@ def joined(visit: Visit, name: str, arguments: Sequence[Any]) -> Outcome:
         else:
             signal = constant_signal(argument, shape, target)
             aligned.append(Aligned(signal, signal, 0))
+    if len({a.signal.channels for a in aligned}) > 1:
+        return unknown(visit, "it joins signals of an unknown number of channels")
     groups = regrouped([a.signal for a in aligned])
     dependence = Dependence(visit, arguments, aligned)
     results = [(n, _group(name, parts, dependence)) for n, parts in groups]

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from keras_varinit.keras_private import Shape
+from keras_varinit.maths.covariance import uniform
 from keras_varinit.maths.windows import Array, Axes, Axis, Window, axes_of
 from keras_varinit.signals.layouts import (
     channel_axes,
@@ -83,6 +84,8 @@ class Selection:
             for (n, m), share in zip(mapped.parts, self.kept, strict=True)
             if share > 0
         ]
+        if not parts:  # no channels, as in the first of `split(x, [0, n])`
+            parts = [(1, uniform(axes, *[math.nan] * 3))]
         return signal_at(parts, self.channels, self.rank)
 
     def back(self, gradient: Gradient) -> Gradient:
@@ -198,9 +201,11 @@ def _cut_of(key: Any, size: int | None) -> Cut | tuple[()] | None:
             return None
         if size is None:
             start, stop = key.start or 0, key.stop
+            if start < 0 or key.step not in (None, 1):
+                return None
             if stop is None or stop < 0:
                 return ()  # all but a few entries at the borders
-            return (start, stop - start, 1) if start >= 0 and key.step in (None, 1) else None
+            return (start, stop - start, 1)
         taken = range(*key.indices(size))
         return (taken[0], len(taken), taken.step) if len(taken) else None
     index = _as_integer(key)

@@ -10,6 +10,7 @@ from keras_varinit.keras_private import (
     Shape,
     is_raw_operation,
     is_symbolic,
+    is_variable,
     layers_of,
     with_mask_of,
 )
@@ -177,7 +178,7 @@ class LayerRunner:
                     return _activated(observer, point, before)
                 outputs = original(*args, **kwargs)
                 flat = keras.tree.flatten(outputs)
-                if flat and keras.ops.is_tensor(flat[0]):
+                if flat and keras.ops.is_tensor(flat[0]) and not is_variable(flat[0]):
                     flat[0] = _observed(observer, point, flat[0], inputs[0] if inputs else None)
                 return keras.tree.pack_sequence_as(outputs, flat)
 

@@ -25,6 +25,7 @@ from keras_varinit.signals.roles import Elementwise, Role, Weights
 from keras_varinit.tracing.reader import Node
 
 _SUMS = ("Add", "Subtract", "Average")
+_PRODUCTS = ("Multiply", "Divide", "TrueDivide", "DivideNoNan")
 
 
 def of_input(signal: Signal) -> float:
@@ -37,22 +38,27 @@ def of_outputs(
 ) -> float:
     """The narrowness of a call's outputs."""
     name, moments = operation_name(node.operation), output.parts[0][1]
-    narrow = max(before, default=0.0)
+    wide = [r for s, r in zip(inputs, before, strict=True) if s.channels == output.channels]
+    # A single channel, as of a mask, makes the channels that it meets no fewer.
+    narrow = max((not isinstance(role, Weights) and wide) or before, default=0.0)
     if isinstance(role, Weights):
         # Values pass two kernels of an attention layer in a row, hence levels.
         if isinstance(node.operation, keras.layers.Embedding):
             return of_input(output)
         levels = len({kernel.level for kernel in role.kernels})
-        if "Depthwise" in name or "Separable" in name:
-            # Similar channels pass through different taps.
+        groups = _groups_of(node, inputs)
+        if "Separable" in name or groups > 1:
+            # Channels of different groups pass through different taps and have no input in common.
             least = min((of_input(signal) for signal in inputs), default=0.0)
-            narrow = least + max(narrow - least, 0.0) / math.prod(node.operation.kernel_size)
-            levels -= 1
+            share = max(1 / groups - of_input(output), 0.0) if groups > 1 else 0.0
+            narrow = max(narrow - least, 0.0) + share * least * groups
+            narrow = narrow / _taps(role, inputs, groups) + (least if "Separable" in name else 0.0)
+            levels -= "Separable" in name
         else:
             narrow /= _taps(role, inputs)
         narrow += levels / max(output.channels, 1)
-    elif name in (*_SUMS, "Multiply") and len(inputs) > 1:
-        own = [_share(s.merged) if name == "Multiply" else _own(s.merged) for s in inputs]
+    elif name in (*_SUMS, *_PRODUCTS) and len(inputs) > 1:
+        own = [_own(s.merged) if name in _SUMS else _share(s.merged) for s in inputs]
         total = sum(own)
         if total > 0 and math.isfinite(total):
             narrow = sum(o / total * math.sqrt(r) for o, r in zip(own, before, strict=True)) ** 2
@@ -65,19 +71,29 @@ def of_outputs(
     return narrow
 
 
-def beyond_independent(role: Role, signal: Signal, before: float) -> float:
+def beyond_independent(role: Role, signal: Signal, before: float, groups: int = 1) -> float:
     """Σ λ²/(Σ λ)² of a kernel's inputs, in excess of that of as many independent entries.
 
-    The contribution of the preceding kernel is left out, since it cancels.
+    The contribution of the preceding kernel is left out, since it cancels. An output that reads c/g
+    of c channels meets the correlations of those alone, 1 - g/c of all.
     """
     if not isinstance(role, Weights):
         return 0.0
-    return max(before - 2 * of_input(signal), 0.0) / _taps(role, [signal])
+    among = 1 - groups * of_input(signal)
+    return max(before - 2 * of_input(signal), 0.0) * among / _taps(role, [signal], groups)
 
 
-def _taps(role: Weights, inputs: Sequence[Signal]) -> float:
+def _groups_of(node: Node, inputs: Sequence[Signal]) -> int:
+    """The number of groups of channels that a convolution keeps apart."""
+    name = operation_name(node.operation)
+    if "Depthwise" in name:
+        return max((signal.channels for signal in inputs), default=1)
+    return int(getattr(node.operation, "groups", 1) or 1)
+
+
+def _taps(role: Weights, inputs: Sequence[Signal], groups: int = 1) -> float:
     """The number of positions that an output reads; their entries differ from each other."""
-    channels = max((signal.channels for signal in inputs), default=1)
+    channels = max((signal.channels for signal in inputs), default=1) / groups
     return max(role.kernels[0].fans.fan_in / channels, 1.0)
 
 

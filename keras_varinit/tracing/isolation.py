@@ -5,6 +5,7 @@ leave no node behind. In every other thread they work as before.
 """
 
 import contextlib
+import functools
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol
@@ -216,13 +217,23 @@ def leaving_no_trace(layers: Sequence[Layer]) -> Iterator[None]:
         stack.enter_context(keras.StatelessScope())
         for layer in layers:
             if builds_itself(layer):
-                stack.enter_context(shadowed(layer, "build", _refusing_to_build(layer)))
+                stack.enter_context(shadowed(layer, "build", _building_without_weights(layer)))
         yield
 
 
-def _refusing_to_build(layer: Layer) -> Callable[..., None]:
+def _building_without_weights(layer: Layer) -> Callable[..., None]:
+    """The layer's `build`, which raises an error if it adds weights: they would be lost."""
+    original, thread = layer.build, threading.get_ident()
+    add_weight = keras.Layer.add_weight
+
+    def refusing(owner: Layer, *args: Any, **kwargs: Any) -> Any:
+        if threading.get_ident() == thread:
+            raise _not_built(layer)
+        return add_weight(owner, *args, **kwargs)
+
     def build(*args: Any, **kwargs: Any) -> None:
-        raise _not_built(layer)
+        with _replaced(keras.Layer, "add_weight", refusing):
+            original(*args, **kwargs)
 
     return build
 
@@ -234,6 +245,7 @@ def shadowed(layer: Operation, name: str, method: Function) -> Iterator[None]:
         own, absent, thread = vars(layer), object(), threading.get_ident()
         before, original = own.get(name, absent), getattr(layer, name)
 
+        @functools.wraps(original)  # Keras reads the signature of `build`
         def dispatch(*args: Any, **kwargs: Any) -> Any:
             function = method if threading.get_ident() == thread else original
             return function(*args, **kwargs)

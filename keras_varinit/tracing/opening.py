@@ -6,7 +6,13 @@ from collections.abc import Callable
 
 import keras
 
-from keras_varinit.keras_private import build_shapes, check_built, functional_of, shape_of, symbolic
+from keras_varinit.keras_private import (
+    build_shapes,
+    check_built,
+    functional_of,
+    shape_of,
+    symbolic,
+)
 from keras_varinit.tracing.isolation import reading, trusting_calls
 from keras_varinit.tracing.reader import Graph, Reader
 from keras_varinit.tracing.recording import (
@@ -118,11 +124,30 @@ def _read(
             with contextlib.suppress(Exception):
                 recorded = recorded_call(functional, [functional.input], {})
     else:
-        recorded = recorded_call(functional, [with_sizes(functional.input, *sizes)], {})
+        recorded = recorded_call(functional, [with_sizes(_as_declared(functional), *sizes)], {})
     graph = reader.graph
     graph.inputs = tuple(graph.new_tensor(recorded.shape_of(t)) for t in recorded.inputs)
     graph.outputs = reader.inline(recorded, graph.inputs)
     return graph
+
+
+def _as_declared(functional: Model) -> Nested:
+    """The model's input, with the sizes that the layers it is passed to declare in `input_spec`."""
+    recorded = recorded_model(functional)
+    shapes = {id(tensor): list(shape_of(tensor)) for tensor in recorded.inputs}
+    for node in recorded.nodes:
+        specs = keras.tree.flatten(getattr(node.operation, "input_spec", None))
+        if len(specs) != len(node.input_tensors):
+            continue
+        for spec, tensor in zip(specs, node.input_tensors, strict=True):
+            if spec is None or id(tensor) not in shapes:
+                continue
+            shape = shapes[id(tensor)]
+            for axis, size in {**dict(enumerate(spec.shape or ())), **(spec.axes or {})}.items():
+                shape[axis] = size if shape[axis] is None else shape[axis]
+    return keras.tree.map_structure(
+        lambda t: symbolic(tuple(shapes[id(t)]), t.dtype), functional.input
+    )
 
 
 def _read_without_lengths(

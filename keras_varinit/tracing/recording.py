@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import keras
@@ -13,10 +14,10 @@ from keras_varinit.keras_private import (
     is_raw_operation,
     is_symbolic,
     own_variables,
-    recorded_nodes,
+    recorded_producer,
+    running_nodes,
     shape_of,
     symbolic,
-    topological,
 )
 from keras_varinit.tracing.isolation import is_trusting_calls, reporting_to
 from keras_varinit.typing import (
@@ -70,7 +71,9 @@ class Recorded:
 
 def recorded_model(functional: Model) -> Recorded:
     """The recorded graph of a Functional model."""
-    return Recorded(*recorded_nodes(functional))
+    inputs, outputs = list(functional.inputs), list(functional.outputs)
+    nodes = topological(inputs, outputs, recorded_producer, running_nodes(functional))
+    return Recorded(inputs, outputs, nodes)
 
 
 def recorded_call(layer: Operation, args: Args, kwargs: Kwargs) -> Recorded:
@@ -102,6 +105,45 @@ def recorded_call(layer: Operation, args: Args, kwargs: Kwargs) -> Recorded:
         if recorded is None:
             raise
         return recorded
+
+
+def topological(
+    inputs: Sequence[SymbolicTensor],
+    outputs: Sequence[SymbolicTensor],
+    producer: Callable[[SymbolicTensor], RecordedNode],
+    running: Iterable[RecordedNode],
+) -> list[RecordedNode]:
+    """The nodes on the way from inputs to outputs, producers before consumers.
+
+    `running` are the nodes in the order in which Keras runs them. It is kept if otherwise calls of
+    one operation would change places.
+    """
+    known = {id(t) for t in inputs}
+    done: set[int] = set()
+    order = []
+    stack = [(t, False) for t in reversed(outputs)]
+    while stack:
+        tensor, expanded = stack.pop()
+        if id(tensor) in known:
+            continue
+        node = producer(tensor)
+        if id(node) in done:
+            continue
+        if expanded:
+            done.add(id(node))
+            order.append(node)
+            known.update(id(t) for t in node.output_tensors)
+        else:
+            stack.append((tensor, True))
+            stack.extend((t, False) for t in reversed(node.input_tensors))
+    places = {id(node): place for place, node in enumerate(running)}
+    last: dict[int, int] = {}
+    for node in order:
+        place = places[id(node)]
+        if place < last.get(id(node.operation), 0):
+            return sorted(order, key=lambda n: places[id(n)])
+        last[id(node.operation)] = place
+    return order
 
 
 def loses_sizes(recorded: Recorded) -> bool:
@@ -160,7 +202,7 @@ def _recorded(layer: Operation, args: Args, kwargs: Kwargs) -> Recorded:
             elif keras.ops.is_tensor(leaf):
                 outputs.append(recorder.constant(leaf))
     known = [*inputs, *recorder.constants]
-    nodes = topological(known, outputs, recorder.producer)
+    nodes = topological(known, outputs, recorder.producer, recorder.producers.values())
     return Recorded(inputs, outputs, nodes, recorder.constants, recorder.values)
 
 

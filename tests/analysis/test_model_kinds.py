@@ -300,3 +300,23 @@ def test_reading_builds_no_layer():
     assert trace_of(model) == before
     model(np.ones((2, 8), "float32"))
     assert len(redrawn(model)) == 1
+
+
+@pytest.mark.parametrize("nested", [False, True])
+def test_the_first_call_is_the_one_that_keras_runs_first(nested):
+    """Outputs name the later call first, as a decoder that shares the encoder's embedding."""
+    shared = dense(name="shared")
+    long, short = keras.Input((6, 8)), keras.Input((3, 8))
+    deep = ops.relu(dense()(ops.relu(shared(long))))
+    late = shared(short)
+    model = keras.Model([short, long], [late, deep])
+    if nested:  # called on other shapes, so that it is traced anew
+        inputs = [keras.Input((3, 8)), keras.Input((6, 8), batch_size=5)]
+        model = keras.Model(inputs, model(inputs))
+    lengths = []
+    call = type(shared).call
+    shared.call = lambda x: lengths.append(x.shape[1]) or call(shared, x)
+    model([np.ones((5, 3, 8), "float32"), np.ones((5, 6, 8), "float32")])
+    del shared.call
+    first = kv.analyze(model).contexts["shared/kernel"]
+    assert first.input_size == 8 * lengths[0]

@@ -303,3 +303,38 @@ def test_slices_without_entries_are_noted(start):
     analysis = kv.analyze(model)
     assert [p.backward is None for p in analysis.predicted.values()] == [True, False]
     assert "get_item (GetItem): " in analysis.notes[0]
+
+
+def test_parts_without_channels_change_nothing():
+    """The first of `split(u, [0, 64])` has none."""
+    inputs = keras.Input((8,))
+    u = dense(128, name="a")(inputs)
+    halves = {"whole": ops.split(u, 2, axis=-1), "none": ops.split(u, [0, 64], axis=-1)[1:]}
+    predicted = []
+    for one, other in halves.values():
+        out = dense(4, name="b")(ops.relu(one) * other)
+        analysis = kv.analyze(keras.Model(inputs, out))
+        predicted.append([(p.forward, p.backward) for p in analysis.predicted.values()])
+    np.testing.assert_allclose(*predicted, rtol=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("name", "take"),
+    [("last", lambda x: x[:, -2:]), ("every other", lambda x: x[:, ::2])],
+)
+def test_slices_of_an_unknown_length(name, take):
+    """Which entries these are depends on the length."""
+    inputs = keras.Input((None, 8))
+    x = L.GlobalAveragePooling1D()(ops.relu(take(dense(32, name="a")(inputs))))
+    analysis = kv.analyze(keras.Model(inputs, dense(4, name="b")(x)))
+    assert analysis.predicted["a/kernel"].forward is not None
+    assert analysis.predicted["b/kernel"].forward is None
+    assert any("(GetItem): which entries it takes depends on" in note for note in analysis.notes)
+
+
+def test_merging_an_unknown_number_of_channels():
+    """As of masks over an unknown number of tokens, where one has gained an entry."""
+    inputs = keras.Input((None,))
+    x = ops.minimum(ops.expand_dims(inputs, 1), ops.concatenate([inputs, inputs], 1)[:, None])
+    model = keras.Model(inputs, dense(4)(ops.mean(x, axis=2)))
+    assert all(p.forward is None for p in kv.analyze(model).predicted.values())

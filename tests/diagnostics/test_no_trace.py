@@ -1,6 +1,7 @@
 """Measuring leaves no trace on the model."""
 
 import keras
+import numpy as np
 import pytest
 from keras import ops
 
@@ -81,3 +82,77 @@ def test_own_call_and_weights_stay():
     assert_equal(weights(model), before)
     assert [row.kind for row in report] == ["weights", "weights", "other", "weights"]
     assert report.notes == ()
+
+
+class Part(L.Layer):
+    """It builds itself when it is first called on numbers; shapes were inferred without it."""
+
+    def __init__(self, units=0):
+        super().__init__(name="part")
+        self.units = units
+
+    def build(self, first_shape, second_shape):
+        self.gain = self.add_weight(shape=(self.units,)) if self.units else 2.0
+
+    def call(self, first, second):
+        return self.gain * first + second
+
+
+class Whole(L.Layer):
+    """Keras asks it for its output's shape, and its own `build` builds no part."""
+
+    def __init__(self, part):
+        super().__init__(name="whole")
+        self.part = part
+
+    def build(self, shape):
+        pass
+
+    def compute_output_shape(self, shape):
+        return shape
+
+    def call(self, x):
+        return self.part(x, 3 * x)
+
+
+@pytest.mark.parametrize("units", [0, 4])
+def test_a_part_that_is_not_built_stays_so(units):
+    inputs = keras.Input((4,))
+    part = Part(units)
+    model = keras.Model(inputs, L.Dense(2, name="head")(Whole(part)(inputs)))
+    x = draw(64, 4)
+    if units:
+        with pytest.raises(ValueError, match="layer 'part' is not built; call the model on data"):
+            kv.measure_signal(model, x)
+    else:
+        assert kv.measure_signal(model, x)["head"].path == "head/kernel"
+    assert not part.built
+    assert not hasattr(part, "gain")
+    np.testing.assert_allclose(part(x, x).shape, x.shape)
+
+
+class Table(L.Layer):
+    """Returns a variable."""
+
+    def build(self, shape):
+        self.rows = self.add_weight(shape=(4,), initializer="ones")
+
+    def call(self, x):
+        return self.rows
+
+
+class Followed(keras.Model):
+    """A model whose graph is not traced: it asks for values."""
+
+    def __init__(self):
+        super().__init__()
+        self.head, self.table = L.Dense(2, name="head"), Table()
+
+    def call(self, x):
+        return self.head(x * self.table(x)) if float(ops.mean(x)) < 1e9 else x
+
+
+def test_a_layer_that_returns_a_variable_is_not_measured():
+    model, x = Followed(), draw(64, 4)
+    model(x)
+    assert [row.name for row in kv.measure_signal(model, x)] == ["head"]

@@ -33,9 +33,11 @@ _SHAPES: dict[str, dict[str, tuple[int, ...]]] = {
 }
 
 
-# Examples in a batch: BASNet's decoder is 50 million weights at any size; SAM3 broadcasts a mask of
-# (batch, tokens) over heads and rows of tokens, so that it takes as many examples as tokens.
-EXAMPLES = {"BASNetBackbone": 2, "SAM3PromptableConceptBackbone": 2}
+# Examples in a batch, if not 8: SAM3 broadcasts a mask of (batch, tokens) over heads and rows of
+# tokens, so that it takes as many examples as tokens. BASNet normalizes maps of one position.
+EXAMPLES = {"BASNetBackbone": 16, "SAM3PromptableConceptBackbone": 2}
+# Draws, if not as many as the caller wants: BASNet's decoder is 50 million weights at any size.
+DRAWS = {"BASNetBackbone": 16}
 
 
 def shape_of(toy: str, tensor: Any) -> tuple[int, ...]:

@@ -58,7 +58,7 @@ def measured(name: str, draws: int) -> Comparison:
     if hub_data.has_unknown_length(model):
         model = hub_data.at_length(name, model)
     data = hub_data.data_for(name, model)
-    examples = hub_data.EXAMPLES.get(name, 8)
+    examples, draws = hub_data.EXAMPLES.get(name, 8), hub_data.DRAWS.get(name, draws)
     return compare(model, data, draws=draws, least=min(24, draws), examples=examples)
 
 

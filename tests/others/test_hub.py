@@ -31,18 +31,19 @@ TOYS = [
 # Layers that cannot be opened: by toy, the class of each and what is in its way.
 _TENSORFLOW = "A KerasTensor cannot be used as input to a TensorFlow function"
 UNOPENED: dict[str, dict[str, str]] = {
-    "DFineBackbone": {"DFineDecoder": _TENSORFLOW},
-    "DebertaV3Backbone": {"DisentangledSelfAttention": _TENSORFLOW},  # it calls tf.gather
-    "DepthAnythingBackbone": {
+    "DFineBackbone": {"DFineDecoder": _TENSORFLOW},  # keras.utils.bounding_boxes
+    "DebertaV3Backbone": {"DisentangledSelfAttention": _TENSORFLOW},  # tf.gather
+    "DepthAnythingBackbone": {  # tf.compat.v1.image.resize
         "DepthAnythingFeatureFusionLayer": _TENSORFLOW,
         "DepthAnythingDepthEstimationHead": _TENSORFLOW,
     },
-    "Gemma3nBackbone/multimodal": {
+    "Gemma3nBackbone/multimodal": {  # all but the last row of a table
         "Gemma3nMultimodalEmbeddingProcessor": "Unsupported key type for array slice"
     },
-    "MoonshineBackbone": {"ComputeAttentionMask": _TENSORFLOW},
-    "RWKV7Backbone": {"RWKV7TimeMix": _TENSORFLOW},
-    "StableDiffusion3Backbone": {
+    "MoonshineBackbone": {"ComputeAttentionMask": _TENSORFLOW},  # array < symbolic tensor
+    "RWKV7Backbone": {"RWKV7TimeMix": _TENSORFLOW},  # tf.TensorArray
+    "SAM3PromptableConceptBackbone": {"SAM3GeometryEncoder": _TENSORFLOW},  # tf.gather_nd
+    "StableDiffusion3Backbone": {  # linspace of a tensor; the backend's cast; einsum of "BTNH,BSNH"
         "FlowMatchEulerDiscreteScheduler": "cannot be used as a boolean",
         "ImageRescaling": _TENSORFLOW,
         "LatentRescaling": _TENSORFLOW,
@@ -51,12 +52,13 @@ UNOPENED: dict[str, dict[str, str]] = {
 }
 # What is beyond 1.5 forward or 2 backward: by toy, how far at most, and the cause.
 EXCEPTIONS: dict[str, tuple[float, float, str]] = {
-    # The kernels right in front of them are off by as much: 1/E f'^2 of the sigmoid.
-    "BASNetBackbone": (1.5, 25.0, "it ends in sigmoids, behind which gradients are measured"),
-    # At the decoder's call it is 0.84; at the encoder's, which Keras runs first, 0.33.
-    "BartBackbone": (1.5, 3.3, "a table for two texts: the decoder's call is predicted"),
-    # Queries of its first layers; with the norms' scale at 0 it is within 1.1 and 1.8.
-    "EdRecBackbone": (1.5, 2.5, "norms times 1 + scale = 2 make logits of variance 16"),
+    # With average pooling it is within 1.05 forward. A chain of padded 3×3 kernels and batch
+    # normalizations alone loses 3 % a kernel backward on maps of 2×2, 1 % on maps of 8×8.
+    "BASNetBackbone": (
+        1.6,
+        4.5,
+        "max pooling of a residual stream, and some thirty normalized kernels on maps up to 4×4",
+    ),
 }
 FORWARD, BACKWARD = 1.5, 2.0
 
@@ -108,7 +110,8 @@ def test_its_signal_is_measured(name):
     x = hub_data.data_for(name, model)(np.random.default_rng(0), 2)
     signal = kv.measure_signal(model, x, verbose=0)
     assert any(row.kind == "weights" for row in signal)
-    assert all(row.nonfinite_count == 0 for row in signal)
+    # Max pooling of images is padded with -∞.
+    assert all(row.nonfinite_count == 0 for row in signal if row.operation != "Pad")
     after = [keras.ops.convert_to_numpy(w) for w in model.weights]
     assert all(np.array_equal(a, b) for a, b in zip(before, after, strict=True))
 

@@ -3,7 +3,8 @@
 It runs the model itself and looks in where Keras calls a layer, so it does not depend on the
 library's reading of the model: what stands inside a layer that cannot be opened is measured too.
 The kernels are drawn as normal numbers of the standard deviation that `kv.initialize` reports, and
-the model is compiled once for all draws.
+the model is compiled once for all draws. Gradients are those behind white noise at the outputs, in
+front of a sigmoid or softmax that ends the model, as `kv.analyze` says.
 """
 
 import contextlib
@@ -26,6 +27,7 @@ _WITH_KERNEL = (
     *(getattr(L, f"{kind}Conv{n}D") for n in (1, 2) for kind in ("Depthwise", "Separable")),
     L.Embedding,
 )
+_OF_THE_LOSS = (keras.activations.sigmoid, keras.activations.softmax)
 _KERNELS = ("kernel", "pointwise_kernel", "embeddings")
 Data = Callable[[np.random.Generator, int], Any]
 Call = tuple[str, int]  # a kernel's path, and of how many examples' losses its gradient is the sum
@@ -200,6 +202,7 @@ class Meter:
         self.paths: list[str] = []
         self.shapes: list[tuple[int, ...]] = []
         self.examples = 0
+        self._logits: list[tuple[Any, Any]] = []  # outputs of sigmoid or softmax, and their inputs
         self._step = _STEPS[keras.backend.backend()](self, compiled)
 
     def measure(self, x: Any, rng: np.random.Generator) -> Any:
@@ -228,9 +231,12 @@ class Meter:
 
         def call(layer: Any, *args: Any, **kwargs: Any) -> Any:
             path = self._path_of(layer)
-            if path is None:
-                return original(layer, *args, **kwargs)
             activation = getattr(layer, "activation", None)
+            if path is None:
+                output = original(layer, *args, **kwargs)
+                if isinstance(layer, L.Softmax) or activation in _OF_THE_LOSS:
+                    self._logits.append((output, args[0] if args else None))
+                return output
             if activation is not None:
                 layer.activation = keras.activations.linear
             try:
@@ -239,13 +245,28 @@ class Meter:
             finally:
                 if activation is not None:
                     layer.activation = activation
-            return output if activation is None else activation(output)
+            if activation is None:
+                return output
+            activated = activation(output)
+            if activation in _OF_THE_LOSS:
+                self._logits.append((activated, output))
+            return activated
 
+        self._logits.clear()
         keras.Layer.__call__ = call
         try:
             yield
         finally:
             keras.Layer.__call__ = original
+
+    def loss(self, outputs: Any, noise: list[Any]) -> Any:
+        """Whose gradient is the noise at every output, or at its logits where it has some."""
+        total: Any = 0.0
+        for output, n in zip(_floats(outputs), noise, strict=True):
+            logits = next((z for after, z in self._logits if after is output), None)
+            signal = output if logits is None else logits
+            total = total + keras.ops.sum(keras.ops.cast(signal, "float32") * n)
+        return total
 
     def _sharing(self, layer: Any, output: Any) -> int:
         rows, vectors = int(output.shape[0] or self.examples), len(output.shape) == 2
@@ -264,12 +285,6 @@ def _floats(outputs: Any) -> list[Any]:
     leaves = [t for t in keras.tree.flatten(outputs) if t is not None]
     kinds = [keras.backend.standardize_dtype(t.dtype) for t in leaves]
     return [t for t, k in zip(leaves, kinds, strict=True) if keras.backend.is_float_dtype(k)]
-
-
-def _loss(outputs: Any, noise: list[Any]) -> Any:
-    """Whose gradient at every output is the noise."""
-    products = zip(_floats(outputs), noise, strict=True)
-    return sum(keras.ops.sum(keras.ops.cast(t, "float32") * n) for t, n in products)
 
 
 def _mean_square(tensor: Any) -> Any:
@@ -294,7 +309,7 @@ def _with_tensorflow(meter: Meter, compiled: bool) -> Callable[..., Any]:
 
             with meter.tapped(tap):
                 outputs = meter.model(x, training=True)
-            value = _loss(outputs, noise)
+            value = meter.loss(outputs, noise)
         gradients = tape.gradient(
             value, signals, unconnected_gradients=tf.UnconnectedGradients.ZERO
         )
@@ -324,7 +339,8 @@ def _with_torch(meter: Meter, compiled: bool) -> Callable[..., Any]:
             return tensor
 
         with torch.enable_grad(), meter.tapped(tap):
-            value = _loss(meter.model(x, training=True), [torch.as_tensor(n) for n in noise])
+            outputs = meter.model(x, training=True)
+            value = meter.loss(outputs, [torch.as_tensor(n) for n in noise])
             gradients = torch.autograd.grad(value, signals, allow_unused=True)
         with torch.no_grad():
             forward = [float(_mean_square(s)) for s in signals]
@@ -354,7 +370,7 @@ def _with_jax(meter: Meter, compiled: bool) -> Callable[..., Any]:
 
         with meter.tapped(tap):
             outputs, _ = model.stateless_call(*states, x, training=True)
-        return _loss(outputs, noise), signals
+        return meter.loss(outputs, noise), signals
 
     def step(zeros: Any, states: Any, x: Any, noise: list[Any]) -> Any:
         gradients, signals = jax.grad(forward, has_aux=True)(zeros, states, x, noise)

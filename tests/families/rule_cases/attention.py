@@ -2,6 +2,7 @@
 
 import keras
 import numpy as np
+from keras import ops
 
 from tests.families.rule_cases.case import EXACT, Allowance, Case, L, dense, tokens
 
@@ -31,6 +32,24 @@ def attended(make, *, after=dense, **arguments):
         return after()(make()(query=u, value=u, key=u, **arguments))
 
     return back
+
+
+def normalized(u):
+    """Root mean square normalization by hand, whose divisor is one channel."""
+    return u / ops.sqrt(ops.mean(ops.square(u), axis=-1, keepdims=True) + 1e-6)
+
+
+def behind(make, function):
+    def back(u):
+        x = function(u)
+        return dense()(make()(query=x, value=x))
+
+    return back
+
+
+def at_least(u):
+    """No entry is below a bound, a single channel."""
+    return ops.maximum(u, ops.mean(u, axis=-1, keepdims=True) - 1.0)
 
 
 def mask(shape):
@@ -67,6 +86,31 @@ CASES = (
         TOKENS,
         WITHIN,
         "tokens alike",
+    ),
+    Case(
+        (L.MultiHeadAttention, "TrueDivide"),
+        lambda x: dense(192)(x),
+        behind(multi_head, normalized),
+        TOKENS,
+        WITHIN,
+        "behind a norm by hand",
+    ),
+    Case(
+        (L.MultiHeadAttention, "Maximum"),
+        tokens,
+        behind(multi_head, at_least),
+        TOKENS,
+        WITHIN,
+        "behind a bound",
+    ),
+    Case(
+        (L.MultiHeadAttention, "Where"),
+        tokens,
+        behind(multi_head, lambda u: ops.where(np.arange(10)[None, :, None] % 2 == 0, u, 2 * u)),
+        TOKENS,
+        WITHIN,
+        "behind a choice of tokens",
+        wrong="its output is 49 % larger: attention takes tokens to be of equal size on average",
     ),
     Case(
         L.MultiHeadAttention,

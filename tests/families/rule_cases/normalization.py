@@ -153,6 +153,12 @@ def depthwise_block(x):
     return L.BatchNormalization()(taps(ops.silu(L.BatchNormalization()(x))))
 
 
+def grouped_block(x):
+    """The same as a convolution whose groups have one channel each."""
+    taps = conv(96, groups=96, use_bias=False)
+    return L.BatchNormalization()(taps(ops.relu(L.BatchNormalization()(x))))
+
+
 def conv_of_entries(x):
     return conv(96, 1)(x)
 
@@ -190,6 +196,15 @@ NARROW = (
         BORDERS,
         "depthwise, one gradient for all positions",
         examples=64,
+    ),
+    Case(
+        (L.BatchNormalization, L.Conv2D),
+        conv_of_entries,
+        lambda u: conv(64, 1)(ops.relu(grouped_block(u))),
+        (8, 8, 8),
+        FINITE,
+        "groups of one channel, made of few inputs",
+        examples=16,
     ),
     Case(
         L.BatchNormalization,
