@@ -133,8 +133,9 @@ class LayerContext:
         self_attention: Whether queries, keys and values are read from one signal; None outside
             attention.
         group: Name of the random stream that the kernels of one attention share, or None.
-        branches: Number L of residual additions on the path that has most, among those paths of
-            the residual stream that this kernel's branch adds to; 0 outside residual networks.
+        branches: Number L of residual additions on the longest path of the stream that this
+            kernel's branch adds to; outside of branches, the greatest L in the model; 0 without
+            residual additions.
         branch_size: Number m of kernels in this kernel's residual branch; 0 outside branches.
         branch_end: Whether the kernel ends a residual branch: its output reaches the addition
             through no other kernel.

@@ -101,10 +101,10 @@ class Plan:
         self, scheme: Recommended, layer: Layer, variable: Variable, context: LayerContext
     ) -> Initializer:
         """The choice for a kernel: by a rule, or else the layer's own initializer."""
-        choice = scheme.chosen(context)
+        own = own_initializer(layer, variable)
+        choice = scheme.chosen(context, own)
         if choice is not None:
             return choice
-        own = own_initializer(layer, variable)
         if own is None or isinstance(own, Recommended):
             return scheme
         self.by_own.add(id(variable))

@@ -116,7 +116,7 @@ def _row(
     # Embeddings are drawn by a rule only if they are selected themselves.
     rule = None if context is None else rule_for(context)
     if rule is not None:
-        choice = keras.initializers.serialize(rule.initializer(None))
+        choice = keras.initializers.serialize(rule.initializer(None, own))
         return Recommendation(path, role, choice, rule.reason)
     if own is None and context is not None:
         own = Recommended()

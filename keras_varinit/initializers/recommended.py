@@ -18,12 +18,10 @@ from keras_varinit.initializers.base import (
     draw,
     register,
 )
-from keras_varinit.initializers.laws import describe, reseeded
+from keras_varinit.initializers.laws import describe, reseeded, resolve_base
 from keras_varinit.initializers.orthogonal import draw_orthogonal
 from keras_varinit.keras_private import layer_being_built
 from keras_varinit.typing import ArrayLike, Config
-
-_ATTENTION = ("query", "key", "value", "attention_output")
 
 _RECTIFIERS = ("relu", "leaky_relu", "relu6", "elu", "gelu", "silu", "swish", "mish")
 
@@ -35,7 +33,8 @@ class Rule:
     Args:
         kind: What it is for: `"kernel"`, `"bias"` or `"scale"`.
         applies: Whether it applies to a weight with this context.
-        choice: Name and arguments of the initializer.
+        choice: Name and arguments of the initializer. `initializer` among these is the base of a
+            wrapper for layers that do not name one of their own.
         reason: Why, and where the evidence stands.
     """
 
@@ -44,25 +43,41 @@ class Rule:
     choice: tuple[str, Config]
     reason: str
 
-    def initializer(self, seed: int | None) -> ContextualInitializer:
-        """The initializer, with a seed."""
+    def initializer(
+        self, seed: int | None, own: keras.initializers.Initializer | None = None
+    ) -> ContextualInitializer:
+        """The initializer, with a seed; `own` is what the layer would draw with."""
         name, arguments = self.choice
+        if "initializer" in arguments and _is_base(own):
+            arguments = {**arguments, "initializer": keras.initializers.serialize(own)}
         config = {"class_name": name, "config": {**arguments, "seed": seed}}
         initializer: ContextualInitializer = keras.initializers.get(config)
         return initializer
 
 
-def _is_full_attention(context: LayerContext) -> bool:
-    is_drawn = context.role in _ATTENTION and context.group is not None
-    return is_drawn and context.self_attention is True and context.causal is False
+def _is_base(initializer: keras.initializers.Initializer | None) -> bool:
+    """Whether a wrapper can scale an initializer's draws."""
+    if initializer is None:
+        return False
+    try:
+        resolve_base("Recommended", initializer, None)
+    except (TypeError, ValueError):
+        return False
+    return True
 
 
-def _is_plain_convolution(context: LayerContext) -> bool:
-    return bool(context.spatial_axes) and context.normalized is None and context.role == "kernel"
+def _is_rectified(context: LayerContext) -> bool:
+    is_kernel = context.role == "kernel" and context.normalized is None
+    return is_kernel and context.activation in _RECTIFIERS
+
+
+def _is_rectified_convolution(context: LayerContext) -> bool:
+    return bool(context.spatial_axes) and _is_rectified(context)
 
 
 def _ends_a_branch(context: LayerContext) -> bool:
-    return context.branch_end and context.normalized is None and context.role == "kernel"
+    is_end = context.branch_end and context.role in ("kernel", "attention_output")
+    return is_end and context.normalized is None
 
 
 def _is_dense(context: LayerContext) -> bool:
@@ -70,10 +85,7 @@ def _is_dense(context: LayerContext) -> bool:
 
 
 def _is_in_a_deep_rectifier_network(context: LayerContext) -> bool:
-    is_rectified = context.activation in _RECTIFIERS and context.normalized is None
-    return (
-        _is_dense(context) and context.role == "kernel" and context.total_depth > 4 and is_rectified
-    )
+    return _is_dense(context) and _is_rectified(context) and context.total_depth > 4
 
 
 def _remembers_long(context: LayerContext) -> bool:
@@ -83,27 +95,21 @@ def _remembers_long(context: LayerContext) -> bool:
 RULES = (
     Rule(
         "kernel",
-        _is_full_attention,
-        ("Mimetic", {}),
-        "full self-attention: mimetic (Trockman & Kolter 2023: over 5 % on CIFAR-10)",
-    ),
-    Rule(
-        "kernel",
-        _is_plain_convolution,
+        _is_rectified_convolution,
         ("SignalPreserving", {"branch_share": "1/L"}),
-        "convolution without normalization: unit signal, branches share 1/L (RESULTS: 34 layers)",
+        "rectified convolution, no normalization: unit signal, branches add 1/L (RESULTS.md)",
     ),
     Rule(
         "kernel",
         _ends_a_branch,
         ("ResidualScaled", {"initializer": "glorot_uniform", "rule": "depth"}),
-        "end of a residual branch: × 1/√L (Radford et al. 2019)",
+        "end of a residual branch: × 1/√L (Radford et al. 2019; RESULTS.md, transformer)",
     ),
     Rule(
         "kernel",
         _is_in_a_deep_rectifier_network,
         ("SignalPreserving", {}),
-        "deep rectifier network without normalization: unit signal (He et al. 2015)",
+        "deep rectifier network, no normalization: unit signal (He et al. 2015)",
     ),
     Rule(
         "bias",
@@ -183,10 +189,15 @@ class Recommended(ContextualInitializer):
         super().__init__(seed=seed, context=context)
         self._roles_drawn: dict[tuple[int, ...], str] = {}
 
-    def chosen(self, context: LayerContext) -> ContextualInitializer | None:
-        """The initializer that a rule chooses for a weight; None where Keras's default is."""
+    def chosen(
+        self, context: LayerContext, own: keras.initializers.Initializer | None = None
+    ) -> ContextualInitializer | None:
+        """The initializer that a rule chooses for a weight; None where no rule applies.
+
+        `own` is what the layer would draw with.
+        """
         rule = rule_for(context)
-        return None if rule is None else rule.initializer(self.seed)
+        return None if rule is None else rule.initializer(self.seed, own)
 
     @property
     def refused_as_base(self) -> str:

@@ -55,11 +55,14 @@ def test_choices_by_role():
     assert choices(convolutions())["top/kernel"] == "GlorotUniform"
     assert choices(perceptron(6))["d0/kernel"] == "SignalPreserving"
     assert choices(perceptron(2))["d0/kernel"] == "GlorotUniform"
-    full, causal = choices(models.by_hand()), choices(models.by_hand(mask="where"))
-    for name in "qkvo":
-        assert full[f"{name}/kernel"] == "Mimetic"
-        assert causal[f"{name}/kernel"] != "Mimetic"
-    assert choices(models.swiglu())["down/kernel"] == "ResidualScaled"
+    attention = choices(models.by_hand())
+    assert attention["o/kernel"] == "ResidualScaled"
+    assert {attention[f"{name}/kernel"] for name in "qkv"} == {"GlorotUniform"}
+    swiglu = choices(models.swiglu())
+    assert swiglu["down/kernel"] == "ResidualScaled"
+    assert swiglu["up/kernel"] == "GlorotUniform"
+    normalized = choices(models.projection())
+    assert {normalized[f"{name}/kernel"] for name in ("b", "top")} == {"GlorotUniform"}
 
 
 def test_what_a_layer_draws_by_itself_is_kept():
@@ -74,6 +77,20 @@ def test_what_a_layer_draws_by_itself_is_kept():
     kernel = keras.ops.convert_to_numpy(model.layers[-1].kernel)
     assert np.std(kernel) == pytest.approx(0.001, rel=0.2)
     assert before is None or not np.array_equal(before, kernel)
+
+
+@pytest.mark.once
+def test_the_end_of_a_branch_scales_what_its_layer_would_draw():
+    """GPT-2: its N(0, 0.02²), times 1/√L at the ends of branches."""
+    gpt = keras.initializers.RandomNormal(stddev=0.02)
+    x = inputs = keras.Input((5, 64))
+    for _ in range(2):
+        h = layers.LayerNormalization()(x)
+        x = x + layers.MultiHeadAttention(4, 16, kernel_initializer=gpt)(h, h, use_causal_mask=True)
+    model = keras.Model(inputs, layers.Dense(2)(x))
+    stddevs = {row.context.role: row.stddev for row in kv.initialize(model, seed=0) if row.context}
+    assert stddevs["attention_output"] == pytest.approx(0.02 / np.sqrt(2))
+    assert stddevs["query"] == pytest.approx(0.02)
 
 
 def test_initialize_draws_what_recommend_says():
