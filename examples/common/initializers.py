@@ -24,6 +24,7 @@ VARINIT_IDS = (
     "residual_scaled",
     "partial_identity",
     "mimetic",
+    "recommended",
 )
 
 #: Of the ids of Keras, those that can break the symmetry of a convolution's channels.
