@@ -19,7 +19,8 @@ from keras_varinit.apply.transaction import (
     commit,
     drawn_value,
     holds_own_draw,
-    in_another_stream,
+    moved,
+    moves_until_free,
 )
 from keras_varinit.context import LayerContext
 from keras_varinit.initializers.base import ContextualInitializer
@@ -149,14 +150,18 @@ def _decisions(model: Model, owned: list[_Owned], reading: Reading, force: bool)
     ]
     streams = {context.stream for context in kept}
     groups = {context.group for context in kept if context.role in _ATTENTION} - {None}
+
+    def is_taken(context: LayerContext) -> bool:
+        is_part = context.role in _ATTENTION and context.group in groups
+        return context.stream in streams or is_part
+
     decisions = []
     for item, context, status in decided:
         if context is not None and status in (DRAWN, _DONE):
-            again = context
-            while again.stream in streams or (again.role in _ATTENTION and again.group in groups):
-                again = in_another_stream(again)
-            if again is not context:
-                context, status = again, _status(item, again, force)
+            moves = moves_until_free(context, is_taken)
+            if moves:
+                context = moved(context, moves)
+                status = _status(item, context, force)
         decisions.append((item, context, status))
     return decisions
 

@@ -18,7 +18,8 @@ from keras_varinit.apply.transaction import (
     as_called,
     drawn_value,
     forget_gate_is_one,
-    in_another_stream,
+    moved,
+    moves_until_free,
 )
 from keras_varinit.context import LayerContext
 from keras_varinit.initializers.base import ContextualInitializer, stream_seed
@@ -224,30 +225,32 @@ class Plan:
             if drawn.group is not None:
                 together[drawn.group] = max(count, together.get(drawn.group, 0))
         for drawn, count in zip(self.drawn, moves, strict=True):
-            for _ in range(together.get(drawn.group or "", 0) - count):
-                self._move(drawn)
+            count = count if drawn.group is None else together[drawn.group]
+            if count:
+                context = moved(drawn.context, count)
+                self.changes[drawn.change] = self._redrawn(drawn, context)
+                self.rows[drawn.row] = dataclasses.replace(self.rows[drawn.row], context=context)
 
     def _moves_away_from(self, kept: dict[tuple[int, ...], set[bytes]], drawn: _Drawn) -> int:
-        """Moves a kernel to other streams until it equals none that is kept; how often."""
-        if self.rows[drawn.row].stddev == 0:
-            return 0
-        others = kept.get(tuple(self.changes[drawn.change].variable.shape), set())
-        # Each kept kernel can block one stream; a draw equal in all of them is a constant.
-        for count in range(len(others)):
-            if digest(view(self.changes[drawn.change].value)) not in others:
-                return count
-            self._move(drawn)
-        return len(others)
-
-    def _move(self, drawn: _Drawn) -> None:
-        """Redraws a kernel in another stream."""
+        """How often a kernel moves to another stream until it equals none that is kept."""
         change = self.changes[drawn.change]
-        drawn.context = in_another_stream(drawn.context)
-        initializer = self._for_kernel(drawn.layer, drawn.scheme, drawn.context, drawn.is_own)
-        value = drawn_value(initializer, change.variable, drawn.context.path)
-        change = dataclasses.replace(change, value=value, initializer=initializer)
-        self.changes[drawn.change] = change
-        self.rows[drawn.row] = dataclasses.replace(self.rows[drawn.row], context=drawn.context)
+        others = kept.get(tuple(change.variable.shape), set())
+        if self.rows[drawn.row].stddev == 0 or not others:
+            return 0
+
+        def is_taken(context: LayerContext) -> bool:
+            again = change if context is drawn.context else self._redrawn(drawn, context)
+            return digest(view(again.value)) in others
+
+        # Each kept kernel can block one stream; a draw equal in all of them is a constant.
+        return moves_until_free(drawn.context, is_taken, most=len(others))
+
+    def _redrawn(self, drawn: _Drawn, context: LayerContext) -> Change:
+        """The change of a kernel, drawn for another context."""
+        change = self.changes[drawn.change]
+        initializer = self._for_kernel(drawn.layer, drawn.scheme, context, drawn.is_own)
+        value = drawn_value(initializer, change.variable, context.path)
+        return dataclasses.replace(change, value=value, initializer=initializer)
 
     def _status(self, trainable: bool) -> str:
         """A frozen model trains nothing, whatever its layers say."""
@@ -258,9 +261,12 @@ class Plan:
     def _add_other(self, layer: Layer, variable: Variable, attribute: str) -> None:
         initializer = self.schemes.get(id(variable)) or getattr(layer, attribute)
         context = self.reading.vector_of(variable)
-        if isinstance(initializer, ContextualInitializer) and context is not None:
-            self._add_vector(layer, variable, attribute, initializer, context)
-            return
+        if isinstance(initializer, ContextualInitializer):
+            if context is not None and context.kind in initializer.kinds:
+                self._add_vector(layer, variable, attribute, initializer, context)
+                return
+            # One that is for other weights draws as without a context; `lint` says so.
+            initializer = initializer.with_context(None)
         path, _, stream = self.names[id(variable)]
         status = self._status(layer.trainable)
         self.rows.append(
@@ -285,10 +291,6 @@ class Plan:
     ) -> None:
         """Plans a bias or γ that an initializer of this library owns."""
         name, shape = type(initializer).__name__, tuple(variable.shape)
-        if context.kind not in initializer.kinds:
-            status = f"skipped: {name} {initializer.purpose()}, and this is a {context.kind}"
-            self.rows.append(ReportRow(context.path, layer.name, name, context, None, status))
-            return
         if "seed" in initializer.get_config():
             own = initializer.seed if self.seed is None else self.seed
             initializer = reseeded(initializer, own)

@@ -2,7 +2,8 @@
 
 import contextlib
 import dataclasses
-from collections.abc import Iterator, Sequence
+import itertools
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeAlias
 
 import keras
@@ -79,10 +80,27 @@ def as_called(initializer: ContextualInitializer, layer: Layer, attribute: str |
     return InPieces(initializer) if is_bias and not initializer.sets_forget_gate else initializer
 
 
-def in_another_stream(context: LayerContext) -> LayerContext:
-    """The context with a new random stream, for a kernel whose draw another kernel already has."""
-    group = None if context.group is None else context.group + "'"
-    return dataclasses.replace(context, stream=context.stream + "'", group=group)
+def moves_until_free(
+    context: LayerContext, is_taken: Callable[[LayerContext], bool], most: int | None = None
+) -> int:
+    """How often a kernel moves to another random stream until no other kernel has its draw.
+
+    Args:
+        context: The context of the kernel.
+        is_taken: Whether a kernel that is left alone has the draw for a context.
+        most: The greatest number of moves; None for as many as it takes.
+    """
+    moves = (n for n in itertools.count() if n == most or not is_taken(moved(context, n)))
+    return next(moves)
+
+
+def moved(context: LayerContext, moves: int) -> LayerContext:
+    """The context in a stream as many moves away."""
+    if moves == 0:
+        return context
+    suffix = "'" * moves
+    group = None if context.group is None else context.group + suffix
+    return dataclasses.replace(context, stream=context.stream + suffix, group=group)
 
 
 @contextlib.contextmanager
