@@ -24,6 +24,10 @@ INITIALIZERS = (
     "enhanced_glorot_uniform",
     "depth_scaled",
     "signal_preserving",
+    "keras_before_3.15",
+    "residual_scaled",
+    "residual_scaled:zero",
+    "mimetic",
 )
 _COMMON = {"data": "digits", "patch": 2, "batch_size": 64, "augment": "none"}
 PRESETS: dict[str, dict[str, Any]] = {
@@ -66,8 +70,10 @@ def _parser() -> argparse.ArgumentParser:
     study_options.add_data_options(study, PRESETS["cpu"]["data"])
     study_options.add_augment_option(study)
     study.add_argument(
-        "--initializers", nargs="+", metavar="ID", help="ids of keras_varinit or Keras"
-    )
+        "--initializers", nargs="+", metavar="ID",
+        help="ids of keras_varinit or Keras; keras_before_3.15 is glorot_uniform with the scale "
+        "that attention had before Keras 3.15, residual_scaled:zero starts branches as zero",
+    )  # fmt: skip
     study_options.add_baseline_option(study, BASELINE)
     study.add_argument("--blocks", type=int, metavar="N")
     study.add_argument("--width", type=int, metavar="N", help="of a token; divisible by 4 heads")
@@ -122,36 +128,6 @@ def run(options: argparse.Namespace) -> None:
     image_study.report(text, options.out, ["curves.png"])
 
 
-def build(
-    image_shape: tuple[int, int, int], num_classes: int, blocks: int, width: int, patch: int
-) -> keras.Model:
-    """Patches, learned positions, pre-norm blocks of attention and a GELU network, a mean.
-
-    Args:
-        image_shape: Height, width and channels.
-        num_classes: How many logits to put out.
-        blocks: Pairs of attention and network.
-        width: Of a token.
-        patch: Side of a token's square.
-    """
-    import keras
-    from keras import layers
-
-    inputs = keras.Input(image_shape)
-    x = layers.Conv2D(width, patch, strides=patch)(inputs)
-    tokens = x.shape[1] * x.shape[2]
-    x = layers.Reshape((tokens, width))(x)
-    positions = layers.Embedding(tokens, width)(keras.ops.arange(tokens))
-    x = x + positions
-    for _ in range(blocks):
-        y = layers.LayerNormalization()(x)
-        x = layers.Add()([x, layers.MultiHeadAttention(4, width // 4)(y, y)])
-        y = layers.Dense(4 * width, activation="gelu")(layers.LayerNormalization()(x))
-        x = layers.Add()([x, layers.Dense(width)(y)])
-    x = layers.GlobalAveragePooling1D()(layers.LayerNormalization()(x))
-    return keras.Model(inputs, layers.Dense(num_classes)(x))
-
-
 def train(
     case: Settings,
     folder: pathlib.Path,
@@ -172,12 +148,13 @@ def train(
         A record for `Study.run`.
     """
     import keras
-    from common import image_study, schemes
+    from common import image_study, schemes, vision_transformer
 
     import keras_varinit as kv
 
-    shape = images.x_train.shape[1:]
-    model = build(shape, images.num_classes, options.blocks, options.width, options.patch)
+    model = vision_transformer.build(
+        images.x_train.shape[1:], images.num_classes, options.blocks, options.width, options.patch
+    )
     kv.initialize(model, schemes.make(case["initializer"]), seed=case["seed"])
     steps = len(image_study.batches(images, options, case["seed"]))
     rate = keras.optimizers.schedules.CosineDecay(options.learning_rate, options.epochs * steps)

@@ -4,8 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 import keras
-from families.sequences import RMSNorm, grouped_attention
-from keras import ops
+from families.sequences import Positions, RMSNorm, grouped_attention
 
 L = keras.layers
 
@@ -111,8 +110,7 @@ def vit(width: int) -> keras.Model:
     """Patches of 4×4 with learned positions, and six pre-norm blocks."""
     inputs = keras.Input((32, 32, 3))
     x = L.Reshape((64, width))(L.Conv2D(width, 4, strides=4)(inputs))
-    normal = keras.initializers.RandomNormal(stddev=0.02, seed=0)
-    x = x + L.Embedding(64, width, embeddings_initializer=normal)(ops.arange(64))
+    x = Positions(0.02)(x)
     for _ in range(6):
         y = L.LayerNormalization()(x)
         x = L.Add()([x, L.MultiHeadAttention(4, width // 4)(y, y)])

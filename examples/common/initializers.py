@@ -21,6 +21,10 @@ VARINIT_IDS = (
     "asv_backward",
     "depth_scaled",
     "signal_preserving",
+    "residual_scaled",
+    "partial_identity",
+    "mimetic",
+    "recommended",
 )
 
 #: Of the ids of Keras, those that can break the symmetry of a convolution's channels.

@@ -1,21 +1,42 @@
-"""Initializers by name, with the granularity and the concentration of the enhanced ones."""
+"""Initializers by name, with the arguments of those that a study varies."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
 import keras
 
+import keras_varinit as kv
 from common import initializers
 from common.errors import UserError
 
 #: How a name is written.
 SYNTAX = (
-    "an id of keras_varinit or Keras, kaiming_backward (2 / fan_out), or for the enhanced ones "
-    "ID:GRANULARITY[:CONCENTRATION], as in enhanced_he_normal:position:2"
+    "an id of keras_varinit or Keras, kaiming_backward (2 / fan_out), keras_before_3.15 "
+    "(glorot_uniform, with the scale that attention had), for the enhanced ones "
+    "ID:GRANULARITY[:CONCENTRATION], as in enhanced_he_normal:position:2, or "
+    "residual_scaled:RULE[:BASE], as in residual_scaled:zero"
 )
 GRANULARITIES = ("filter", "position")
+RULES = ("depth", "fixup", "zero")
+
+
+def before_3_15(context: kv.LayerContext) -> Any:
+    """Glorot's uniform initializer with the fans that Keras counted before 3.15.
+
+    Kernels of attention have three axes, of which the first was taken for the receptive field of
+    a convolution: (768, 12, 64) had fans of 768·12 and 768·64, where there are 768 and 768.
+
+    Args:
+        context: Of a kernel.
+    """
+    if context.role not in ("query", "key", "value", "attention_output"):
+        return "glorot_uniform"
+    *receptive, fan_in, fan_out = context.kernel_shape
+    limit = math.sqrt(6 / (math.prod(receptive) * (fan_in + fan_out)))
+    return keras.initializers.RandomUniform(-limit, limit)
 
 
 def make(name: str) -> Any:
@@ -29,10 +50,14 @@ def make(name: str) -> Any:
     """
     if name == "kaiming_backward":
         return keras.initializers.VarianceScaling(2.0, "fan_out", "untruncated_normal")
+    if name == "keras_before_3.15":
+        return before_3_15
     identifier, *parts = name.split(":")
     initializers.check([identifier])
     if not parts:
         return identifier
+    if identifier == "residual_scaled":
+        return _residual_scaled(name, *parts)
     cls = type(keras.initializers.get(identifier))
     if not identifier.startswith("enhanced_"):
         raise UserError(f"--initializers {name}: {identifier} takes nothing after a colon.")
@@ -50,6 +75,16 @@ def make(name: str) -> Any:
         ) from error
 
 
+def _residual_scaled(name: str, rule: str, *base: str) -> kv.ResidualScaled:
+    if rule not in RULES or len(base) > 1:
+        raise UserError(
+            f"--initializers {name}: write residual_scaled:RULE or residual_scaled:RULE:BASE, with "
+            f"{', '.join(RULES)} for RULE."
+        )
+    initializers.check(base)
+    return kv.ResidualScaled(*base, rule=rule)
+
+
 def check(names: Sequence[str]) -> list[str]:
     """Checks names, and drops those that stand there twice.
 
@@ -64,11 +99,16 @@ def check(names: Sequence[str]) -> list[str]:
 def base(name: str) -> str:
     """The classical initializer that a name is held against: itself where it is one.
 
-    He's normal is the base of whatever looks at the model around a kernel.
+    He's normal is the base of whatever looks at the model around a kernel, except for those that
+    scale or replace Keras's default.
     """
-    identifier = name.split(":")[0]
+    identifier, *parts = name.split(":")
     if identifier.startswith("enhanced_"):
         return identifier.removeprefix("enhanced_")
+    if identifier == "residual_scaled" and len(parts) == 2:
+        return parts[1]
+    if identifier in ("residual_scaled", "mimetic", "keras_before_3.15"):
+        return "glorot_uniform"
     if identifier in (*initializers.VARINIT_IDS, "kaiming_backward"):
         return "he_normal"
     return name

@@ -138,6 +138,12 @@ def test_two_devices_train_as_one(limit, backend, tmp_path):
             "enhanced_he_normal:filter:-2: -2 is no concentration: .*greater than 0",
         ),
         (cifar_resnets, ["--initializers", "he_normal:filter"], "takes nothing after a colon"),
+        (
+            transformer,
+            ["--initializers", "residual_scaled:half"],
+            "residual_scaled:half: write residual_scaled:RULE or .* with depth, fixup, zero for",
+        ),
+        (transformer, ["--initializers", "residual_scaled:zero:he_norml"], "mean .*he_normal"),
         (asv_networks, ["--width", "0"], "--width 0: must be 1 or more"),
         (asv_networks, ["--learning-rates", "nan"], "--learning-rates nan: must be above 0"),
         (asv_networks, ["--image-size", "16"], "needs images of 32×32 or more"),
@@ -198,8 +204,27 @@ def test_names_of_initializers():
         "signal_preserving": "he_normal",
         "kaiming_backward": "he_normal",
         "orthogonal": "orthogonal",
+        "mimetic": "glorot_uniform",
+        "keras_before_3.15": "glorot_uniform",
+        "residual_scaled:zero": "glorot_uniform",
+        "residual_scaled:depth:he_normal": "he_normal",
     }
     assert {name: schemes.base(name) for name in bases} == bases
+    scaled = schemes.make("residual_scaled:zero:he_normal")
+    assert scaled.rule == "zero"
+    assert scaled.get_config()["initializer"]["class_name"] == "HeNormal"
+
+
+def test_scale_of_attention_before_keras_3_15():
+    x = inputs = keras.Input((4, 768))
+    model = keras.Model(inputs, keras.layers.MultiHeadAttention(12, 64, name="a")(x, x))
+    kv.initialize(model, schemes.make("keras_before_3.15"), seed=0)
+    found = {w.path: w for w in model.weights}
+    # The greatest of 589,824 entries that Keras 3.10.0 draws by default.
+    limits = dict.fromkeys(("query", "key", "value"), 0.0101388) | {"attention_output": 0.0245145}
+    for name, limit in limits.items():
+        kernel = keras.ops.convert_to_numpy(found[f"a/{name}/kernel"])
+        assert np.abs(kernel).max() == pytest.approx(limit, rel=1e-4)
 
 
 def test_best_learning_rate_is_that_of_the_highest_mean():

@@ -212,7 +212,8 @@ def _wavenet(x: Any) -> Any:
         b = L.Conv1D(48, 2, padding="causal", dilation_rate=rate, activation="sigmoid")(x)
         y = L.Multiply()([a, b])
         skips.append(L.Conv1D(48, 1)(y))
-        x = L.Add()([x, L.Conv1D(48, 1)(y)])
+        if rate < 8:  # of the last block the skip alone is read
+            x = L.Add()([x, L.Conv1D(48, 1)(y)])
     x = L.Conv1D(48, 1, activation="relu")(L.ReLU()(L.Add()(skips)))
     return L.Conv1D(32, 1)(x)
 
