@@ -56,11 +56,12 @@ def test_every_kernel_of_a_drawn_model_has_a_context(description):
         for value in (prediction.forward, prediction.backward):
             assert value is None or (np.isfinite(value) and value >= 0)
     again = kv.analyze(model)
-    assert (again.contexts, again.predicted, again.notes) == (
-        analysis.contexts,
-        analysis.predicted,
-        analysis.notes,
-    )
+    assert (again.contexts, again.notes) == (analysis.contexts, analysis.notes)
+    # Sums of floats depend on where their terms lie in memory, by rounding.
+    for path, prediction in analysis.predicted.items():
+        for name, value in dataclasses.asdict(prediction).items():
+            close = value if value is None else pytest.approx(value, rel=1e-9, abs=0)
+            assert getattr(again.predicted[path], name) == close
 
 
 @given(architectures(rich=True))

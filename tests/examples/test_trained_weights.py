@@ -121,7 +121,7 @@ def networks():
 @pytest.mark.slow
 @pytest.mark.parametrize("make", [pytest.param(make, id=name) for name, make in networks()])
 def test_every_weight_of_a_measured_network_is_in_it(make, monkeypatch):
-    keras.utils.clear_session()
+    keras.utils.clear_session(free_memory=False)
     with variables_made(monkeypatch) as made:
         model = make()
     assert_all_are_trained(made, model)
