@@ -35,7 +35,7 @@ class BranchEndZeros(ContextualInitializer):
         >>> import keras, keras_varinit as kv
         >>> layer = keras.layers.BatchNormalization(gamma_initializer="branch_end_zeros")
         >>> layer.build((None, 4))
-        >>> float(layer.gamma[0])
+        >>> float(keras.ops.convert_to_numpy(layer.gamma)[0])
         1.0
 
     Reference: Goyal et al. (2017), arXiv 1706.02677, section 5.1. Theirs: ResNet-50 with batch

@@ -16,7 +16,6 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 import keras
 
 from keras_varinit.analysis.contexts import read
-from tests.others import hub_models
 
 APPLICATIONS = {
     **dict.fromkeys(("ConvNeXtTiny", "DenseNet121", "EfficientNetB0", "EfficientNetV2B0"), 64),
@@ -61,6 +60,9 @@ def main():
     parser.add_argument("--names", nargs="+", help="part of a model's name, of either kind")
     parser.add_argument("--applications", action="store_true", help="keras.applications alone")
     arguments = parser.parse_args()
+    # KerasHub is not everywhere; the rest of this module is for tests without it, too.
+    from tests.others import hub_models
+
     builders = {name: lambda name=name: application(name) for name in APPLICATIONS}
     if not arguments.applications:
         builders = {**hub_models.TOYS, **builders}
