@@ -70,6 +70,9 @@ class ResidualScaled(ScaledWrapper):
         >>> scaled.stddev((64, 64))  # √(1/64) / √16
         0.03125
 
+    Measured here (examples/RESULTS.md): a small vision transformer ends 0.027 of accuracy above
+    Keras's default with `"depth"`, 0.044 above it with `"zero"` (8 seeds, one learning rate).
+
     Reference: A. Radford et al. (2019), "Language models are unsupervised multitask learners"
     (GPT-2: base N(0, 0.02²), pre-norm transformers, two branches per block); H. Zhang, Y. Dauphin,
     T. Ma (2019), arXiv 1901.09321 (He's initialization, ResNets without normalization, with scalar

@@ -94,6 +94,10 @@ class SignalPreserving(ContextualInitializer):
         >>> [round(p.forward, 6) for p in kv.analyze(model).predicted.values()]
         [1.0, 1.0]
 
+    Measured here: a ResNet-110 without normalization, on which He's initialization diverges, learns
+    with `branch_share="1/L"` (README). On a vision transformer it is worse than Keras's default
+    (examples/RESULTS.md).
+
     Reference: this library; the recursion is that of mean-field theory (Poole et al. 2016; Xiao et
     al. 2018) with borders, strides and pooling. Shares of 1/L: as a factor 1/√L on the branches,
     Radford et al. (2019); solved by the engine, this library.
