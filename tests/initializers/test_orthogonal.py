@@ -215,6 +215,7 @@ def convolutions(shape):
     return keras.Model(inputs, L.Conv2D(48, 2)(x))
 
 
+@pytest.mark.once
 @pytest.mark.slow
 def test_the_engine_predicts_delta_kernels_forward_and_backward():
     model = convolutions((8, 8, 16))

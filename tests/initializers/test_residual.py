@@ -128,6 +128,7 @@ def kernel(model, name):
     return numpy(model.get_layer(name).kernel)
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("rule", ["depth", "fixup", "zero"])
 def test_the_engine_predicts_what_is_measured(rule, roles):
     model = residual()

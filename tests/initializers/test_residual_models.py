@@ -90,6 +90,7 @@ def test_a_gpt_2_of_12_blocks():
     assert_ratios(found, lambda p: 24**-0.5 if p in ends else 1)
 
 
+@pytest.mark.once
 def test_branches_of_zeros_are_no_finding_of_a_measurement():
     model = resnet(1, norm=False)
     x = np.random.default_rng(0).standard_normal((8, 16, 16, 3)).astype("float32")
