@@ -32,7 +32,7 @@ Rules, also for what is ambiguous:
 import dataclasses
 import heapq
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from keras_varinit.analysis.labelling import Labelled
 from keras_varinit.signals.roles import Elementwise, Merge, Role, Weights
@@ -243,39 +243,40 @@ class _Walk:
                 distances[source] = tuple(map(min, distances[source], passed))
         return best
 
+    def _back(
+        self, signal: int, ancestor: int | None, onward: Callable[[Node], Iterable[int]]
+    ) -> Iterator[Node]:
+        """The nodes behind a signal, each once, as far as an ancestor.
+
+        `onward(node)` are the inputs of a node to follow.
+        """
+        seen, stack = {ancestor}, [signal]
+        while stack:
+            tensor = stack.pop()
+            node = self.producer(tensor)
+            if tensor not in seen and node is not None:
+                seen.add(tensor)
+                yield node
+                stack += onward(node)
+
     def _inside(self, signal: int, ancestor: int) -> frozenset[int]:
         """The nodes with kernels between an ancestor and a signal.
 
         Signals that do not come from the ancestor are followed to the first kernel.
         """
         reach = self._descendants(ancestor, self.producer(signal))
-        nodes, seen, stack = set(), {ancestor}, [signal]
-        while stack:
-            tensor = stack.pop()
-            node = self.producer(tensor)
-            if tensor in seen or node is None:
-                continue
-            seen.add(tensor)
-            if self.kernels(node):
-                nodes.add(node.index)
-                stack += [t for t in self.signals(node) if t in reach]
-            else:
-                stack += self.signals(node)
-        return frozenset(nodes)
+
+        def onward(node: Node) -> list[int]:
+            signals = self.signals(node)
+            return [t for t in signals if t in reach] if self.kernels(node) else signals
+
+        nodes = self._back(signal, ancestor, onward)
+        return frozenset(node.index for node in nodes if self.kernels(node))
 
     def _is_cut(self, signal: int, ancestor: int) -> bool:
         """Whether a signal is made of a part of an ancestor's channels or positions."""
-        seen, stack = {ancestor}, [signal]
-        while stack:
-            tensor = stack.pop()
-            node = self.producer(tensor)
-            if tensor in seen or node is None:
-                continue
-            seen.add(tensor)
-            if type(node.operation).__name__ in _CUTS:
-                return True
-            stack += self.signals(node)
-        return False
+        nodes = self._back(signal, ancestor, self.signals)
+        return any(type(node.operation).__name__ in _CUTS for node in nodes)
 
     def _descendants(self, ancestor: int, last: Node | None) -> set[int]:
         """The tensors computed from an ancestor, itself included, up to a node."""
@@ -288,21 +289,20 @@ class _Walk:
 
     def _ends(self, signal: int, ancestor: int, reach: set[int]) -> set[int]:
         """The nodes with kernels that reach a signal through no other kernel."""
-        ends, seen, stack = set(), {ancestor}, [signal]
-        while stack:
-            tensor = stack.pop()
-            node = self.producer(tensor)
-            if tensor in seen or node is None:
-                continue
-            seen.add(tensor)
+
+        def onward(node: Node) -> list[int]:
             role = self.roles[node.index]
             if isinstance(role, Weights):
-                if not any(kernel.reads_own_output for kernel in role.kernels):
-                    ends.add(node.index)
-            elif isinstance(role, Merge) and type(node.operation).__name__ in _PRODUCTS:
-                stack.append(self._factor(node, ancestor, reach))
-            else:
-                stack += self.signals(node)
+                return []
+            if isinstance(role, Merge) and type(node.operation).__name__ in _PRODUCTS:
+                return [self._factor(node, ancestor, reach)]
+            return self.signals(node)
+
+        ends = set()
+        for node in self._back(signal, ancestor, onward):
+            role = self.roles[node.index]
+            if isinstance(role, Weights) and not any(k.reads_own_output for k in role.kernels):
+                ends.add(node.index)
         return ends
 
     def _factor(self, node: Node, ancestor: int, reach: set[int]) -> int:
@@ -313,21 +313,18 @@ class _Walk:
 
     def _is_gate(self, tensor: int) -> bool:
         """Whether a factor comes from sigmoids or softmaxes, without a kernel in between."""
-        gates, seen, stack = 0, set(), [tensor]
-        while stack:
-            node = self.producer(tensor := stack.pop())
-            if tensor in seen or node is None:
-                continue
-            seen.add(tensor)
+
+        def opens(node: Node) -> bool:
             role = self.roles[node.index]
             activation = role.activation if isinstance(role, Weights | Elementwise) else None
-            if activation is not None and activation.name in _GATES:
-                gates += 1
-            elif self.kernels(node):
-                return False
-            else:
-                stack += self.signals(node)
-        return gates > 0
+            return activation is not None and activation.name in _GATES
+
+        def onward(node: Node) -> list[int]:
+            return [] if opens(node) or self.kernels(node) else self.signals(node)
+
+        nodes = list(self._back(tensor, None, onward))
+        gates = [node for node in nodes if opens(node)]
+        return bool(gates) and not any(self.kernels(n) for n in nodes if n not in gates)
 
 
 def _lengths(model: Labelled, walk: _Walk, additions: Sequence[Addition]) -> tuple[int, ...]:
