@@ -11,7 +11,7 @@ import keras
 from keras_varinit import keras_private
 from keras_varinit.analysis.planned import with_signal_gains
 from keras_varinit.analysis.result import Reading
-from keras_varinit.apply.recommend import own_initializer
+from keras_varinit.apply.recommend import NO_INITIALIZER, own_initializer
 from keras_varinit.apply.report import DRAWN, ReportRow
 from keras_varinit.apply.transaction import (
     Change,
@@ -152,7 +152,7 @@ class Plan:
             elif attribute is not None:
                 self._add_other(layer, variable, attribute)
             elif keras_private.is_float(variable):
-                reason = self.reading.reason_listed(variable) or _NO_INITIALIZER
+                reason = self.reading.reason_listed(variable) or NO_INITIALIZER
                 self._leave(layer, variable, None, reason)
 
     def _add_kernel(
@@ -300,9 +300,6 @@ class Plan:
         if status == DRAWN:
             value = drawn_value(as_called(initializer, layer, attribute), variable, context.path)
             self.changes.append(Change(variable, value, layer, attribute, initializer))
-
-
-_NO_INITIALIZER = "its use is unknown, and its layer stores no initializer for it"
 
 
 def _open_forget_gate(bias: ArrayLike) -> ArrayLike:

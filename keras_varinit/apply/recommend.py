@@ -7,6 +7,7 @@ import keras
 
 from keras_varinit import keras_private
 from keras_varinit.analysis.contexts import read
+from keras_varinit.analysis.result import Reading
 from keras_varinit.context import LayerContext
 from keras_varinit.initializers.recommended import OWN, Recommended, rule_for
 from keras_varinit.tables import text_table
@@ -63,6 +64,9 @@ class Recommendations:
     __repr__ = __str__
 
 
+NO_INITIALIZER = "its use is unknown, and its layer stores no initializer for it"
+
+
 def recommend(model: keras.Model) -> Recommendations:
     """Returns what `initialize(model)` would draw for each weight, and why.
 
@@ -72,8 +76,8 @@ def recommend(model: keras.Model) -> Recommendations:
         model: A built `keras.Model` of any kind.
 
     Returns:
-        `Recommendations`, rows with `path`, `role`, `choice` and `reason`. Statistics and seeds,
-        which no layer draws, have none.
+        `Recommendations`, rows with `path`, `role`, `choice` and `reason`; `choice` is None for
+        weights that stay as they are.
 
     Raises:
         TypeError: `model` is not a Keras model.
@@ -92,10 +96,7 @@ def recommend(model: keras.Model) -> Recommendations:
             if not keras_private.is_float(variable):
                 continue
             context = reading.surroundings_of(variable)
-            reason = reading.reason_to_leave(variable) or reading.reason_listed(variable)
-            row = _row(layer, variable, context, reason)
-            if row is not None:
-                rows.append(row)
+            rows.append(_row(layer, variable, context, reading))
     return Recommendations(tuple(rows))
 
 
@@ -106,23 +107,23 @@ def own_initializer(layer: Layer, variable: Variable) -> Initializer | None:
 
 
 def _row(
-    layer: Layer, variable: Variable, context: LayerContext | None, reason: str | None
-) -> Recommendation | None:
+    layer: Layer, variable: Variable, context: LayerContext | None, reading: Reading
+) -> Recommendation:
     own = own_initializer(layer, variable)
     path = variable.path if context is None else context.path
     role = "other" if context is None else context.role
-    if reason is not None:
-        return Recommendation(path, role, None, reason)
-    # Embeddings are drawn by a rule only if they are selected themselves.
+    is_kernel = context is not None and context.kind == "kernel"
+    leave = reading.reason_to_leave(variable)
+    if leave is None and own is None and not is_kernel:
+        leave = reading.reason_listed(variable) or NO_INITIALIZER
+    if leave is not None:
+        return Recommendation(path, role, None, leave)
     rule = None if context is None else rule_for(context)
+    choice = own or Recommended()
     if rule is not None:
-        choice = keras.initializers.serialize(rule.initializer(None, own))
-        return Recommendation(path, role, choice, rule.reason)
-    if own is None and context is not None:
-        own = Recommended()
-    if own is None:
-        return None
-    return Recommendation(path, role, keras.initializers.serialize(own), OWN)
+        choice = rule.initializer(None, own)
+    reason = OWN if rule is None else rule.reason
+    return Recommendation(path, role, keras.initializers.serialize(choice), reason)
 
 
 def _shown(choice: Config | None) -> str:

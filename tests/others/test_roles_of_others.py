@@ -76,3 +76,14 @@ def test_roles(name):
     assert collections.Counter(c.branches for c in contexts if c.branch_end) == ends
     kinds = collections.Counter((c.causal, c.self_attention) for c in contexts if c.role == "query")
     assert kinds == attentions
+
+
+@pytest.mark.parametrize("name", ["GPT2Backbone", "Gemma3Backbone", "ResNetBackbone"])
+def test_initialize_draws_what_recommend_says(name):
+    keras.utils.clear_session(free_memory=False)
+    model = hub_models.TOYS[name]()
+    said = {row.path: (row.choice or {}).get("class_name") for row in kv.recommend(model)}
+    report = kv.initialize(model, seed=0)
+    assert {row.path: row.initializer for row in report if row.status == "drawn"} == {
+        path: choice for path, choice in said.items() if choice is not None
+    }
