@@ -1,10 +1,10 @@
 """Weight initializers for Keras 3 that know the model around a kernel."""
 
-from keras_varinit.analysis import Analysis, Prediction, analyze
+from keras_varinit.analysis import Analysis, AnalysisRow, Prediction, analyze
 from keras_varinit.apply.callbacks import ContextInjector
 from keras_varinit.apply.initialize import initialize
 from keras_varinit.apply.inject import inject
-from keras_varinit.apply.lint import Finding, lint
+from keras_varinit.apply.lint import Finding, Findings, lint
 from keras_varinit.apply.recommend import Recommendation, Recommendations, recommend
 from keras_varinit.apply.report import Report, ReportRow
 from keras_varinit.apply.to_builtin import to_builtin
@@ -32,6 +32,7 @@ from keras_varinit.initializers import (
     ResidualScaled,
     SignalPreserving,
 )
+from keras_varinit.results import Results, Row
 from keras_varinit.signals.outcome import Gradient, Outcome, Signal, Visit
 from keras_varinit.signals.registry import signal_rule
 
@@ -41,6 +42,7 @@ __all__ = [
     "ASVBackward",
     "ASVForward",
     "Analysis",
+    "AnalysisRow",
     "BranchEndZeros",
     "CalibrationReport",
     "CalibrationRow",
@@ -56,6 +58,7 @@ __all__ = [
     "EnhancedLecunUniform",
     "FanInBias",
     "Finding",
+    "Findings",
     "Gradient",
     "LayerContext",
     "Mimetic",
@@ -68,6 +71,8 @@ __all__ = [
     "Report",
     "ReportRow",
     "ResidualScaled",
+    "Results",
+    "Row",
     "Signal",
     "SignalMonitor",
     "SignalPreserving",

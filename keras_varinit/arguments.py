@@ -1,9 +1,10 @@
 """Checks of users' arguments, with error messages of one form."""
 
 import dataclasses
+import difflib
 import math
 import numbers
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 
@@ -100,3 +101,9 @@ def is_integer(value: object) -> bool:
 def is_real(value: object) -> bool:
     """Whether a value is a real number of Python or NumPy; booleans are not."""
     return isinstance(value, numbers.Real) and not isinstance(value, bool)
+
+
+def did_you_mean(name: object, names: Iterable[str]) -> str:
+    """A hint, to end an error message, with those of some names that are most like a wrong one."""
+    near = difflib.get_close_matches(name, sorted(names), n=3) if isinstance(name, str) else []
+    return f" Did you mean {' or '.join(map(repr, near))}?" if near else ""

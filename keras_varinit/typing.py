@@ -28,6 +28,9 @@ Function: TypeAlias = Callable[..., Any]
 # What `to_dict` and `get_config` return: JSON primitives.
 Config: TypeAlias = dict[str, Any]
 
+# A `pandas.DataFrame`, of a package that is imported late and need not be installed.
+Dataframe: TypeAlias = Any
+
 FloatArray: TypeAlias = npt.NDArray[np.float64]
 
 

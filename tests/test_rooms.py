@@ -22,6 +22,7 @@ ROOMS = {
     "context": {"arguments"},
     "seeds": set(),
     "tables": set(),
+    "results": {"arguments", "pandas", "tables"},
     "keras_private": {"keras"},
     "tensors": {"keras", "numpy"},
     "maths": {"numpy"},
@@ -33,11 +34,11 @@ ROOMS = {
     },
     "analysis": {
         *("keras", "numpy", "arguments", "context", "families", "initializers", "keras_private"),
-        *("maths", "signals", "tables", "tensors", "tracing"),
+        *("maths", "results", "signals", "tables", "tensors", "tracing"),
     },
     "apply": {
         *("keras", "numpy", "analysis", "arguments", "context", "initializers", "keras_private"),
-        *("seeds", "tables", "tensors", "tracing"),
+        *("results", "seeds", "tables", "tensors", "tracing"),
     },
     "running": {
         *("keras", "numpy", "arguments", "families", "keras_private", "maths", "signals"),
@@ -45,17 +46,18 @@ ROOMS = {
     },
     "diagnostics": {
         *("keras", "numpy", "matplotlib", "analysis", "arguments", "keras_private", "running"),
-        *("tables", "tracing", *BACKENDS),
+        *("results", "tables", "tracing", *BACKENDS),
     },
     "calibration": {
         *("keras", "numpy", "analysis", "apply", "arguments", "diagnostics", "keras_private"),
-        *("running", "signals", "tables", "tensors", "tracing"),
+        *("results", "running", "signals", "tables", "tensors", "tracing"),
     },
 }
 STANDARD = {
     "collections", "concurrent", "contextlib", "copy", "csv", "dataclasses", "difflib",
-    "functools", "hashlib", "heapq", "inspect", "itertools", "json", "math", "numbers", "os",
-    "pathlib", "random", "re", "threading", "time", "typing", "warnings", "weakref",
+    "functools", "hashlib", "heapq", "html", "inspect", "itertools", "json", "math", "numbers",
+    "os", "pathlib", "random", "re", "textwrap", "threading", "time", "typing", "warnings",
+    "weakref",
 }  # fmt: skip
 
 

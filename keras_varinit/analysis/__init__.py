@@ -3,6 +3,6 @@
 from keras_varinit.analysis.analyze import analyze
 from keras_varinit.analysis.contexts import read
 from keras_varinit.analysis.predict import Prediction
-from keras_varinit.analysis.result import Analysis, Reading
+from keras_varinit.analysis.result import Analysis, AnalysisRow, Reading
 
-__all__ = ["Analysis", "Prediction", "Reading", "analyze", "read"]
+__all__ = ["Analysis", "AnalysisRow", "Prediction", "Reading", "analyze", "read"]

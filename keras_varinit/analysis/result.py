@@ -2,20 +2,39 @@
 
 import dataclasses
 from collections.abc import Iterable, Mapping
+from typing import ClassVar
 
 from keras_varinit.analysis.predict import Prediction, propagate
 from keras_varinit.analysis.propagate import Deltas, Scales, Variances, no_delta, no_scale
 from keras_varinit.analysis.residual import BranchEnds
 from keras_varinit.context import LayerContext
+from keras_varinit.results import Results, Row
 from keras_varinit.signals.roles import Role, Weights
-from keras_varinit.tables import text_table
+from keras_varinit.tables import Column
 from keras_varinit.tracing.reader import Graph
-from keras_varinit.typing import Variable
+from keras_varinit.typing import Config, Variable
 
 
 @dataclasses.dataclass(frozen=True)
-class Analysis:
-    """The result of `analyze`.
+class AnalysisRow(Row):
+    """What `analyze` says of one kernel.
+
+    Args:
+        path: Path of the kernel's variable.
+        context: Its surroundings.
+        forward: Predicted E u² of the kernel's output u, None if unknown.
+        backward: Predicted E (dL/du)², None if unknown.
+    """
+
+    path: str
+    context: LayerContext
+    forward: float | None
+    backward: float | None
+
+
+@dataclasses.dataclass(frozen=True, repr=False)
+class Analysis(Results[AnalysisRow]):
+    """The result of `analyze`; see `Results` for what all reports share.
 
     Args:
         contexts: The context of every kernel by its path, in the order of the graph.
@@ -33,33 +52,52 @@ class Analysis:
     paths: dict[int, str] = dataclasses.field(default_factory=dict, repr=False)
     vectors: dict[str, LayerContext] = dataclasses.field(default_factory=dict, repr=False)
 
-    def __contains__(self, path: object) -> bool:
-        """Whether there is a context for the kernel with this path."""
-        return path in self.contexts
+    _row: ClassVar[type[Row]] = AnalysisRow
+    _columns: ClassVar[tuple[Column, ...]] = (
+        Column("kernel", kind="path"),
+        Column("depth", "weight layers from the input to this one", "number"),
+        Column("fan-in", "mean inputs per output", "number"),
+        Column("fan-out", "mean outputs per input", "number"),
+        Column("activation"),
+        Column("pooling", "kind and entries in a window"),
+        Column("tau", "second moment of the input behind a stage of unit variance", "number"),
+        Column("gamma", "fraction of gradient variance that the stage passes back", "number"),
+        Column("forward", "predicted E u² of the kernel's output u", "number"),
+        Column("backward", "predicted second moment of the gradient with respect to u", "number"),
+    )
+    _main: ClassVar[str] = "kernels"
+
+    @property
+    def rows(self) -> tuple[AnalysisRow, ...]:
+        """An `AnalysisRow` for each kernel, in the order of the graph."""
+        predictions = ((path, self.predicted.get(path, Prediction())) for path in self.contexts)
+        return tuple(
+            AnalysisRow(path, self.contexts[path], prediction.forward, prediction.backward)
+            for path, prediction in predictions
+        )
 
     def context_of(self, variable: Variable) -> LayerContext | None:
         """The context of a kernel's variable, or None."""
         return self.contexts.get(self.paths.get(id(variable), ""))
 
-    def __str__(self) -> str:
-        header = (
-            *("kernel", "depth", "fan-in", "fan-out", "activation", "pooling", "tau", "gamma"),
-            *("forward", "backward"),
+    def to_dict(self) -> Config:
+        """JSON primitives: kernels in `rows`, other weights in `vectors`, and what is unknown."""
+        return {
+            "rows": [row.to_dict() for row in self.rows],
+            "vectors": {path: context.to_dict() for path, context in self.vectors.items()},
+            "unknown": [list(item) for item in self.unknown],
+            "notes": list(self.notes),
+        }
+
+    def _cells(self, row: AnalysisRow) -> tuple[str, ...]:
+        c = row.context
+        return (
+            *(row.path, str(c.depth), f"{c.mean_fan_in:.5g}", f"{c.mean_fan_out:.5g}"),
+            c.activation or "-",
+            "-" if c.pooling is None else f"{c.pooling} {c.pool_size}",
+            *(f"{c.forward_gain:.3f}", f"{c.backward_gain:.3f}"),
+            *(_shown(row.forward), _shown(row.backward)),
         )
-        rows = []
-        for path, c in self.contexts.items():
-            predicted = self.predicted.get(path, Prediction())
-            rows.append(
-                (
-                    *(path, str(c.depth), f"{c.mean_fan_in:.5g}", f"{c.mean_fan_out:.5g}"),
-                    c.activation or "-",
-                    "-" if c.pooling is None else f"{c.pooling} {c.pool_size}",
-                    *(f"{c.forward_gain:.3f}", f"{c.backward_gain:.3f}"),
-                    *(_shown(predicted.forward), _shown(predicted.backward)),
-                )
-            )
-        below = [f"note: {note}" for note in self.notes]
-        return text_table(header, rows, right=(1, 2, 3, 6, 7, 8, 9), below=below)
 
 
 def _shown(value: float | None) -> str:

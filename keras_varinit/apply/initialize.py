@@ -11,9 +11,9 @@ from keras_varinit.apply.plan import Plan
 from keras_varinit.apply.report import Report
 from keras_varinit.apply.selection import Selection, selected_layers
 from keras_varinit.apply.transaction import commit
-from keras_varinit.arguments import Arguments
+from keras_varinit.arguments import Arguments, did_you_mean
 from keras_varinit.context import LayerContext
-from keras_varinit.initializers.laws import did_you_mean
+from keras_varinit.initializers.laws import initializer_names
 from keras_varinit.seeds import random_kept
 from keras_varinit.typing import Initializer, Model
 
@@ -121,7 +121,8 @@ def _resolved(scheme: Any, *, optional: bool) -> keras.initializers.Initializer 
     except (ValueError, TypeError) as error:
         raise ValueError(
             f"initialize: `scheme` must name an initializer of Keras or of keras_varinit. "
-            f"Received: scheme={scheme!r}.{did_you_mean(scheme)}"
+            f"Received: scheme={scheme!r}."
+            f"{did_you_mean(scheme, initializer_names())}"
         ) from error
     if not isinstance(initializer, keras.initializers.Initializer):
         raise TypeError(

@@ -2,7 +2,8 @@
 
 import dataclasses
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from typing import ClassVar
 
 import keras
 import numpy as np
@@ -14,6 +15,8 @@ from keras_varinit.apply.owners import owners
 from keras_varinit.context import LayerContext
 from keras_varinit.initializers.base import ContextualInitializer
 from keras_varinit.initializers.laws import as_drawn, describe
+from keras_varinit.results import Results, Row
+from keras_varinit.tables import Column
 from keras_varinit.tensors import digest, view
 from keras_varinit.typing import Layer, Model, Variable
 
@@ -23,7 +26,7 @@ Owned = dict[int, ContextualInitializer]
 
 
 @dataclasses.dataclass(frozen=True)
-class Finding:
+class Finding(Row):
     """A mistake in a model's initialization.
 
     Args:
@@ -41,7 +44,43 @@ class Finding:
         return f"{self.path}: {self.rule}: {self.message}"
 
 
-def lint(model: keras.Model) -> list[Finding]:
+@dataclasses.dataclass(frozen=True, repr=False, eq=False)
+class Findings(Results[Finding]):
+    """The findings of `lint`; see `Results` for what all reports share.
+
+    It is false if there are none, and equal to a list of the same findings.
+
+    Attributes:
+        rows: The `Finding` objects.
+    """
+
+    rows: tuple[Finding, ...]
+
+    _row: ClassVar[type[Row]] = Finding
+    _columns: ClassVar[tuple[Column, ...]] = (
+        Column("where", kind="path"),
+        Column("rule"),
+        Column("what is wrong, and how to fix it", kind="prose"),
+    )
+    _main: ClassVar[str] = "findings"
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Iterable) and list(self.rows) == list(other)
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def _cells(self, row: Finding) -> tuple[str, ...]:
+        return row.path, row.rule, row.message
+
+    def _label(self, row: Finding) -> str:
+        return row.rule
+
+    def _summary(self) -> tuple[str, ...]:
+        count = len(self.rows)
+        return (f"{count or 'no'} finding{'' if count == 1 else 's'}",)
+
+
+def lint(model: keras.Model) -> Findings:
     """Finds mistakes in the initialization of a built model, without changing it.
 
     * `equal-weights`: layers whose random kernels are equal, as when they share one initializer
@@ -58,7 +97,7 @@ def lint(model: keras.Model) -> list[Finding]:
         model: A built `keras.Model` of any kind.
 
     Returns:
-        A list of `Finding`, empty for a healthy model.
+        `Findings`, a sequence of `Finding`, empty for a healthy model.
 
     Raises:
         TypeError: `model` is not a Keras model.
@@ -77,7 +116,7 @@ def lint(model: keras.Model) -> list[Finding]:
         for layer in [model, *keras_private.layers_of(model)]
         for _, variable, initializer in owners(layer)
     }
-    return [
+    findings = [
         *_equal_weights(model, reading, owned),
         *_wrong_fans(model, reading),
         *_not_injected(model, reading, owned),
@@ -87,6 +126,7 @@ def lint(model: keras.Model) -> list[Finding]:
         ),
         *_scales(reading, owned),
     ]
+    return Findings(tuple(findings))
 
 
 def _kernels(model: Model, reading: Reading) -> Iterator[tuple[Layer, Variable, LayerContext]]:

@@ -1,7 +1,7 @@
 """`recommend`: what `initialize(model)` would draw, weight by weight, and why."""
 
 import dataclasses
-from collections.abc import Iterator
+from typing import Any, ClassVar
 
 import keras
 
@@ -10,12 +10,13 @@ from keras_varinit.analysis.contexts import read
 from keras_varinit.analysis.result import Reading
 from keras_varinit.context import LayerContext
 from keras_varinit.initializers.recommended import OWN, Recommended, rule_for
-from keras_varinit.tables import text_table
+from keras_varinit.results import Results, Row
+from keras_varinit.tables import Column
 from keras_varinit.typing import Config, Initializer, Layer, Variable
 
 
 @dataclasses.dataclass(frozen=True)
-class Recommendation:
+class Recommendation(Row):
     """What is recommended for one weight.
 
     Args:
@@ -31,37 +32,39 @@ class Recommendation:
     choice: Config | None
     reason: str
 
+    def to_record(self) -> dict[str, Any]:
+        """One line of a dataframe, in which the choice is shown as in the table."""
+        return {**super().to_record(), "choice": _shown(self.choice)}
 
-@dataclasses.dataclass(frozen=True)
-class Recommendations:
-    """Rows in model order; iterable, and `str` formats them as a table.
 
-    `recommendations[path]` is the row of a weight, and `path in recommendations` tells whether it
-    has one.
+@dataclasses.dataclass(frozen=True, repr=False)
+class Recommendations(Results[Recommendation]):
+    """Rows in model order; see `Results` for what all reports share.
+
+    Attributes:
+        rows: A `Recommendation` for each floating-point weight.
     """
 
     rows: tuple[Recommendation, ...]
 
-    def __iter__(self) -> Iterator[Recommendation]:
-        return iter(self.rows)
+    _row: ClassVar[type[Row]] = Recommendation
+    _columns: ClassVar[tuple[Column, ...]] = (
+        Column("weight", kind="path"),
+        Column("role", "what the weight is for"),
+        Column("initializer"),
+        Column("reason", kind="reason"),
+    )
+    _main: ClassVar[str] = "kernels"
+    _others: ClassVar[str] = "biases, scales and statistics"
 
-    def __len__(self) -> int:
-        return len(self.rows)
+    def _cells(self, row: Recommendation) -> tuple[str, ...]:
+        return row.path, row.role, _shown(row.choice), row.reason
 
-    def __contains__(self, item: object) -> bool:
-        return any(item in (row.path, row) for row in self.rows)
+    def _is_main(self, row: Recommendation) -> bool:
+        return row.role not in ("bias", "scale", "other")
 
-    def __getitem__(self, path: str) -> Recommendation:
-        for row in self.rows:
-            if row.path == path:
-                return row
-        raise KeyError(f"no row for {path!r}. Paths: {[row.path for row in self.rows]}")
-
-    def __str__(self) -> str:
-        cells = [(row.path, row.role, _shown(row.choice), row.reason) for row in self.rows]
-        return text_table(("weight", "role", "initializer", "reason"), cells)
-
-    __repr__ = __str__
+    def _label(self, row: Recommendation) -> str:
+        return _shown(row.choice)
 
 
 NO_INITIALIZER = "its use is unknown, and its layer stores no initializer for it"

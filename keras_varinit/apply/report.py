@@ -1,16 +1,17 @@
 """The report of `inject` and `initialize`, one row per variable."""
 
 import dataclasses
-from collections.abc import Iterator
+from typing import ClassVar
 
 from keras_varinit.context import LayerContext
-from keras_varinit.tables import text_table
+from keras_varinit.results import Results, Row
+from keras_varinit.tables import Column
 
 DRAWN = "drawn"
 
 
 @dataclasses.dataclass(frozen=True)
-class ReportRow:
+class ReportRow(Row):
     """What happened to one variable.
 
     `stddev` is the target standard deviation √E[var] of an entry for that context, None if unknown;
@@ -25,31 +26,28 @@ class ReportRow:
     status: str
 
 
-@dataclasses.dataclass(frozen=True)
-class Report:
-    """Rows in model order; iterable, and `str` formats them as a table.
+@dataclasses.dataclass(frozen=True, repr=False)
+class Report(Results[ReportRow]):
+    """Rows in model order, with notes; see `Results` for what all reports share.
 
-    `report[path]` is the row of a variable, and `path in report` tells whether it has one.
+    Attributes:
+        rows: A `ReportRow` for each variable.
+        notes: Explanations of unknown quantities, and of what was corrected.
     """
 
     rows: tuple[ReportRow, ...]
     notes: tuple[str, ...] = ()
 
-    def __iter__(self) -> Iterator[ReportRow]:
-        return iter(self.rows)
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def __contains__(self, item: object) -> bool:
-        """Whether a row, or the row of a path, is part of the report."""
-        return any(item in (row.path, row) for row in self.rows)
-
-    def __getitem__(self, path: str) -> ReportRow:
-        for row in self.rows:
-            if row.path == path:
-                return row
-        raise KeyError(f"no row for {path!r}. Paths: {[row.path for row in self.rows]}")
+    _row: ClassVar[type[Row]] = ReportRow
+    _columns: ClassVar[tuple[Column, ...]] = (
+        Column("path", kind="path"),
+        Column("initializer"),
+        Column("depth", "weight layers from the input to this one", "number"),
+        Column("std", "target standard deviation of an entry", "number"),
+        Column("status", kind="reason"),
+    )
+    _main: ClassVar[str] = "kernels"
+    _others: ClassVar[str] = "other weights"
 
     @property
     def drawn(self) -> tuple[ReportRow, ...]:
@@ -61,13 +59,16 @@ class Report:
         """The rows of variables that were left alone."""
         return tuple(row for row in self.rows if row.status != DRAWN)
 
-    def __str__(self) -> str:
-        header = ("path", "initializer", "depth", "std", "status")
-        cells = []
-        for row in self.rows:
-            depth = "-" if row.context is None else str(row.context.depth)
-            stddev = "-" if row.stddev is None else f"{row.stddev:.5f}"
-            cells.append((row.path, row.initializer, depth, stddev, row.status))
-        summary = f"{len(self.drawn)} drawn, {len(self.skipped)} skipped"
-        below = (summary, *(f"note: {note}" for note in self.notes))
-        return text_table(header, cells, right=(2, 3), below=below)
+    def _cells(self, row: ReportRow) -> tuple[str, ...]:
+        depth = "-" if row.context is None else str(row.context.depth)
+        stddev = "-" if row.stddev is None else f"{row.stddev:.5f}"
+        return row.path, row.initializer, depth, stddev, row.status
+
+    def _is_main(self, row: ReportRow) -> bool:
+        return row.context is not None and row.context.kind == "kernel"
+
+    def _label(self, row: ReportRow) -> str:
+        return row.status
+
+    def _summary(self) -> tuple[str, ...]:
+        return (f"{len(self.drawn)} drawn, {len(self.skipped)} skipped",)

@@ -1,11 +1,11 @@
 """The argument `layers`: selecting layers of a model by name or by predicate."""
 
-import difflib
 from collections.abc import Callable, Sequence
 
 import keras
 
 from keras_varinit import keras_private
+from keras_varinit.arguments import did_you_mean
 from keras_varinit.typing import Layer, Model
 
 Selection = Callable[[keras.Layer], bool] | Sequence[str] | None
@@ -33,10 +33,9 @@ def selected_layers(model: Model, layers: Selection, owner: str) -> tuple[list[L
     names = {layer.name for layer in everything}
     for name in layers:
         if name not in names:
-            near = difflib.get_close_matches(str(name), names, n=3)
-            hint = f" Did you mean {' or '.join(map(repr, near))}?" if near else ""
             raise ValueError(
-                f"{owner}: `layers` names {name!r}, which model {model.name!r} lacks.{hint}"
+                f"{owner}: `layers` names {name!r}, which model {model.name!r} lacks."
+                f"{did_you_mean(name, names)}"
             )
     named = [layer for layer in everything if layer.name in set(layers)]
     inside = {id(each) for layer in named for each in (layer, *keras_private.layers_of(layer))}

@@ -1,17 +1,16 @@
 """The report of `calibrate`, one row per kernel."""
 
 import dataclasses
-import math
-from collections.abc import Iterator
+from typing import ClassVar
 
-from keras_varinit.tables import text_table
-from keras_varinit.typing import Config
+from keras_varinit.results import Results, Row
+from keras_varinit.tables import Column
 
 CALIBRATED = "calibrated"
 
 
 @dataclasses.dataclass(frozen=True)
-class CalibrationRow:
+class CalibrationRow(Row):
     """What happened to one kernel.
 
     Attributes:
@@ -32,21 +31,20 @@ class CalibrationRow:
     iterations: int
     status: str
 
-    def to_dict(self) -> Config:
-        """JSON primitives; numbers that are not finite are None."""
-        return {
-            name: None if isinstance(value, float) and not math.isfinite(value) else value
-            for name, value in dataclasses.asdict(self).items()
-        }
 
+@dataclasses.dataclass(frozen=True, repr=False)
+class CalibrationReport(Results[CalibrationRow]):
+    """Rows in the order in which the model computes; see `Results` for what all reports share.
 
-@dataclasses.dataclass(frozen=True)
-class CalibrationReport:
-    """Rows in the order in which the model computes; iterable, and `str` formats them as a table.
+    A row is found by its kernel's path and by its layer's name.
 
-    `report[key]` is the first row of a kernel's path or of a layer, and `key in report` tells
-    whether it has one. `walks` is the number of passes over the data, `examples` the number of
-    examples in it.
+    Attributes:
+        rows: A `CalibrationRow` for each kernel.
+        target: Second moment that was aimed at.
+        tolerance: Largest relative deviation from it.
+        walks: Number of passes over the data.
+        examples: Number of examples in the data.
+        notes: Explanations of what was not observed.
     """
 
     rows: tuple[CalibrationRow, ...]
@@ -56,21 +54,17 @@ class CalibrationReport:
     examples: int
     notes: tuple[str, ...] = ()
 
-    def __iter__(self) -> Iterator[CalibrationRow]:
-        return iter(self.rows)
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def __contains__(self, item: object) -> bool:
-        """Whether a row, or a row of a path or layer, is part of the report."""
-        return any(item in (row.path, row.layer, row) for row in self.rows)
-
-    def __getitem__(self, key: str) -> CalibrationRow:
-        for row in self.rows:
-            if key in (row.path, row.layer):
-                return row
-        raise KeyError(f"no row for {key!r}. Paths: {[row.path for row in self.rows]}")
+    _row: ClassVar[type[Row]] = CalibrationRow
+    _columns: ClassVar[tuple[Column, ...]] = (
+        Column("path", kind="path"),
+        Column("layer"),
+        Column("scale", "factor on the kernel", "number"),
+        Column("before", "second moment of the pre-activation on the data", "number"),
+        Column("after", "the same with the new weights", "number"),
+        Column("iterations", "corrections of the scale", "number"),
+        Column("status", kind="reason"),
+    )
+    _main: ClassVar[str] = "kernels"
 
     @property
     def calibrated(self) -> tuple[CalibrationRow, ...]:
@@ -87,31 +81,23 @@ class CalibrationReport:
         """The rows whose kernels were left alone."""
         return tuple(row for row in self.rows if row.status.startswith("skipped"))
 
-    def to_dict(self) -> Config:
-        """JSON primitives; numbers that are not finite are None."""
-        return {
-            "rows": [row.to_dict() for row in self.rows],
-            "target": self.target,
-            "tolerance": self.tolerance,
-            "walks": self.walks,
-            "examples": self.examples,
-            "notes": list(self.notes),
-        }
+    def _keys(self, row: CalibrationRow) -> tuple[str, ...]:
+        return row.path, row.layer
 
-    def __str__(self) -> str:
-        header = ("path", "layer", "scale", "before", "after", "iterations", "status")
-        cells = []
-        for row in self.rows:
-            moments = (_shown(row.before), _shown(row.after))
-            numbers = (f"{row.scale:.5g}", *moments, str(row.iterations))
-            cells.append((row.path, row.layer, *numbers, row.status))
-        summary = (
+    def _cells(self, row: CalibrationRow) -> tuple[str, ...]:
+        moments = (_shown(row.before), _shown(row.after))
+        numbers = (f"{row.scale:.5g}", *moments, str(row.iterations))
+        return (row.path, row.layer, *numbers, row.status)
+
+    def _label(self, row: CalibrationRow) -> str:
+        return row.status
+
+    def _summary(self) -> tuple[str, ...]:
+        return (
             f"{len(self.calibrated)} calibrated to {self.target:g} ± {self.tolerance:.2%}, "
             f"{len(self.not_converged)} not converged, {len(self.skipped)} skipped; "
-            f"{self.examples} examples, {self.walks} walks"
+            f"{self.examples} examples, {self.walks} walks",
         )
-        below = (summary, *(f"note: {note}" for note in self.notes))
-        return text_table(header, cells, right=(2, 3, 4, 5), below=below)
 
 
 def _shown(moment: float | None) -> str:

@@ -4,13 +4,13 @@ import dataclasses
 import math
 import os
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import ClassVar
 
 from keras_varinit.arguments import Arguments
 from keras_varinit.diagnostics.plotting import Figure, plot_report
+from keras_varinit.results import Results, Row
 from keras_varinit.running.statistics import Histogram
-from keras_varinit.tables import text_table
-from keras_varinit.typing import Config
+from keras_varinit.tables import Column
 
 _VANISHED = 1e-2  # ratio of second moments below which a signal vanishes; above 1/this it explodes
 
@@ -21,8 +21,8 @@ _SATURATED = 0.5
 _DEAD = 0.5
 
 
-@dataclasses.dataclass(frozen=True)
-class SignalRow:
+@dataclasses.dataclass(frozen=True, eq=False)
+class SignalRow(Row):
     """The signal at one call of a layer or operation, over all examples, positions and channels.
 
     For a layer with kernels, `mean`, `variance` and `second_moment` describe the pre-activation:
@@ -89,19 +89,20 @@ class SignalRow:
             return math.nan
         return self.gradient_second_moment * math.prod(self.shape)
 
-    def to_dict(self) -> Config:
-        """JSON primitives; numbers that are not finite are None."""
-        values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
-        return {name: _plain(value) for name, value in values.items()}
 
+@dataclasses.dataclass(frozen=True, repr=False)
+class SignalReport(Results[SignalRow]):
+    """Rows in the order in which the model computes; see `Results` for what all reports share.
 
-@dataclasses.dataclass(frozen=True)
-class SignalReport:
-    """Rows in the order in which the model computes; iterable, and `str` formats them as a table.
+    A row is found by its name and by its kernel's path.
 
-    `report[key]` is the row of a name or of a kernel's path, and `key in report` tells whether it
-    has one. `examples` is the number of examples; `gradients` is what was back-propagated: "loss",
-    "noise" for unit white noise at the outputs, or None.
+    Attributes:
+        rows: A `SignalRow` for each call of a layer or operation.
+        examples: Number of examples.
+        gradients: What was back-propagated: "loss", "noise" for unit white noise at the outputs,
+            or None.
+        input_second_moment: E x² of the model's floating-point inputs, None without any.
+        notes: Explanations of what was not measured or predicted.
     """
 
     rows: tuple[SignalRow, ...]
@@ -110,21 +111,22 @@ class SignalReport:
     input_second_moment: float | None = None
     notes: tuple[str, ...] = ()
 
-    def __iter__(self) -> Iterator[SignalRow]:
-        return iter(self.rows)
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def __contains__(self, item: object) -> bool:
-        """Whether a row, or the row of a name or path, is part of the report."""
-        return any(item is row or item in (row.name, row.path) for row in self.rows)
-
-    def __getitem__(self, key: str) -> SignalRow:
-        for row in self.rows:
-            if key in (row.name, row.path):
-                return row
-        raise KeyError(f"no row for {key!r}. Names: {[row.name for row in self.rows]}")
+    _row: ClassVar[type[Row]] = SignalRow
+    _columns: ClassVar[tuple[Column, ...]] = (
+        Column("layer", kind="path"),
+        Column("operation"),
+        Column("mean", kind="number"),
+        Column("second moment", "E u² of the output before the layer's activation", "number"),
+        Column("(predicted)", "", "number", is_optional=True),
+        Column("gradient", "second moment of the gradient with respect to u", "number", True),
+        Column("(predicted)", "", "number", is_optional=True),
+        Column("dead", "channels whose activation had no slope anywhere", "number", True),
+        Column("saturated", "entries where it has less than 1/100 of its slope", "number", True),
+        Column("non-finite", "entries that are infinite or NaN", "number", is_optional=True),
+    )
+    _main: ClassVar[str] = "layers with kernels"
+    _others: ClassVar[str] = "other layers and operations"
+    _names: ClassVar[str] = "Names"
 
     @property
     def weight_rows(self) -> tuple[SignalRow, ...]:
@@ -151,16 +153,6 @@ class SignalReport:
         finite = [row for row in self.weight_rows if not _nonfinite(row)]
         finite.sort(key=lambda row: -_distance(row, unit))
         return (*nonfinite, *finite)[:n]
-
-    def to_dict(self) -> Config:
-        """JSON primitives, as `json.dumps` takes them."""
-        return {
-            "examples": self.examples,
-            "gradients": self.gradients,
-            "input_second_moment": _plain(self.input_second_moment),
-            "notes": list(self.notes),
-            "rows": [row.to_dict() for row in self.rows],
-        }
 
     def plot(self, path: str | os.PathLike[str] | None = None) -> Figure:
         """Plots second moments by layer, and histograms of activations and gradients.
@@ -242,30 +234,40 @@ class SignalReport:
         moments = [row.gradient_second_moment for row in self.weight_rows]
         return next((m for m in reversed(moments) if m and math.isfinite(m)), 1.0)
 
-    def __str__(self) -> str:
-        table = text_table(_HEADER, _cells(self.rows), right=range(2, 10), optional=range(4, 10))
-        lines = [table, "", self._summary(), *self.findings()]
-        return "\n".join([*lines, *(f"note: {note}" for note in self.notes)])
+    def _keys(self, row: SignalRow) -> tuple[str, ...]:
+        return row.name, row.path
 
-    def _summary(self) -> str:
+    def _cells(self, row: SignalRow) -> tuple[str, ...]:
+        operation = row.operation
+        if row.activation is not None and row.kind == "weights":
+            operation += f"+{row.activation}"
+        nonfinite = row.nonfinite_count + row.gradient_nonfinite_count
+        return (
+            row.name,
+            operation,
+            _number(row.mean),
+            _number(row.second_moment),
+            _predicted(row.predicted_second_moment),
+            _number(row.gradient_second_moment),
+            _predicted(row.predicted_gradient_second_moment),
+            _percent(row.dead_fraction),
+            _percent(row.saturated_fraction),
+            str(nonfinite) if nonfinite else "",
+        )
+
+    def _is_main(self, row: SignalRow) -> bool:
+        return row.kind == "weights"
+
+    def _label(self, row: SignalRow) -> str:
+        return row.operation
+
+    def _summary(self) -> tuple[str, ...]:
         sources = {
             "loss": "gradients of one example's loss",
             "noise": "gradients relative to unit white noise at the outputs",
             None: "no gradients",
         }
-        predicted = any(row.predicted_second_moment is not None for row in self.rows)
-        text = f"{self.examples} examples; {sources[self.gradients]}"
-        return text + ("; predictions in parentheses." if predicted else ".")
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, Histogram):
-        return value.to_dict()
-    if isinstance(value, tuple):
-        return list(value)
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value
+        return (f"{self.examples} examples; {sources[self.gradients]}.", *self.findings())
 
 
 def _nonfinite(row: SignalRow) -> bool:
@@ -330,36 +332,6 @@ def _first_over(
         if fraction is not None and fraction > limit:
             yield f"{row.name} is the first layer where {what}: {fraction:.0%}."
             return
-
-
-_HEADER = (
-    *("layer", "operation", "mean", "second moment", "", "gradient", ""),
-    *("dead", "saturated", "non-finite"),
-)
-
-
-def _cells(rows: Sequence[SignalRow]) -> list[tuple[str, ...]]:
-    cells: list[tuple[str, ...]] = []
-    for row in rows:
-        operation = row.operation
-        if row.activation is not None and row.kind == "weights":
-            operation += f"+{row.activation}"
-        nonfinite = row.nonfinite_count + row.gradient_nonfinite_count
-        cells.append(
-            (
-                row.name,
-                operation,
-                _number(row.mean),
-                _number(row.second_moment),
-                _predicted(row.predicted_second_moment),
-                _number(row.gradient_second_moment),
-                _predicted(row.predicted_gradient_second_moment),
-                _percent(row.dead_fraction),
-                _percent(row.saturated_fraction),
-                str(nonfinite) if nonfinite else "",
-            )
-        )
-    return cells
 
 
 def _number(value: float | None) -> str:

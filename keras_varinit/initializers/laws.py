@@ -1,13 +1,12 @@
 """The law of a base initializer: distribution family and standard deviation."""
 
 import dataclasses
-import difflib
 import math
 from collections.abc import Sequence
 
 import keras
 
-from keras_varinit.arguments import Arguments
+from keras_varinit.arguments import Arguments, did_you_mean
 from keras_varinit.context import LayerContext
 from keras_varinit.initializers.base import (
     TRUNCATED_STDDEV,
@@ -50,7 +49,8 @@ def resolve_base(
     except (ValueError, TypeError) as error:
         raise ValueError(
             f"{owner}: `initializer` must name a Keras or keras_varinit initializer. "
-            f"Received: initializer={initializer!r}.{did_you_mean(initializer)}"
+            f"Received: initializer={initializer!r}."
+            f"{did_you_mean(initializer, initializer_names())}"
         ) from error
     if not isinstance(base, keras.initializers.Initializer):
         raise TypeError(
@@ -72,13 +72,11 @@ def resolve_base(
     return base if seed is None else reseeded(base, seed)
 
 
-def did_you_mean(name: object) -> str:
-    """A hint with the names of initializers most similar to an unknown one; "" without any."""
+def initializer_names() -> set[str]:
+    """The names that `keras.initializers.get` knows, of Keras and of this library."""
     of_keras = (n for n in dir(keras.initializers) if not n.startswith("_"))
     of_ours = (n for n in registered_names if ">" not in n)
-    known = {*of_keras, *of_ours} - {"deserialize", "get", "serialize"}
-    near = difflib.get_close_matches(name, sorted(known), n=3) if isinstance(name, str) else []
-    return f" Did you mean {' or '.join(map(repr, near))}?" if near else ""
+    return {*of_keras, *of_ours} - {"deserialize", "get", "serialize"}
 
 
 def seed_of(owner: str, base: keras.initializers.Initializer) -> int | None:

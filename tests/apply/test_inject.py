@@ -244,6 +244,10 @@ def test_report_is_read_by_iteration_by_path_and_in_print():
         f"{paths[0]:<{len(paths[1])}}  EnhancedHeNormal      1  0.27217  drawn",
         f"{paths[1]:<{len(paths[1])}}  EnhancedHeNormal      2  0.23570  {FROZEN}",
         f"{paths[2]:<{len(paths[1])}}  EnhancedHeNormal      3  0.70711  drawn",
+        "",
+        "depth  weight layers from the input to this one",
+        "std    target standard deviation of an entry",
+        "",
         "2 drawn, 1 skipped",
     ]
 

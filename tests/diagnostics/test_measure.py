@@ -289,7 +289,7 @@ def test_predictions_stand_beside_what_is_measured():
         assert all(r.predicted_second_moment is None for r in report if r.kind != "weights")
     head = loss["head"]
     assert head.predicted_gradient_second_moment == pytest.approx(head.gradient_second_moment)
-    assert "predictions in parentheses." in str(noise)
+    assert str(noise).splitlines()[0].split().count("(predicted)") == 2
 
 
 def test_histograms_count_every_sampled_entry():
@@ -327,7 +327,9 @@ def test_report_reads_as_one_aligned_table():
     ends = {len(line) for line in table[1:] if line.endswith("%")}
     assert len(ends) == 1
     assert "Dense+relu" in table[1]
-    assert lines[len(report) + 2].startswith("8 examples; gradients relative to unit white noise")
+    last = lines.index("8 examples; gradients relative to unit white noise at the outputs.")
+    assert lines[last - 1] == ""
+    assert lines[last + 1] == "No layer's signal vanishes, explodes or saturates."
     with pytest.raises(KeyError, match="no row for 'nothing'"):
         report["nothing"]
     for wrong in (0, True, 1.5):
