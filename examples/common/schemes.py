@@ -16,8 +16,8 @@ from common.errors import UserError
 SYNTAX = (
     "an id of keras_varinit or Keras, kaiming_backward (2 / fan_out), keras_before_3.15 "
     "(glorot_uniform, with the scale that attention had), for the enhanced ones "
-    "ID:GRANULARITY[:CONCENTRATION], as in enhanced_he_normal:position:2, or "
-    "residual_scaled:RULE[:BASE], as in residual_scaled:zero"
+    "ID:GRANULARITY[:CONCENTRATION], as in enhanced_he_normal:position:2, "
+    "residual_scaled:RULE[:BASE], as in residual_scaled:zero, or signal_preserving:1/L"
 )
 GRANULARITIES = ("filter", "position")
 RULES = ("depth", "fixup", "zero")
@@ -52,6 +52,8 @@ def make(name: str) -> Any:
         return keras.initializers.VarianceScaling(2.0, "fan_out", "untruncated_normal")
     if name == "keras_before_3.15":
         return before_3_15
+    if name == "signal_preserving:1/L":
+        return kv.SignalPreserving(branch_share="1/L")
     identifier, *parts = name.split(":")
     initializers.check([identifier])
     if not parts:

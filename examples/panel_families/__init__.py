@@ -1,0 +1,1 @@
+"""The families of networks that the panel trains: data, networks, settings."""

@@ -1,0 +1,255 @@
+"""The trainings of one setting, and their file.
+
+A file has one line of JSON for each finished training, so that a stopped panel loses one.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import itertools
+import json
+import math
+import pathlib
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import keras
+import numpy as np
+from common import schemes
+from common.errors import UserError
+from common.population import Population, Task
+
+import keras_varinit as kv
+from panel_families.settings import RATE_SEEDS, SETTINGS, Setting
+
+#: The model as Keras builds it.
+DEFAULT = "default"
+#: How often in a training the metric is taken.
+POINTS = 10
+#: Schemes for what is not a kernel.
+VECTOR_IDS = ("fan_in_bias", "chrono_bias", "branch_end_zeros")
+
+Record = dict[str, Any]
+#: What tells trainings of one setting apart: scheme, learning rate, seed.
+Case = tuple[str, float, int]
+
+
+def check_scheme(name: str) -> None:
+    """Checks the name of a scheme: `default`, one for kernels, one for vectors, or both with "+".
+
+    Raises:
+        UserError: There is no such scheme.
+    """
+    kernels, plus, vectors = name.partition("+")
+    if plus and (vectors not in VECTOR_IDS or kernels in ("recommended", *VECTOR_IDS)):
+        raise UserError(
+            f"--schemes {name}: write KERNELS+VECTORS, with {', '.join(VECTOR_IDS)} for VECTORS."
+        )
+    if kernels not in (DEFAULT, *VECTOR_IDS):
+        schemes.make(kernels)
+
+
+def apply_scheme(model: keras.Model, name: str, seed: int) -> None:
+    """Redraws the weights of a model.
+
+    Args:
+        model: Built.
+        name: As `check_scheme` takes it.
+        seed: Of the draws.
+    """
+    for part in name.split("+"):
+        if part in VECTOR_IDS:
+            _draw_vectors(model, part, seed)
+        elif part != DEFAULT:
+            kv.initialize(model, schemes.make(part), seed=seed)
+
+
+def _draw_vectors(model: keras.Model, identifier: str, seed: int) -> None:
+    cls = type(keras.initializers.get(identifier))
+    contexts = kv.analyze(model).vectors
+    for variable in model.trainable_variables:
+        context = contexts.get(variable.path)
+        if context is not None and context.kind in cls.kinds:
+            variable.assign(cls(seed=seed, context=context)(variable.shape))
+
+
+def read(path: pathlib.Path, setting: Setting) -> list[Record]:
+    """The finished trainings of a setting.
+
+    Raises:
+        UserError: They are of a setting with other sizes.
+    """
+    if not path.exists():
+        return []
+    *lines, rest = path.read_text(encoding="utf-8").split("\n")
+    if rest:  # Stopped while it was being written.
+        path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+    records = [_with_nan(json.loads(line)) for line in lines]
+    for record in records:
+        if record["sizes"] != _sizes(setting):
+            raise UserError(
+                f"{path}: holds trainings with other sizes ({record['sizes']}, not "
+                f"{_sizes(setting)}). Name another --out, or drop them with --restart."
+            )
+    return records
+
+
+def lines(path: pathlib.Path) -> int:
+    """How many trainings are in a file that may be growing."""
+    return path.read_bytes().count(b"\n") if path.exists() else 0
+
+
+def key(record: Record) -> Case:
+    """What tells a training apart."""
+    return record["scheme"], record["rate"], record["seed"]
+
+
+def best_rate(setting: Setting, scheme: str, records: Sequence[Record], seeds: int) -> float | None:
+    """The learning rate with the best mean on validation data at the end, or None as yet.
+
+    Args:
+        setting: Of the trainings.
+        scheme: Its name.
+        records: Trainings, perhaps of other schemes too.
+        seeds: How many there are in all; the first `RATE_SEEDS` of them decide.
+    """
+    deciding = range(min(seeds, RATE_SEEDS))
+    of_case = {key(record): record["validation"][-1] for record in records}
+    cases = {rate: [(scheme, rate, seed) for seed in deciding] for rate in setting.rates}
+    if not all(case in of_case for tried in cases.values() for case in tried):
+        return None
+    sign = 1 if setting.task().higher_is_better else -1
+    return max(
+        setting.rates, key=lambda rate: sign * statistics.fmean(of_case[c] for c in cases[rate])
+    )
+
+
+def total(setting: Setting, names: Sequence[str], seeds: int) -> int:
+    """How many trainings there are."""
+    deciding = min(seeds, RATE_SEEDS)
+    return len(names) * (deciding * len(setting.rates) + seeds - deciding)
+
+
+def finished(setting: Setting, names: Sequence[str], seeds: int, records: Sequence[Record]) -> int:
+    """How many of them are done."""
+    done = set(map(key, records))
+    rates = {name: best_rate(setting, name, records, seeds) for name in names}
+    deciding = itertools.product(names, setting.rates, range(min(seeds, RATE_SEEDS)))
+    rest = itertools.product(names, range(min(seeds, RATE_SEEDS), seeds))
+    return sum(case in done for case in deciding) + sum(
+        (name, rates[name], seed) in done for name, seed in rest
+    )
+
+
+def missing(
+    setting: Setting, names: Sequence[str], seeds: int, records: Sequence[Record]
+) -> list[Case]:
+    """The trainings that can be done next: those that decide on a rate, then the others.
+
+    Seeds go outside, so that a stopped panel has all schemes in it.
+    """
+    done = set(map(key, records))
+    first = itertools.product(range(min(seeds, RATE_SEEDS)), names, setting.rates)
+    left = [case for seed, n, r in first if (case := (n, r, seed)) not in done]
+    if left:
+        return left
+    rates = {name: best_rate(setting, name, records, seeds) for name in names}
+    rest = itertools.product(range(min(seeds, RATE_SEEDS), seeds), names)
+    return [
+        case
+        for seed, n in rest
+        if (r := rates[n]) is not None and (case := (n, r, seed)) not in done
+    ]
+
+
+def find_setting(name: str, preset: str, data_dir: str | None = None) -> Setting:
+    """A setting by its name.
+
+    Args:
+        name: Of the setting.
+        preset: `"smoke"`, `"cpu"` or `"gpu"`.
+        data_dir: The folder of images for `"gpu"`.
+    """
+    setting = next(setting for setting in SETTINGS if setting.name == name)
+    if preset == "gpu" and data_dir is not None:
+        return setting.large(data_dir)
+    return setting.tiny() if preset == "smoke" else setting
+
+
+def train(setting: Setting, names: Sequence[str], seeds: int, path: pathlib.Path) -> None:
+    """Does the trainings of a setting that are not in its file.
+
+    Args:
+        setting: What to train.
+        names: Of the schemes.
+        seeds: Trainings of each, with 0 to `seeds - 1`.
+        path: The file.
+    """
+    records = read(path, setting)
+    do = _trainer(setting) if missing(setting, names, seeds, records) else None
+    with path.open("a", encoding="utf-8") as file:
+        while do is not None and (cases := missing(setting, names, seeds, records)):
+            for case in cases:
+                records.append(do(*case))
+                file.write(json.dumps(_plain(records[-1]), allow_nan=False) + "\n")
+                file.flush()
+
+
+def _trainer(setting: Setting) -> Callable[[str, float, int], Record]:
+    """What does a training: scheme, learning rate, seed."""
+    population = _population(setting, setting.task())
+
+    @functools.lru_cache(maxsize=1)
+    def weights(scheme: str, seed: int) -> list[np.ndarray]:
+        model = _build(setting, seed)
+        apply_scheme(model, scheme, seed)
+        return model.get_weights()  # type: ignore[no-any-return]
+
+    def do(scheme: str, rate: float, seed: int) -> Record:
+        start = weights(scheme, seed)
+        began = time.perf_counter()
+        history = population.train(start, rate, seed)
+        return {
+            **{"scheme": scheme, "rate": rate, "seed": seed},
+            **dataclasses.asdict(history),
+            "seconds": round(time.perf_counter() - began, 3),
+            "sizes": _sizes(setting),
+        }
+
+    return do
+
+
+def _population(setting: Setting, task: Task) -> Population:
+    return Population(
+        _build(setting, 0),
+        setting.make_optimizer(),
+        task,
+        batch_size=setting.batch_size,
+        steps=setting.steps,
+        points=min(POINTS, setting.steps),
+        warmup=setting.warmup,
+    )
+
+
+def _build(setting: Setting, seed: int) -> keras.Model:
+    keras.utils.clear_session()
+    keras.utils.set_random_seed(seed)
+    return setting.build()
+
+
+def _sizes(setting: Setting) -> Record:
+    names = ("depth", "width", "optimizer", "steps", "batch_size", "warmup", "clip")
+    return {"task": setting.task().name, **{name: getattr(setting, name) for name in names}}
+
+
+def _plain(record: Record) -> Record:
+    """NaN, which JSON does not have, as None."""
+    losses = [None if math.isnan(loss) else loss for loss in record["loss"]]
+    return {**record, "loss": losses}
+
+
+def _with_nan(record: Record) -> Record:
+    return {**record, "loss": [math.nan if loss is None else loss for loss in record["loss"]]}
