@@ -52,7 +52,7 @@ def _checks() -> dict[str, tuple[_Check, ...]]:
         **dict.fromkeys((*sizes, "head_size", "gates", "steps"), (size, known_size)),
         **dict.fromkeys(("activation", "group", "normalized"), (name,)),
         **dict.fromkeys(("causal", "self_attention"), (known_flag,)),
-        "branch_end": (flag,),
+        **dict.fromkeys(("branch_end", "dense_prediction"), (flag,)),
     }
     positive: _Check = (
         lambda v: math.isfinite(v) and v > 0,
@@ -143,6 +143,8 @@ class LayerContext:
         gates: Number of blocks in the kernels of a recurrent layer: 4 for LSTM (input, forget,
             cell, output), 3 for GRU (update, reset, candidate), 1 for a simple one; None outside.
         steps: Number of steps that the recurrent layer takes; None if unknown, or outside.
+        dense_prediction: Whether a head of the model puts out values for each position, as in
+            segmentation, restoration of images and language models.
         branch_gain: What the residual branch adds, relative to its stream, for a branch end of
             variance 1 (for a γ of 1): E F²/E s², from the signal engine. None unless the
             initializer uses it.
@@ -186,6 +188,7 @@ class LayerContext:
     normalized: str | None = None
     gates: int | None = None
     steps: int | None = None
+    dense_prediction: bool = False
     branch_gain: float | None = None
 
     def __post_init__(self) -> None:

@@ -32,8 +32,8 @@ class Task:
         train: Inputs and targets to train on.
         validation: Those that a learning rate is chosen by.
         test: Those that are reported.
-        metric: `"accuracy"`; `"error"`, the mean squared error ÷ the variance of the training
-            targets; `"nats"`, the cross-entropy of a target.
+        metric: `"accuracy"`; `"error"`, the root of the mean squared error ÷ the standard deviation
+            of the training targets; `"nats"`, the cross-entropy of a target.
     """
 
     name: str
@@ -157,8 +157,8 @@ class Population:
                 test += [self._task.trivial] * missing
                 losses += [math.nan] * (self._points - len(losses))
                 return History(losses, validation, test, is_lost=True)
-            validation.append(self._bounded(float(on_validation.mean())))
-            test.append(self._bounded(float(on_test.mean())))
+            validation.append(self._metric(on_validation))
+            test.append(self._metric(on_test))
         return History(losses, validation, test, is_lost=False)
 
     def share(self, step: int) -> float:
@@ -168,8 +168,10 @@ class Population:
             return (step + 1) / (warm + 1)
         return 0.5 * (1 + math.cos(math.pi * (step - warm) / (self._steps - warm)))
 
-    def _bounded(self, value: float) -> float:
-        """A network that is worse than a constant is as bad as one, however much worse it is."""
+    def _metric(self, scores: np.ndarray) -> float:
+        """The metric of rows; a network worse than a constant is as bad, however much worse."""
+        value = float(scores.mean(dtype=np.float64))
+        value = math.sqrt(value) if self._task.metric == "error" else value
         return value if self._task.higher_is_better else min(value, self._task.trivial)
 
     def _batches(self, seed: int) -> Iterator[np.ndarray]:
@@ -207,7 +209,7 @@ class Population:
         return (trainable, others, variables), loss
 
     def _scores(self, trainable: Any, others: Any, x: Any, y: Any) -> Any:
-        """The metric of each row."""
+        """The metric of each row, that of `"error"` squared."""
         outputs, _ = self._model.stateless_call(trainable, others, x, training=False)
         if self._task.metric == "error":
             scores = ops.square(outputs - y) / self._variance

@@ -17,9 +17,12 @@ SYNTAX = (
     "an id of keras_varinit or Keras, kaiming_backward (2 / fan_out), keras_before_3.15 "
     "(glorot_uniform, with the scale that attention had), for the enhanced ones "
     "ID:GRANULARITY[:CONCENTRATION], as in enhanced_he_normal:position:2, "
-    "residual_scaled:RULE[:BASE], as in residual_scaled:zero, or signal_preserving:1/L"
+    "residual_scaled:RULE[:BASE], as in residual_scaled:zero, signal_preserving:1/L, or "
+    "ID:orthogonal for asv_forward, asv_backward and signal_preserving"
 )
 GRANULARITIES = ("filter", "position")
+#: Those with orthogonal draws.
+ORTHOGONAL = ("asv_forward", "asv_backward", "signal_preserving")
 RULES = ("depth", "fixup", "zero")
 
 
@@ -58,6 +61,8 @@ def make(name: str) -> Any:
     initializers.check([identifier])
     if not parts:
         return identifier
+    if parts == ["orthogonal"] and identifier in ORTHOGONAL:
+        return type(keras.initializers.get(identifier))(distribution="orthogonal")
     if identifier == "residual_scaled":
         return _residual_scaled(name, *parts)
     cls = type(keras.initializers.get(identifier))

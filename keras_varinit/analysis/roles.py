@@ -12,6 +12,8 @@ Rules, in this order; the first that applies decides:
   backbone of another;
 * all others: `"kernel"`.
 
+A model predicts densely if one of its outputs has a head, and positions left.
+
 A bias has the fields of its layer's kernel: of separable layers the pointwise one, of recurrent
 layers the one that reads the input. The scale γ of a normalization has those of the kernel that it
 follows through activations and pooling alone, otherwise those of the next kernel, outside of any
@@ -91,7 +93,12 @@ class _Roles:
         self.most = streams.most
         self.branches: dict[int, Branch] = streams.by_node()
         self.normalizations = dict(self._normalizations())
-        self.heads = self._heads()
+        self.heads: set[int] = set()
+        self.predicts_densely = False
+        for tensor in self.graph.outputs:
+            heads = self._heads_of(tensor)
+            self.heads |= heads
+            self.predicts_densely |= bool(heads) and len(self.graph.shapes[tensor]) > 2
 
     def reading(self) -> Reading:
         """The reading with roles and with the contexts of vectors."""
@@ -104,8 +111,9 @@ class _Roles:
             for key, (name, heads, kv_heads, size) in parts_of(layer).items():
                 part = {"role": name, "heads": heads, "kv_heads": kv_heads, "head_size": size}
                 fields.setdefault(key, part)
+        of_model = {"branches": self.most, "dense_prediction": self.predicts_densely}
         by_variable = {
-            key: context.with_role(**fields.get(key, {"branches": self.most}))
+            key: context.with_role(**{**of_model, **fields.get(key, {})})
             for key, context in self.read.by_variable.items()
         }
         by_variable = _without_groups_of_several_widths(by_variable)
@@ -189,9 +197,9 @@ class _Roles:
                 first, last = (each[id(layer)] for each in (self.graph.opened, self.graph.finished))
                 yield from ((index, type(layer).__name__) for index in range(first, last))
 
-    def _heads(self) -> set[int]:
-        """The indices of the nodes whose kernels make the model's outputs."""
-        heads, seen, stack = set(), set(), list(self.graph.outputs)
+    def _heads_of(self, output: int) -> set[int]:
+        """The indices of the nodes whose kernels make an output of the model."""
+        heads, seen, stack = set(), set(), [output]
         while stack:
             tensor = stack.pop()
             index = self.graph.producers[tensor]

@@ -367,3 +367,17 @@ def residual_in_residual():
         y = y + conv(f"b{n}")(ops.relu(conv(f"a{n}")(y)))
     x = x + 0.2 * y
     return model(i, conv("out", 3)(x))
+
+
+def one_by_one_and_pooling():
+    """A classifier whose head is a convolution (SqueezeNet)."""
+    inputs = image()
+    x = conv("out", 4, size=1)(layers.ReLU()(conv("a")(inputs)))
+    return model(inputs, layers.Softmax()(layers.GlobalAveragePooling2D()(x)))
+
+
+def two_outputs():
+    """A class and a map."""
+    inputs = image()
+    x = layers.ReLU()(conv("a")(inputs))
+    return model(inputs, [dense("top", 3)(layers.Flatten()(x)), conv("map", 1)(x)])

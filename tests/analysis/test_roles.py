@@ -115,6 +115,25 @@ def test_heads_and_recurrent_kernels(name):
     assert roles == ROLES[name]
 
 
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("u_net", True),
+        ("backbone", False),  # without a head, a map is what another model reads
+        ("recurrent", False),
+        ("tokens_and_positions", True),
+        ("one_by_one_and_pooling", False),
+        ("two_outputs", True),
+    ],
+)
+def test_models_that_predict_densely(name, expected):
+    keras.utils.clear_session(free_memory=False)
+    found = kv.analyze(getattr(models, name)())
+    kernels = {context.dense_prediction for context in found.contexts.values()}
+    assert kernels == {expected}
+    assert {context.dense_prediction for context in found.vectors.values()} <= {expected}
+
+
 def test_embeddings_positions_and_tied_tables():
     roles = {path: c.role for path, c in contexts(models.tokens_and_positions()).items()}
     assert roles["words/embeddings"] == "embedding"

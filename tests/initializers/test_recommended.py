@@ -65,6 +65,15 @@ def test_choices_by_role():
     assert {normalized[f"{name}/kernel"] for name in ("b", "top")} == {"GlorotUniform"}
 
 
+@pytest.mark.parametrize(("depth", "choice"), [(4, "GlorotUniform"), (20, "SignalPreserving")])
+def test_images_to_images(depth, choice):
+    x = inputs = keras.Input((8, 8, 1))
+    for n in range(depth - 1):
+        x = layers.Conv2D(4, 3, padding="same", activation="relu", name=f"c{n}")(x)
+    model = keras.Model(inputs, layers.Conv2D(1, 3, padding="same", name="top")(x))
+    assert choices(model)["c0/kernel"] == choice
+
+
 def test_what_a_layer_draws_by_itself_is_kept():
     """Where no rule applies, the author's own initializer draws, with a fresh seed."""
     inputs = keras.Input((8,))
