@@ -60,7 +60,7 @@ def plot_histograms(
                     middles, density, color=_colour(number, len(hidden)), linewidth=1.6,
                     label=name.replace("_", " "),
                 )  # fmt: skip
-            axes.set_yscale("log")
+            study_plots.log_scale(axes)
             axes.set_xlabel({"activations": "activation", "gradients": "gradient"}[what])
     for axes in grid[:, 0]:
         axes.set_ylabel("density")

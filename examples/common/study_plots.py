@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import pathlib
-import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -13,7 +12,7 @@ import numpy as np
 from matplotlib import pyplot as plt
 from matplotlib import ticker
 
-from common.plots import style
+from common.plots import log_scale, style, whole_numbers, wrapped
 from common.summary import Record
 
 METRICS = {"val_accuracy": "validation accuracy", "loss": "training loss"}
@@ -74,7 +73,6 @@ def draw_range(
         x,
         values.mean(axis=0) if middle is None else middle,
         label=label,
-        linewidth=1.8,
         markersize=4,
         markevery=max(1, len(x) // 12),
         **look,
@@ -125,25 +123,6 @@ def axes_grid(panels: int, titles: Sequence[str] = ()) -> tuple[plt.Figure, list
     return figure, list(every.flat)[:panels]
 
 
-def whole_numbers(axes: plt.Axes) -> None:
-    """Ticks of the x axis at whole numbers only, as epochs and layers are."""
-    axes.xaxis.set_major_locator(ticker.MaxNLocator(integer=True, steps=(1, 2, 5, 10)))
-
-
-class _Numbers(ticker.LogFormatter):
-    """Labels the ticks that its base does, and writes 0.6 for its 6e-01."""
-
-    def __call__(self, x: float, pos: int | None = None) -> str:
-        return f"{x:g}" if super().__call__(x, pos) else ""
-
-
-def log_scale(axes: plt.Axes) -> None:
-    """A logarithmic y axis, with numbers also where it spans less than a decade."""
-    axes.set_yscale("log")
-    axes.yaxis.set_major_formatter("{x:g}")
-    axes.yaxis.set_minor_formatter(_Numbers(minor_thresholds=(1, 0.5)))
-
-
 def by_epoch(axes: plt.Axes, label: str) -> None:
     """Labels an axis of epochs, and the other; shares are shown as percentages."""
     axes.set_xlabel("epoch")
@@ -166,10 +145,7 @@ def save(figure: plt.Figure, title: str, path: pathlib.Path) -> None:
         ncols=_legend_columns(list(lines), figure.get_figwidth()),
         frameon=False,
     )
-    # An inch holds about eleven characters of this size.
-    width = int(11 * figure.get_figwidth())
-    lines_of_title = [part for line in title.splitlines() for part in textwrap.wrap(line, width)]
-    figure.suptitle("\n".join(lines_of_title), fontsize=12)
+    figure.suptitle(wrapped(title, figure), fontsize=12)
     figure.savefig(path, dpi=130)
     plt.close(figure)
 

@@ -135,6 +135,8 @@ class SignalMonitor(keras.callbacks.Callback):
     def plot(self, path: str | os.PathLike[str] | None = None) -> Figure:
         """Plots mean ± standard deviation of activations, and gradients, by layer over training.
 
+        The title says on what was measured and when; a single measurement is drawn layer by layer.
+
         Args:
             path: File to save the figure to, or None.
 
@@ -150,7 +152,21 @@ class SignalMonitor(keras.callbacks.Callback):
         unit = "epochs" if self.unit == "epoch" else "batches"
         rows = [row for row in self.report.rows if row.has_units]
         names = [row.name for row in rows or self.report.weight_rows]
-        return plot_history(self.history, names, unit, path)
+        return plot_history(self.history, names, unit, self._caption(self.report), path)
+
+    def _caption(self, report: SignalReport) -> str:
+        """On what was measured, and when."""
+        of = "one example's loss" if report.gradients == "loss" else "white noise at the outputs"
+        times = [int(time or 0) for time in self.history["time"]]
+        first = "before training" if times[0] == 0 else f"after {self.unit} {times[0]}"
+        unit = {"epoch": "epochs", "batch": "batches"}[self.unit] if len(times) > 2 else self.unit
+        if len(times) == 1:
+            when = f"once, {first} (every=1 measures after each {self.unit})"
+        elif len(times) <= 8:
+            when = f"{first} and after {unit} {', '.join(map(str, times[1:]))}"
+        else:
+            when = f"{len(times)} times, from {self.unit} {times[0]} to {times[-1]}"
+        return f"{report.examples} examples, gradients of {of}; measured {when}"
 
     def on_train_begin(self, logs: Logs = None) -> None:
         """Starts the clock."""

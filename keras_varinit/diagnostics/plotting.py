@@ -2,6 +2,7 @@
 
 import math
 import os
+import textwrap
 from collections.abc import Sequence
 from typing import Any, TypeAlias
 
@@ -52,19 +53,24 @@ def plot_report(report: Any, path: str | os.PathLike[str] | None = None) -> Figu
     width = min(19.0, max(12.0, 6.0 + 0.36 * len(rows)))
     figure = matplotlib.figure.Figure(figsize=(width, 8.6), layout="constrained")
     (forward, backward), (activations, gradients) = figure.subplots(2, 2)
+    names = [row.name for row in rows]
+    forward.axhline(1.0, color=_QUIET, linewidth=0.8, linestyle=(0, (1, 2)), zorder=1)
     _draw_moments(
         forward,
-        rows,
-        ("second_moment", "predicted_second_moment"),
+        names,
+        [row.second_moment for row in rows],
+        [row.predicted_second_moment for row in rows],
         "forward: second moment of the signal",
         _FORWARD,
     )
+    # Not the second moment: it falls with the size of a map, as the same gradient is spread out.
     sources = {"loss": "one example's loss", "noise": "unit white noise at the outputs"}
     _draw_moments(
         backward,
-        rows,
-        ("gradient_second_moment", "predicted_gradient_second_moment"),
-        "backward: second moment of the gradient",
+        names,
+        [_norm(row, row.gradient_second_moment) for row in rows],
+        [_norm(row, row.predicted_gradient_second_moment) for row in rows],
+        "backward: squared norm of the gradient of one example",
         _BACKWARD,
         f"of {sources[report.gradients or 'noise']}",
     )
@@ -81,87 +87,164 @@ def plot_history(
     history: dict[str, list[float | None]],
     names: Sequence[str],
     unit: str,
+    caption: str,
     path: str | os.PathLike[str] | None = None,
 ) -> Figure:
-    """The figure of `SignalMonitor.plot`."""
+    """The figure of `SignalMonitor.plot`: layers over time, or one time over layers."""
     matplotlib = matplotlib_modules("SignalMonitor.plot")
-    figure = matplotlib.figure.Figure(figsize=(13.0, 4.8), layout="constrained")
+    figure = matplotlib.figure.Figure(figsize=(13.0, 5.0), layout="constrained")
     activations, gradients = figure.subplots(1, 2)
-    chosen = sorted({round(n) for n in np.linspace(0, len(names) - 1, _MOST_CURVES)})
-    times = np.array(history["time"], float)
-    span = float(times[-1] - times[0]) or 1.0
-    for n in chosen:
-        name, share = names[n], n / max(1, len(names) - 1)
-        mean, variance, gradient = (
-            np.array([math.nan if v is None else v for v in history[f"{name}/{statistic}"]], float)
-            for statistic in ("output_mean", "output_variance", "gradient_second_moment")
-        )
-        # Shifted, so that the error bars of the layers do not hide each other.
-        shift = (share - 0.5) * 0.25 * span / max(1, len(times))
-        colours = (matplotlib.colormaps[map_](0.92 * share) for map_ in ("viridis", "plasma"))
-        activations.errorbar(
-            times + shift, mean, np.sqrt(variance), label=name, linewidth=1.6, elinewidth=0.9,
-            capsize=2, marker="o", markersize=3, color=next(colours),
-        )  # fmt: skip
-        gradients.plot(
-            times, np.where(gradient > 0, np.sqrt(np.abs(gradient)), np.nan), label=name,
-            linewidth=1.6, marker="o", markersize=3, color=next(colours),
-        )  # fmt: skip
-    gradients.set_yscale("log")
+    figure.suptitle("\n".join(textwrap.wrap(caption, 150)), fontsize=10.5, x=0.01, ha="left")
+    once = len(history["time"]) == 1
+    draw = _draw_profile if once else _draw_over_time
+    draw(matplotlib, activations, gradients, history, names)
     for axes, title in (
         (activations, "activations: mean ± standard deviation"),
         (gradients, "back-propagated gradients: root mean square"),
     ):
-        axes.set_xlabel(unit)
-        axes.xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(integer=True))
-        axes.legend(
-            frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1.0, 1.0),
-            labelspacing=0.3,
-        )  # fmt: skip
         _finish(axes, title)
+        if not once:
+            axes.set_xlabel(unit)
+            axes.xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(integer=True, min_n_ticks=1))
+            axes.legend(
+                frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1.0, 1.0),
+                labelspacing=0.3,
+            )  # fmt: skip
+    _log_scale(matplotlib, gradients)
     if path is not None:
         figure.savefig(path, dpi=150)
     return figure
 
 
+def _statistics(
+    history: dict[str, list[float | None]], name: str
+) -> tuple[FloatArray, FloatArray, FloatArray]:
+    """Mean, standard deviation and root mean square gradient of a layer over time, or NaN."""
+    mean, variance, gradient = (
+        np.array([math.nan if v is None else v for v in history[f"{name}/{statistic}"]], float)
+        for statistic in ("output_mean", "output_variance", "gradient_second_moment")
+    )
+    return mean, np.sqrt(variance), np.where(gradient > 0, np.sqrt(np.abs(gradient)), np.nan)
+
+
+def _draw_profile(
+    matplotlib: Any,
+    activations: Axes,
+    gradients: Axes,
+    history: dict[str, list[float | None]],
+    names: Sequence[str],
+) -> None:
+    """The only measurement, layer by layer."""
+    values = np.array([[each[0] for each in _statistics(history, name)] for name in names])
+    places = np.arange(len(names))
+    activations.errorbar(
+        places, values[:, 0], values[:, 1], fmt="o", color=_FORWARD, markersize=4, capsize=3
+    )
+    gradients.plot(places, values[:, 2], marker="o", color=_BACKWARD, markersize=4, linewidth=1.6)
+    for axes in (activations, gradients):
+        _name_layers(axes, names)
+
+
+def _draw_over_time(
+    matplotlib: Any,
+    activations: Axes,
+    gradients: Axes,
+    history: dict[str, list[float | None]],
+    names: Sequence[str],
+) -> None:
+    """A line for each of some layers, over epochs or batches; lines below others are wider."""
+    chosen = sorted({round(n) for n in np.linspace(0, len(names) - 1, _MOST_CURVES)})
+    times = np.array(history["time"], float)
+    step = float(np.min(np.diff(times)))
+    for number, n in enumerate(chosen):
+        share = n / max(1, len(names) - 1)
+        mean, deviation, gradient = _statistics(history, names[n])
+        # Shifted to the right, so that the error bars of the layers do not hide each other.
+        shift = 0.3 * step * number / max(1, len(chosen))
+        colours = (matplotlib.colormaps[map_](0.92 * share) for map_ in ("viridis", "plasma"))
+        activations.errorbar(
+            times + shift, mean, deviation, label=names[n], linewidth=1.6, elinewidth=0.9,
+            capsize=2, marker="o", markersize=3, color=next(colours),
+        )  # fmt: skip
+        gradients.plot(
+            times, gradient, label=names[n], linewidth=_width(number, len(chosen)), marker="o",
+            markersize=3, color=next(colours),
+        )  # fmt: skip
+    for axes in (activations, gradients):
+        axes.set_xlim(times[0] - 0.02 * (times[-1] - times[0]), None)
+
+
+def _width(number: int, of: int) -> float:
+    """Width of a line: what is drawn first is wider, and so is seen below the others."""
+    return 3.6 - 2.2 * number / max(1, of - 1)
+
+
+def _log_scale(matplotlib: Any, axes: Axes) -> None:
+    """A logarithmic y axis of at least a decade, with grid lines and numbers within decades."""
+    values = [_positive(value) for line in axes.lines for value in line.get_ydata()]
+    if not np.isfinite(values).any():  # matplotlib fails on a logarithmic axis without data
+        axes.text(
+            0.5, 0.5, "zero or not finite", ha="center", color=_QUIET, transform=axes.transAxes
+        )
+        return
+    axes.set_yscale("log")
+    low, high = (math.log10(value) for value in axes.get_ylim())
+    short = max(0.0, 1.0 - (high - low)) / 2
+    axes.set_ylim(10 ** (low - short), 10 ** (high + short))
+    axes.grid(which="minor", color="0.95", linewidth=0.6)
+    if high - low < 1.5:
+
+        def label(value: float, place: int | None = None) -> str:
+            leading = value / 10 ** math.floor(math.log10(value))
+            return f"{value:g}" if round(leading, 3) in (2, 3, 5) else ""
+
+        axes.yaxis.set_major_formatter("{x:g}")
+        axes.yaxis.set_minor_locator(matplotlib.ticker.LogLocator(subs=range(2, 10)))
+        axes.yaxis.set_minor_formatter(label)
+
+
+def _norm(row: Any, second_moment: float | None) -> float | None:
+    """The squared norm of a gradient of this second moment."""
+    return None if second_moment is None else second_moment * math.prod(row.shape)
+
+
 def _draw_moments(
     axes: Axes,
-    rows: Sequence[Any],
-    attributes: tuple[str, str],
+    names: Sequence[str],
+    measured: Sequence[float | None],
+    predicted: Sequence[float | None],
     title: str,
     colour: str,
     caption: str | None = None,
 ) -> None:
-    """Measured and predicted second moments by layer, on a logarithmic axis."""
-    places = np.arange(len(rows))
-    measured, predicted = (
-        np.array([_positive(getattr(row, name)) for row in rows]) for name in attributes
-    )
-    axes.axhline(1.0, color=_QUIET, linewidth=0.8, linestyle=(0, (1, 2)), zorder=1)
-    if np.isfinite(predicted).any():
+    """Measured and predicted second moments or norms by layer, on a logarithmic axis."""
+    places = np.arange(len(names))
+    shown, expected = (np.array(list(map(_positive, each))) for each in (measured, predicted))
+    if np.isfinite(expected).any():
         axes.plot(
-            places, predicted, color=_QUIET, linestyle="--", linewidth=1.6, marker="_",
+            places, expected, color=_QUIET, linestyle="--", linewidth=1.6, marker="_",
             markersize=9, markeredgewidth=1.6, label="predicted", zorder=2,
         )  # fmt: skip
     axes.plot(
-        places, measured, color=colour, marker="o", markersize=4.5, linewidth=1.8,
+        places, shown, color=colour, marker="o", markersize=4.5, linewidth=1.8,
         label="measured", zorder=3,
     )  # fmt: skip
     lost = [
-        n
-        for n, row in enumerate(rows)
-        if getattr(row, attributes[0]) is not None and not math.isfinite(measured[n])
+        n for n, value in enumerate(measured) if value is not None and not math.isfinite(shown[n])
     ]
     axes.set_yscale("log")
-    _show_some_decades(axes, [*measured, *predicted])
+    _show_some_decades(axes, [*shown, *expected])
     if lost:
         axes.plot(
             lost, np.full(len(lost), 0.02), "x", color=colour, transform=axes.get_xaxis_transform(),
             label="zero or not finite", zorder=3,
         )  # fmt: skip
     axes.legend(frameon=False, fontsize=9, title=caption, title_fontsize=9, alignment="left")
-    _name_layers(axes, rows)
+    _name_layers(axes, names)
     _finish(axes, title)
+    low, high = axes.get_ylim()
+    if high < 1e5 * low:
+        axes.grid(which="minor", axis="y", color="0.95", linewidth=0.6)
 
 
 def _positive(value: float | None) -> float:
@@ -169,26 +252,26 @@ def _positive(value: float | None) -> float:
 
 
 def _show_some_decades(axes: Axes, values: Sequence[float]) -> None:
-    """Shows at least two decades, so that noise around 1 does not look like a trend."""
-    finite = [math.log10(v) for v in values if math.isfinite(v)] or [0.0]
-    low, high = min(*finite, 0.0), max(*finite, 0.0)
+    """Shows at least two decades and 1, so that noise around it does not look like a trend."""
+    logarithms = [0.0, *(math.log10(v) for v in values if math.isfinite(v))]
+    low, high = min(logarithms), max(logarithms)
     short = max(0.0, 2.0 - (high - low)) / 2
     margin = 0.06 * max(2.0, high - low)
     axes.set_ylim(10 ** (low - short - margin), 10 ** (high + short + margin))
 
 
-def _name_layers(axes: Axes, rows: Sequence[Any]) -> None:
-    step = -(-len(rows) // _MOST_LABELS)
-    places = range(0, len(rows), step)
-    axes.set_xticks(list(places), [rows[n].name for n in places])
-    longest = max(len(row.name) for row in rows)
+def _name_layers(axes: Axes, names: Sequence[str]) -> None:
+    step = -(-len(names) // _MOST_LABELS)
+    places = range(0, len(names), step)
+    axes.set_xticks(list(places), [names[n] for n in places])
+    longest = max(map(len, names))
     if longest * len(places) > 32:
         axes.tick_params(axis="x", rotation=90 if len(places) > 12 else 45, labelsize=8)
         if len(places) <= 12:
             for label in axes.get_xticklabels():
                 label.set_horizontalalignment("right")
                 label.set_rotation_mode("anchor")
-    axes.set_xlim(-0.6, len(rows) - 0.4)
+    axes.set_xlim(-0.6, len(names) - 0.4)
 
 
 def _draw_histograms(

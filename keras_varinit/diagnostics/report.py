@@ -155,11 +155,12 @@ class SignalReport(Results[SignalRow]):
         return (*nonfinite, *finite)[:n]
 
     def plot(self, path: str | os.PathLike[str] | None = None) -> Figure:
-        """Plots second moments by layer, and histograms of activations and gradients.
+        """Plots signals and gradients by layer, and histograms of activations and gradients.
 
-        Top: forward and backward second moments of the layers with kernels, measured and, where
-        available, predicted. Bottom: normalized histograms of activations and of back-propagated
-        gradients, as in figures 6 and 7 of Glorot & Bengio (2010).
+        Top: for the layers with kernels, second moments of the signal and squared norms of one
+        example's gradient (its second moment would fall with the size of the map), measured and,
+        where available, predicted. Bottom: normalized histograms of activations and of
+        back-propagated gradients, as in figures 6 and 7 of Glorot & Bengio (2010).
 
         Args:
             path: File to save the figure to, or None.
