@@ -52,7 +52,7 @@ def _checks() -> dict[str, tuple[_Check, ...]]:
         **dict.fromkeys((*sizes, "head_size", "gates", "steps"), (size, known_size)),
         **dict.fromkeys(("activation", "group", "normalized"), (name,)),
         **dict.fromkeys(("causal", "self_attention"), (known_flag,)),
-        **dict.fromkeys(("branch_end", "dense_prediction"), (flag,)),
+        **dict.fromkeys(("branch_end", "layer_scale", "dense_prediction"), (flag,)),
     }
     positive: _Check = (
         lambda v: math.isfinite(v) and v > 0,
@@ -139,6 +139,8 @@ class LayerContext:
         branch_size: Number m of kernels in this kernel's residual branch; 0 outside branches.
         branch_end: Whether the kernel ends a residual branch: its output reaches the addition
             through no other kernel.
+        layer_scale: Whether what the branch adds is scaled by an array behind the kernel that ends
+            it (LayerScale), which trains together with the kernel.
         normalized: Class name of the normalization that directly follows, or None.
         gates: Number of blocks in the kernels of a recurrent layer: 4 for LSTM (input, forget,
             cell, output), 3 for GRU (update, reset, candidate), 1 for a simple one; None outside.
@@ -185,6 +187,7 @@ class LayerContext:
     branches: int = 0
     branch_size: int = 0
     branch_end: bool = False
+    layer_scale: bool = False
     normalized: str | None = None
     gates: int | None = None
     steps: int | None = None

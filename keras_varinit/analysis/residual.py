@@ -34,6 +34,8 @@ import heapq
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
+import keras
+
 from keras_varinit.analysis.labelling import Labelled
 from keras_varinit.signals.roles import Elementwise, Merge, Role, Weights
 from keras_varinit.tracing.reader import Node
@@ -55,11 +57,13 @@ class Branch:
         additions: L, the number of residual additions on the longest path of the stream.
         size: m, the number of kernels in the branch.
         end: Whether the kernel ends a branch.
+        scaled: Whether an array scales what a branch with this end adds.
     """
 
     additions: int
     size: int
     end: bool
+    scaled: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,6 +77,7 @@ class Addition:
         branches: The tensors that are added to it.
         inside: Indices of the nodes with kernels in the branches.
         ends: Indices of those that end the branches.
+        scaled: Those of the ends behind which the branch is multiplied by an array.
         size: m, the number of kernels in the branches.
     """
 
@@ -82,6 +87,7 @@ class Addition:
     branches: tuple[int, ...]
     inside: frozenset[int]
     ends: frozenset[int]
+    scaled: frozenset[int]
     size: int
 
 
@@ -136,9 +142,11 @@ class Residual:
         """The branch of each node whose kernels are in one."""
         branches: dict[int, Branch] = {}
         ends = set().union(*(addition.ends for addition in self.additions))
+        scaled = set().union(*(addition.scaled for addition in self.additions))
         for addition, length in zip(self.additions, self.lengths, strict=True):
             for index in addition.inside:
-                branches.setdefault(index, Branch(length, addition.size, index in ends))
+                branch = Branch(length, addition.size, index in ends, index in scaled)
+                branches.setdefault(index, branch)
         return branches
 
 
@@ -199,14 +207,16 @@ class _Walk:
         if not branches:
             return
         within = frozenset().union(*(inside[n] for n in branches)) - inside[number]
-        ends = [self._ends(signals[n], ancestor, reach) for n in branches]
+        ends = {n: self._ends(signals[n], ancestor, reach) & within for n in branches}
+        scaled = [ends[n] for n in branches if self._is_scaled(signals[n])]
         yield Addition(
             node,
             ancestor,
             signals[number],
             tuple(signals[n] for n in branches),
             within,
-            frozenset().union(*ends) & within,
+            frozenset().union(*ends.values()),
+            frozenset().union(*scaled),
             self._count(within),
         )
 
@@ -305,6 +315,16 @@ class _Walk:
                 ends.add(node.index)
         return ends
 
+    def _is_scaled(self, signal: int) -> bool:
+        """Whether an array that is no signal scales what ends a branch, as LayerScale does."""
+        nodes = self._back(signal, None, lambda n: [] if self.kernels(n) else self.signals(n))
+        return any(
+            type(node.operation).__name__ == "Multiply"
+            and len(self.signals(node)) == 1
+            and any(_is_array(each) for each in getattr(node.arguments, "args", ()))
+            for node in nodes
+        )
+
     def _factor(self, node: Node, ancestor: int, reach: set[int]) -> int:
         """The factor of a product through which a branch goes on."""
         factors = self.signals(node)
@@ -325,6 +345,12 @@ class _Walk:
         nodes = list(self._back(tensor, None, onward))
         gates = [node for node in nodes if opens(node)]
         return bool(gates) and not any(self.kernels(n) for n in nodes if n not in gates)
+
+
+def _is_array(argument: object) -> bool:
+    """Whether an argument of an operation is an array of several dimensions or a variable."""
+    is_signal = isinstance(argument, keras.KerasTensor)
+    return not is_signal and bool(getattr(argument, "shape", ()))
 
 
 def _lengths(model: Labelled, walk: _Walk, additions: Sequence[Addition]) -> tuple[int, ...]:

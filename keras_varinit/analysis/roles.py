@@ -149,6 +149,7 @@ class _Roles:
                 "branches": branch.additions,
                 "branch_size": branch.size,
                 "branch_end": branch.end and is_last,
+                "layer_scale": branch.scaled and is_last,
                 "normalized": self._normalized(node) if is_last and not role.activation else None,
             }
             if isinstance(node.operation, keras.layers.Embedding):
@@ -265,7 +266,7 @@ class _Roles:
         ahead = self._next_kernel(index, kernels)
         if ahead is None:
             return None
-        return ahead.with_role(branch_end=False, branch_size=0)
+        return ahead.with_role(branch_end=False, branch_size=0, layer_scale=False)
 
     def _scaled_kernel(self, index: int) -> Variable | None:
         """The kernel that a normalization follows through activations and pooling alone."""

@@ -82,7 +82,8 @@ def _maps_to_a_map(context: LayerContext) -> bool:
 
 def _ends_a_branch(context: LayerContext) -> bool:
     is_end = context.branch_end and context.role in ("kernel", "attention_output")
-    return is_end and context.normalized is None
+    # A scale that trains with the kernel would get no gradient while the kernel is zero.
+    return is_end and context.normalized is None and not context.layer_scale
 
 
 def _is_dense(context: LayerContext) -> bool:
@@ -107,8 +108,8 @@ RULES = (
     Rule(
         "kernel",
         _ends_a_branch,
-        ("ResidualScaled", {"initializer": "glorot_uniform", "rule": "depth"}),
-        "end of a residual branch: × 1/√L (Radford et al. 2019; RESULTS.md, transformer)",
+        ("ResidualScaled", {"initializer": "glorot_uniform", "rule": "zero"}),
+        "end of a residual branch: zeros (De & Smith 2020; RESULTS.md, language-model)",
     ),
     Rule(
         "kernel",

@@ -381,3 +381,12 @@ def two_outputs():
     inputs = image()
     x = layers.ReLU()(conv("a")(inputs))
     return model(inputs, [dense("top", 3)(layers.Flatten()(x)), conv("map", 1)(x)])
+
+
+def layer_scale():
+    """One branch times a vector that is trained, one times a number."""
+    inputs = image()
+    x = conv("stem")(inputs)
+    x = layers.Add()([x, Scale()(conv("b")(layers.ReLU()(conv("a")(x))))])
+    y = conv("d")(layers.ReLU()(conv("c")(x))) * 0.5
+    return model(inputs, layers.ReLU()(layers.Add()([x, StochasticDepth()(y)])))

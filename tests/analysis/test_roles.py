@@ -115,6 +115,14 @@ def test_heads_and_recurrent_kernels(name):
     assert roles == ROLES[name]
 
 
+def test_layer_scale_behind_the_end_of_a_branch():
+    kernels = contexts(models.layer_scale())
+    scaled = {path.removesuffix("/kernel") for path, c in kernels.items() if c.layer_scale}
+    assert scaled == {"b", "b/bias"}
+    assert kernels["b/kernel"].branch_end
+    assert kernels["d/kernel"].branch_end  # times a number that is not trained
+
+
 @pytest.mark.parametrize(
     ("name", "expected"),
     [

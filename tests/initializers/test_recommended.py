@@ -74,6 +74,22 @@ def test_images_to_images(depth, choice):
     assert choices(model)["c0/kernel"] == choice
 
 
+def test_an_end_with_a_scale_that_trains_with_it_is_left_alone():
+    """Zero times zero gets no gradient."""
+    inputs = keras.Input((6, 16))
+
+    def block(x, *scale):
+        y = layers.LayerNormalization()(x)
+        y = layers.Dense(16)(layers.Dense(32, "gelu")(y))
+        for layer in scale:
+            y = layer(y)
+        return layers.Add()([x, y])
+
+    model = keras.Model(inputs, layers.Dense(2)(block(block(inputs, models.Scale()))))
+    chosen = [choice for path, choice in choices(model).items() if path.endswith("kernel")]
+    assert chosen == [*["GlorotUniform"] * 3, "ResidualScaled", "GlorotUniform"]
+
+
 def test_what_a_layer_draws_by_itself_is_kept():
     """Where no rule applies, the author's own initializer draws, with a fresh seed."""
     inputs = keras.Input((8,))
@@ -89,8 +105,8 @@ def test_what_a_layer_draws_by_itself_is_kept():
 
 
 @pytest.mark.once
-def test_the_end_of_a_branch_scales_what_its_layer_would_draw():
-    """GPT-2: its N(0, 0.02²), times 1/√L at the ends of branches."""
+def test_the_end_of_a_branch_is_zero_and_other_kernels_are_what_their_layer_would_draw():
+    """GPT-2: its N(0, 0.02²), but for the ends of branches."""
     gpt = keras.initializers.RandomNormal(stddev=0.02)
     x = inputs = keras.Input((5, 64))
     for _ in range(2):
@@ -98,7 +114,7 @@ def test_the_end_of_a_branch_scales_what_its_layer_would_draw():
         x = x + layers.MultiHeadAttention(4, 16, kernel_initializer=gpt)(h, h, use_causal_mask=True)
     model = keras.Model(inputs, layers.Dense(2)(x))
     stddevs = {row.context.role: row.stddev for row in kv.initialize(model, seed=0) if row.context}
-    assert stddevs["attention_output"] == pytest.approx(0.02 / np.sqrt(2))
+    assert stddevs["attention_output"] == 0
     assert stddevs["query"] == pytest.approx(0.02)
 
 
