@@ -1,5 +1,6 @@
 """Weight initializers for Keras 3 that know the model around a kernel."""
 
+from keras_varinit import startup  # noqa: F401 - before Keras is imported
 from keras_varinit.analysis import Analysis, AnalysisRow, Prediction, analyze
 from keras_varinit.apply.callbacks import ContextInjector
 from keras_varinit.apply.initialize import initialize

@@ -17,6 +17,7 @@ BACKENDS = {"tensorflow", "jax", "torch"}
 # Each room, from the ground up, and what it may import beyond the standard library: other rooms
 # stand above it, so that no import points upward.
 ROOMS = {
+    "startup": set(),
     "typing": {"numpy"},
     "arguments": set(),
     "context": {"arguments"},
@@ -52,12 +53,14 @@ ROOMS = {
         *("keras", "numpy", "analysis", "apply", "arguments", "diagnostics", "keras_private"),
         *("results", "running", "signals", "tables", "tensors", "tracing"),
     },
+    "command_line": {"keras", "analysis", "apply", "results", "startup"},
+    "__main__": {"command_line"},
 }
 STANDARD = {
-    "collections", "concurrent", "contextlib", "copy", "csv", "dataclasses", "difflib",
-    "functools", "hashlib", "heapq", "html", "inspect", "itertools", "json", "math", "numbers",
-    "os", "pathlib", "random", "re", "textwrap", "threading", "time", "typing", "warnings",
-    "weakref",
+    "argparse", "atexit", "collections", "concurrent", "contextlib", "copy", "csv",
+    "dataclasses", "difflib", "functools", "hashlib", "heapq", "html", "importlib", "inspect",
+    "itertools", "json", "logging", "math", "numbers", "os", "pathlib", "random", "re", "sys",
+    "tempfile", "textwrap", "threading", "time", "traceback", "typing", "warnings", "weakref",
 }  # fmt: skip
 
 

@@ -22,6 +22,16 @@ from keras_varinit.typing import Layer, Model, Variable
 
 _DEAD, _EXPLODED = 1e-6, 1e6
 
+RULES = (
+    "equal-weights",
+    "wrong-fans",
+    "not-injected",
+    "wrong-kind",
+    "unknown-layer",
+    "vanishing-scale",
+    "exploding-scale",
+)
+
 Owned = dict[int, ContextualInitializer]
 
 
