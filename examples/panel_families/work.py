@@ -69,11 +69,12 @@ def apply_scheme(model: keras.Model, name: str, seed: int) -> None:
 
 def _draw_vectors(model: keras.Model, identifier: str, seed: int) -> None:
     cls = type(keras.initializers.get(identifier))
+    seeds = {"seed": seed} if "seed" in keras.initializers.get(identifier).get_config() else {}
     contexts = kv.analyze(model).vectors
     for variable in model.trainable_variables:
         context = contexts.get(variable.path)
         if context is not None and context.kind in cls.kinds:
-            variable.assign(cls(seed=seed, context=context)(variable.shape))
+            variable.assign(cls(**seeds, context=context)(variable.shape))
 
 
 def read(path: pathlib.Path, setting: Setting) -> list[Record]:

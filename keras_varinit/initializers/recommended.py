@@ -101,21 +101,21 @@ def _remembers_long(context: LayerContext) -> bool:
 RULES = (
     Rule(
         "kernel",
-        _is_rectified_convolution,
-        ("SignalPreserving", {"branch_share": "1/L"}),
-        "rectified convolution, no normalization: unit signal, branches add 1/L (RESULTS.md)",
+        _ends_a_branch,
+        ("ResidualScaled", {"initializer": "glorot_uniform", "rule": "zero"}),
+        "end of a residual branch: zeros (De & Smith 2020; RESULTS.md, language-model, resnet)",
     ),
     Rule(
         "kernel",
-        _ends_a_branch,
-        ("ResidualScaled", {"initializer": "glorot_uniform", "rule": "zero"}),
-        "end of a residual branch: zeros (De & Smith 2020; RESULTS.md, language-model)",
+        _is_rectified_convolution,
+        ("SignalPreserving", {}),
+        "rectified convolution, no normalization: unit signal (RESULTS.md, plain-cnn)",
     ),
     Rule(
         "kernel",
         _is_in_a_deep_rectifier_network,
         ("SignalPreserving", {}),
-        "deep rectifier network, no normalization: unit signal (He et al. 2015)",
+        "deep rectifier network, no normalization: unit signal (RESULTS.md, deep-mlp-relu)",
     ),
     Rule(
         "bias",

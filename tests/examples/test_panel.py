@@ -280,6 +280,11 @@ def test_trainings_with_other_sizes_are_refused(tmp_path, setting):
         work.read(path, setting)
 
 
+@pytest.mark.parametrize("name", work.VECTOR_IDS)
+def test_schemes_of_vectors(name):
+    work.apply_scheme(small_model(), name, 0)
+
+
 def test_schemes_of_vectors_leave_kernels_alone():
     model = small_model()
     before = {w.path: keras.ops.convert_to_numpy(w) for w in model.weights}

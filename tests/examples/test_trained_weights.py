@@ -27,6 +27,7 @@ import glorot_bengio
 import train_resnet
 import transformer
 import which_layer
+from panel_families.settings import SETTINGS
 
 pytestmark = pytest.mark.once
 
@@ -116,6 +117,9 @@ def networks():
     for group in families.GROUPS.values():
         for name, network in group.items():
             yield name, network.make
+    for setting in SETTINGS:
+        if setting.half == "report":
+            yield f"panel {setting.family}", setting.tiny().build
 
 
 @pytest.mark.slow
