@@ -76,8 +76,10 @@ class Arguments:
         """One of several strings."""
         kind = ValueError if isinstance(value, str) else TypeError
         wanted = "one of " + ", ".join(repr(choice) for choice in choices)
-        self.require(isinstance(value, str) and value in choices, name, value, wanted, kind)
-        return str(value)
+        if not (isinstance(value, str) and value in choices):
+            error = self.error(name, value, wanted, kind)
+            raise kind(f"{error}{did_you_mean(value, choices)}")
+        return value
 
     def verbose(self, value: object) -> None:
         """`verbose` as in `keras.Model.fit`, except for 2."""

@@ -46,8 +46,8 @@ ROOMS = {
         *("tensors", "tracing", *BACKENDS),
     },
     "diagnostics": {
-        *("keras", "numpy", "matplotlib", "analysis", "arguments", "keras_private", "running"),
-        *("results", "tables", "tracing", *BACKENDS),
+        *("keras", "numpy", "matplotlib", "analysis", "apply", "arguments", "keras_private"),
+        *("results", "running", "tables", "tensors", "tracing", *BACKENDS),
     },
     "calibration": {
         *("keras", "numpy", "analysis", "apply", "arguments", "diagnostics", "keras_private"),

@@ -1,11 +1,12 @@
 """Callbacks for `fit`."""
 
+import warnings
 from collections.abc import Callable
 from typing import Any
 
 import keras
 
-from keras_varinit.apply.inject import inject
+from keras_varinit.apply.inject import NothingToInjectError, inject
 from keras_varinit.apply.report import Report
 from keras_varinit.arguments import Arguments, is_integer
 from keras_varinit.keras_private import before_first_step
@@ -21,11 +22,20 @@ class ContextInjector(keras.callbacks.Callback):
     skipped. The callback may therefore precede or follow `BackupAndRestore`, and may stay in place
     when training is resumed.
 
+    A model without initializers of this library, such as a baseline in a loop over initializers, is
+    trained as it is, with one warning, or stops with `strict=True`.
+
     Args:
         verbose: 0 for silence, 1 to print the report.
+        strict: Whether a model that has nothing to inject is an error. Defaults to False.
 
     Attributes:
-        report: The `Report` of the injection; None before training and on a resumed model.
+        report: The `Report` of the injection; None before training, on a resumed model, and if
+            there was nothing to inject.
+
+    Raises:
+        TypeError, ValueError: an argument has the wrong type or value; when training begins, what
+            `inject` raises.
 
     Example:
         >>> import keras, keras_varinit as kv, numpy as np
@@ -39,11 +49,14 @@ class ContextInjector(keras.callbacks.Callback):
         1
     """
 
-    def __init__(self, verbose: int = 0) -> None:
+    def __init__(self, verbose: int = 0, *, strict: bool = False) -> None:
         super().__init__()
+        arguments = Arguments("ContextInjector")
         allowed = is_integer(verbose) and verbose in (0, 1)
-        Arguments("ContextInjector").require(allowed, "verbose", verbose, "0 or 1")
-        self.verbose = verbose
+        arguments.require(allowed, "verbose", verbose, "0 or 1")
+        arguments.flag("strict", strict)
+        self.verbose, self.strict = verbose, strict
+        self._warned = False
         self.report: Report | None = None
         self._cancel: Callable[[], None] = lambda: None
 
@@ -61,6 +74,18 @@ class ContextInjector(keras.callbacks.Callback):
         self._cancel()
 
     def _inject(self) -> None:
-        self.report = inject(self.model)
+        try:
+            self.report = inject(self.model)
+        except NothingToInjectError as error:
+            if self.strict:
+                raise
+            if not self._warned:
+                self._warned = True
+                warnings.warn(
+                    f"ContextInjector: {error} The model is trained as it is; strict=True makes "
+                    "this an error.",
+                    stacklevel=2,
+                )
+            return
         if self.verbose:
             print(self.report)

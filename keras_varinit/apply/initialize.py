@@ -85,7 +85,7 @@ def _planned(
     plan = Plan(model, reading, seed, include_frozen)
     plan.choose(_resolver(scheme), selected, explicit)
     if _is_initializer(scheme):
-        plan.choose_vectors(_resolved(scheme, optional=False), selected)
+        plan.choose_vectors(_resolved(scheme), selected)
     plan.find_signal_gains()
     for layer in selected:
         plan.add_layer(layer, explicit)
@@ -102,8 +102,8 @@ def _planned(
 def _resolver(scheme: Any) -> Callable[[LayerContext], Initializer | None]:
     """Wraps the scheme as a function from a context to an initializer or None."""
     if not _is_initializer(scheme):
-        return lambda context: _resolved(scheme(context), optional=True)
-    initializer = _resolved(scheme, optional=False)
+        return lambda context: _returned(scheme(context), context)
+    initializer = _resolved(scheme)
     return lambda context: initializer
 
 
@@ -112,21 +112,30 @@ def _is_initializer(scheme: Any) -> bool:
     return not callable(scheme) or isinstance(scheme, keras.initializers.Initializer | type)
 
 
-def _resolved(scheme: Any, *, optional: bool) -> keras.initializers.Initializer | None:
-    if scheme is None and optional:
+def _returned(value: Any, context: LayerContext) -> Initializer | None:
+    """The initializer that a function returned for a kernel."""
+    if value is None:
         return None
+    wanted = f"return a string id, an initializer or None, but for {context.path!r} it returned"
+    message = f"initialize: the function `scheme` must {wanted}: {value!r}."
+    initializer: Initializer = _resolved(value, message)
+    return initializer
+
+
+def _resolved(scheme: Any, message: str | None = None) -> keras.initializers.Initializer:
     initializer: Initializer
     try:
         initializer = keras.initializers.get(scheme)
     except (ValueError, TypeError) as error:
-        raise ValueError(
-            f"initialize: `scheme` must name an initializer of Keras or of keras_varinit. "
+        wrong = message or (
+            "initialize: `scheme` must name an initializer of Keras or of keras_varinit. "
             f"Received: scheme={scheme!r}."
-            f"{did_you_mean(scheme, initializer_names())}"
-        ) from error
+        )
+        raise ValueError(f"{wrong}{did_you_mean(scheme, initializer_names())}") from error
     if not isinstance(initializer, keras.initializers.Initializer):
         raise TypeError(
-            "initialize: `scheme` must be a string id, an initializer, or a function that takes a "
-            f"LayerContext and returns one of them. Received: scheme={scheme!r}."
+            message
+            or "initialize: `scheme` must be a string id, an initializer, or a function that takes "
+            f"a LayerContext and returns one of them. Received: scheme={scheme!r}."
         )
     return initializer

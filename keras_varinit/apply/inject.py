@@ -43,6 +43,10 @@ class _Owned:
         return dataclasses.replace(self, initializer=reseeded(self.initializer, seed))
 
 
+class NothingToInjectError(ValueError):
+    """No weight of the model has an initializer of this library that the analysis can use."""
+
+
 Decision: TypeAlias = tuple[_Owned, LayerContext | None, str]
 
 
@@ -117,7 +121,7 @@ def _check_any(model: Model, owned: list[_Owned], reading: Reading) -> None:
         reason = f"no known kernel belongs to its initializers of this library ({attributes})"
     else:
         reason = "none of its layers has an initializer of this library"
-    raise ValueError(
+    raise NothingToInjectError(
         f"inject: model {model.name!r} has nothing to inject: {reason}. Build its layers with, for "
         'example, kernel_initializer="asv_backward".'
     )

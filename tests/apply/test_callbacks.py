@@ -2,6 +2,7 @@
 
 import functools
 import re
+import warnings
 
 import keras
 import numpy as np
@@ -281,12 +282,35 @@ def test_verbose_must_be_zero_or_one(verbose):
         kv.ContextInjector(verbose)
 
 
-def test_model_without_our_initializers_stops_before_it_is_trained():
-    model = compiled(keras.Sequential([keras.Input((8, 8, 3)), L.Flatten(), L.Dense(2)]))
+def baseline():
+    return compiled(keras.Sequential([keras.Input((8, 8, 3)), L.Flatten(), L.Dense(2)]))
+
+
+def test_a_baseline_is_trained_with_one_warning():
+    model, alone = baseline(), baseline()
+    alone.set_weights(model.get_weights())
+    injector = kv.ContextInjector()
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        fit(model, [injector])
+        fit(model, [injector])
+    (message,) = [str(each.message) for each in caught if "inject" in str(each.message)]
+    assert "has nothing to inject" in message
+    assert "is trained as it is; strict=True" in message
+    assert injector.report is None
+    fit(alone)
+    fit(alone)
+    assert_equal(weights(model), weights(alone))
+
+
+def test_a_strict_injector_stops_a_baseline_before_it_is_trained():
+    model = baseline()
     before = weights(model)
     with pytest.raises(ValueError, match="has nothing to inject"):
-        fit(model, [kv.ContextInjector()])
+        fit(model, [kv.ContextInjector(strict=True)])
     assert_equal(weights(model), before)
+    with pytest.raises(TypeError, match="ContextInjector: `strict` must be a bool"):
+        kv.ContextInjector(strict=1)
 
 
 def test_evaluation_and_prediction_accept_the_callback():

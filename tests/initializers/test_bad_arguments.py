@@ -70,9 +70,17 @@ ARGUMENTS = [
 
 
 def assert_raises(error, text, call, *arguments, **named):
-    """The whole text, so that nothing is left out of it."""
-    with pytest.raises(error, match=f"^{re.escape(text)}$"):
+    """The whole text, so that nothing is left out of it; what is similar to a choice is a hint."""
+    hint = r"( Did you mean '\w+'( or '\w+')*\?)?" if "must be one of" in text else ""
+    with pytest.raises(error, match=f"^{re.escape(text)}{hint}$"):
         call(*arguments, **named)
+
+
+def test_a_misspelled_choice_gets_a_hint():
+    with pytest.raises(
+        ValueError, match=r"Received: schedule='increase'\. Did you mean 'increasing'"
+    ):
+        kv.DepthScaled(schedule="increase")
 
 
 @pytest.mark.parametrize("row", ARGUMENTS, ids=[f"{row[1]}-{row[3].__name__}" for row in ARGUMENTS])
