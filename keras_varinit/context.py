@@ -139,8 +139,8 @@ class LayerContext:
         branch_size: Number m of kernels in this kernel's residual branch; 0 outside branches.
         branch_end: Whether the kernel ends a residual branch: its output reaches the addition
             through no other kernel.
-        layer_scale: Whether what the branch adds is scaled by an array behind the kernel that ends
-            it (LayerScale), which trains together with the kernel.
+        layer_scale: Whether what the branch adds is scaled by a tensor behind the kernel that ends
+            it (LayerScale, ReZero), which may train together with the kernel.
         normalized: Class name of the normalization that directly follows, or None.
         gates: Number of blocks in the kernels of a recurrent layer: 4 for LSTM (input, forget,
             cell, output), 3 for GRU (update, reset, candidate), 1 for a simple one; None outside.

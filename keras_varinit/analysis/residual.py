@@ -57,7 +57,7 @@ class Branch:
         additions: L, the number of residual additions on the longest path of the stream.
         size: m, the number of kernels in the branch.
         end: Whether the kernel ends a branch.
-        scaled: Whether an array scales what a branch with this end adds.
+        scaled: Whether a tensor scales what a branch with this end adds.
     """
 
     additions: int
@@ -77,7 +77,7 @@ class Addition:
         branches: The tensors that are added to it.
         inside: Indices of the nodes with kernels in the branches.
         ends: Indices of those that end the branches.
-        scaled: Those of the ends behind which the branch is multiplied by an array.
+        scaled: Those of the ends behind which the branch is multiplied by a tensor.
         size: m, the number of kernels in the branches.
     """
 
@@ -316,12 +316,12 @@ class _Walk:
         return ends
 
     def _is_scaled(self, signal: int) -> bool:
-        """Whether an array that is no signal scales what ends a branch, as LayerScale does."""
+        """Whether a tensor that is no signal scales what ends a branch, as LayerScale does."""
         nodes = self._back(signal, None, lambda n: [] if self.kernels(n) else self.signals(n))
         return any(
             type(node.operation).__name__ == "Multiply"
             and len(self.signals(node)) == 1
-            and any(_is_array(each) for each in getattr(node.arguments, "args", ()))
+            and any(_is_tensor(each) for each in getattr(node.arguments, "args", ()))
             for node in nodes
         )
 
@@ -347,10 +347,9 @@ class _Walk:
         return bool(gates) and not any(self.kernels(n) for n in nodes if n not in gates)
 
 
-def _is_array(argument: object) -> bool:
-    """Whether an argument of an operation is an array of several dimensions or a variable."""
-    is_signal = isinstance(argument, keras.KerasTensor)
-    return not is_signal and bool(getattr(argument, "shape", ()))
+def _is_tensor(argument: object) -> bool:
+    """Whether an argument of an operation is a variable, a tensor or an array, and no number."""
+    return hasattr(argument, "shape") and not isinstance(argument, keras.KerasTensor)
 
 
 def _lengths(model: Labelled, walk: _Walk, additions: Sequence[Addition]) -> tuple[int, ...]:

@@ -383,10 +383,19 @@ def two_outputs():
     return model(inputs, [dense("top", 3)(layers.Flatten()(x)), conv("map", 1)(x)])
 
 
+class ReZero(layers.Layer):
+    def build(self, shape):
+        self.factor = self.add_weight(shape=(), initializer="zeros", name="factor")
+
+    def call(self, x):
+        return self.factor * x
+
+
 def layer_scale():
-    """One branch times a vector that is trained, one times a number."""
+    """Branches times a vector that is trained, a scalar that is trained, and a number."""
     inputs = image()
     x = conv("stem")(inputs)
     x = layers.Add()([x, Scale()(conv("b")(layers.ReLU()(conv("a")(x))))])
+    x = layers.Add()([x, ReZero()(conv("f")(layers.ReLU()(conv("e")(x))))])
     y = conv("d")(layers.ReLU()(conv("c")(x))) * 0.5
     return model(inputs, layers.ReLU()(layers.Add()([x, StochasticDepth()(y)])))

@@ -118,7 +118,7 @@ def test_heads_and_recurrent_kernels(name):
 def test_layer_scale_behind_the_end_of_a_branch():
     kernels = contexts(models.layer_scale())
     scaled = {path.removesuffix("/kernel") for path, c in kernels.items() if c.layer_scale}
-    assert scaled == {"b", "b/bias"}
+    assert scaled == {"b", "b/bias", "f", "f/bias"}
     assert kernels["b/kernel"].branch_end
     assert kernels["d/kernel"].branch_end  # times a number that is not trained
 
