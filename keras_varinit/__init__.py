@@ -9,6 +9,7 @@ from keras_varinit.apply.lint import Finding, Findings, lint
 from keras_varinit.apply.recommend import Recommendation, Recommendations, recommend
 from keras_varinit.apply.report import Report, ReportRow
 from keras_varinit.apply.to_builtin import to_builtin
+from keras_varinit.apply.weightless import create_weights, without_weights
 from keras_varinit.calibration import CalibrationReport, CalibrationRow, calibrate
 from keras_varinit.context import LayerContext
 from keras_varinit.diagnostics import SignalReport, SignalRow, measure_signal
@@ -82,6 +83,7 @@ __all__ = [
     "Visit",
     "analyze",
     "calibrate",
+    "create_weights",
     "initialize",
     "inject",
     "lint",
@@ -89,4 +91,5 @@ __all__ = [
     "recommend",
     "signal_rule",
     "to_builtin",
+    "without_weights",
 ]

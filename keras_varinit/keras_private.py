@@ -31,7 +31,7 @@ from keras_varinit.typing import (
 
 Shape = tuple[int | None, ...]
 
-_ATTENTION_METHODS = {"call", "_compute_attention", "_compute_attention_mask", "_masked_softmax"}
+ATTENTION_METHODS = {"call", "_compute_attention", "_compute_attention_mask", "_masked_softmax"}
 
 
 def name_initializer(name: str, cls: type) -> None:
@@ -134,6 +134,38 @@ def assign(variable: Variable, value: Any) -> None:
     variable.assign(value)
 
 
+def has_value(variable: Variable) -> bool:
+    """Whether a variable has a value, not only a shape."""
+    return variable._value is not None
+
+
+def pending(variable: Variable) -> Any:
+    """What will draw the first value of a variable that has none; None if it has one."""
+    return variable._initializer
+
+
+def set_pending(variable: Variable, initializer: Any) -> None:
+    """Sets what will draw the first value of a variable."""
+    cast(Any, variable)._initializer = initializer
+
+
+def create_value(variable: Variable) -> None:
+    """Gives a variable its first value."""
+    variable._deferred_initialize()
+
+
+@contextlib.contextmanager
+def without_values() -> Iterator[None]:
+    """Variables that are created inside have shapes only, and Keras forgets to fill them."""
+    with keras.StatelessScope(initialize_variables=False):
+        waiting = global_state.get_global_attribute("uninitialized_variables", [], True)
+        count = len(waiting)
+        try:
+            yield
+        finally:
+            del waiting[count:]
+
+
 def replace_attribute(layer: Layer | None, attribute: str, value: Any) -> None:
     """Sets a layer's attribute, such as its initializer, so that it is saved with the layer.
 
@@ -178,10 +210,7 @@ def before_first_step(model: Model, action: Callable[[], None]) -> Callable[[], 
 
     On TensorFlow, Keras builds a model while it traces the first step, which then trains it
     immediately; the other backends build it before training begins. The shapes are those of the
-    data iterator.
-
-    Returns:
-        A function that cancels this.
+    data iterator. Returns a function that cancels this.
     """
     step = model.train_function
 
@@ -259,16 +288,6 @@ def ends_with_activation(operation: Operation) -> bool:
     return own and function is not None and function is not keras.activations.linear
 
 
-def computes_attention(layer: Operation) -> bool:
-    """Whether a subclass of one of Keras's attention layers overrides how attention is computed."""
-    for cls in type(layer).__mro__:
-        if is_keras_class(cls):
-            return False
-        if _ATTENTION_METHODS & vars(cls).keys():
-            return True
-    return False
-
-
 def builds_itself(layer: Layer) -> bool:
     """Whether a layer is unbuilt and its `build` is user-defined."""
     if layer.built or getattr(layer.build, "_is_default", False):
@@ -317,11 +336,6 @@ def keeping_names() -> Iterator[None]:
         if counted is not None:
             counters.clear()
             counters.update(counted)
-
-
-def is_float(variable: Variable) -> bool:
-    """Whether a variable's dtype is a floating-point type."""
-    return bool(keras.backend.is_float_dtype(variable.dtype))
 
 
 def is_variable(value: Any) -> bool:

@@ -80,6 +80,9 @@ class Variable(Protocol):
     def assign(self, value: ArrayLike) -> object:
         """Sets the value."""
 
+    def __getattr__(self, name: str) -> Any:
+        """What is private to Keras."""
+
 
 class Initializer(Protocol):
     """A `keras.initializers.Initializer`."""

@@ -25,21 +25,24 @@ ROOMS = {
     "tables": set(),
     "results": {"arguments", "pandas", "tables"},
     "keras_private": {"keras"},
-    "tensors": {"keras", "numpy"},
+    "threads": set(),
+    "sharding": {"keras", "numpy", "jax", "torch"},
+    "tensors": {"keras", "numpy", "keras_private", "sharding", "threads"},
     "maths": {"numpy"},
     "tracing": {"keras", "numpy", "keras_private"},
     "signals": {"keras", "numpy", "keras_private", "maths", "tensors", "tracing"},
     "families": {"keras", "numpy", "keras_private", "maths", "signals", "tensors", "tracing"},
     "initializers": {
-        *("keras", "numpy", "arguments", "context", "keras_private", "maths", "seeds", "tensors"),
+        *("keras", "numpy", "arguments", "context", "keras_private", "maths", "seeds", "sharding"),
+        *("tensors", "threads", "jax"),
     },
     "analysis": {
         *("keras", "numpy", "arguments", "context", "families", "initializers", "keras_private"),
-        *("maths", "results", "signals", "tables", "tensors", "tracing"),
+        *("maths", "results", "sharding", "signals", "tables", "tensors", "tracing"),
     },
     "apply": {
         *("keras", "numpy", "analysis", "arguments", "context", "initializers", "keras_private"),
-        *("results", "seeds", "tables", "tensors", "tracing"),
+        *("results", "seeds", "sharding", "tables", "tensors", "threads", "tracing"),
     },
     "running": {
         *("keras", "numpy", "arguments", "families", "keras_private", "maths", "signals"),

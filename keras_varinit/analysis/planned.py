@@ -14,7 +14,8 @@ from keras_varinit.analysis.result import Reading
 from keras_varinit.context import LayerContext
 from keras_varinit.initializers.base import ContextualInitializer
 from keras_varinit.initializers.laws import as_drawn, describe, mean_of
-from keras_varinit.tensors import to_numpy, view
+from keras_varinit.sharding import Index, everywhere, parts_of
+from keras_varinit.tensors import moments, tensor_of, to_numpy
 from keras_varinit.typing import Model, Variable
 
 
@@ -184,7 +185,9 @@ class PresentKernels:
                 return stddev**2
         if not keras.backend.is_float_dtype(variable.dtype):
             return math.nan
-        return float(np.mean(np.square(np.asarray(view(variable), np.float64))))
+        if not keras_private.has_value(variable):
+            return math.nan
+        return moments(variable)[1]
 
     def is_delta(self, variable: Variable) -> bool:
         """Whether the current initializer draws a kernel at its central tap alone.
@@ -196,15 +199,21 @@ class PresentKernels:
             return False
         if self._initializer(variable) is not None:
             return True
-        values, axes = view(variable), getattr(*holder).context.spatial_axes
-        middle = tuple(
-            (n - 1) // 2 if axis in axes else slice(None) for axis, n in enumerate(values.shape)
+        axes = getattr(*holder).context.spatial_axes
+        middle = {axis: (variable.shape[axis] - 1) // 2 for axis in axes}
+        tensor = tensor_of(variable)
+        holds = all(
+            np.count_nonzero(part) == np.count_nonzero(part[_at(middle, index)])
+            for index, part in parts_of(tensor).items()
         )
-        return bool(np.count_nonzero(values) == np.count_nonzero(values[middle]))
+        return everywhere(holds, [tensor])
 
     def _initializer(self, variable: Variable) -> Any:
         """The initializer that draws a kernel; None if it is not known or the kernel is frozen."""
         holder = self.holders.get(id(variable))
+        if holder is None and not keras_private.has_value(variable):
+            pending = keras_private.pending(variable)
+            return pending if isinstance(pending, keras.initializers.Initializer) else None
         if holder is None or not (self.trainable and variable.trainable):
             return None
         return as_drawn(holder[0], getattr(*holder))
@@ -212,6 +221,15 @@ class PresentKernels:
 
 def _shape(variable: Variable) -> tuple[int, ...]:
     return tuple(int(n) for n in variable.shape)
+
+
+def _at(middle: Mapping[int, int], index: Index) -> tuple[slice, ...]:
+    """Where a part has the central taps, given their place along some axes; empty if elsewhere."""
+    bounds = [
+        (middle[axis] - start, middle[axis] - start + 1) if axis in middle else (0, stop - start)
+        for axis, (start, stop) in enumerate(index)
+    ]
+    return tuple(slice(first, last) if first >= 0 else slice(0) for first, last in bounds)
 
 
 def _is_ours(initializer: Any) -> bool:

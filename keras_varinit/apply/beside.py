@@ -5,15 +5,16 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import keras
-import numpy as np
 
 from keras_varinit import keras_private
 from keras_varinit.analysis.result import Reading
 from keras_varinit.apply.transaction import holds_own_draw
 from keras_varinit.context import LayerContext
+from keras_varinit.initializers import of_keras
 from keras_varinit.initializers.base import ContextualInitializer
 from keras_varinit.initializers.laws import as_drawn
-from keras_varinit.tensors import to_numpy
+from keras_varinit.sharding import everywhere, layout_of
+from keras_varinit.tensors import is_same, tensor_of
 from keras_varinit.typing import Initializer, Layer, Model, Variable
 
 
@@ -49,6 +50,8 @@ class Kernels:
 
     def _differs(self, key: int) -> bool:
         layer, variable = self._places[key]
+        if not keras_private.has_value(variable):
+            return False
         if key in self._ours:
             return not holds_own_draw(self._ours[key], variable)
         attribute = dict(keras_private.initializers_of(layer)).get(key, "")
@@ -80,5 +83,6 @@ def _place(context: LayerContext) -> dict[str, Any]:
 
 def _repeats(initializer: Initializer, variable: Variable) -> bool:
     """Whether an initializer, called again, draws a variable's present value."""
-    again = initializer(tuple(variable.shape), dtype=variable.dtype)
-    return bool(np.array_equal(to_numpy(again), to_numpy(variable)))
+    tensor, shape = tensor_of(variable), tuple(int(n) for n in variable.shape)
+    again = of_keras.drawn(initializer, shape, layout_of(tensor), variable.dtype)
+    return everywhere(is_same(variable, again), [tensor])

@@ -11,6 +11,7 @@ from keras_varinit.apply.plan import Plan
 from keras_varinit.apply.report import Report
 from keras_varinit.apply.selection import Selection, selected_layers
 from keras_varinit.apply.transaction import commit
+from keras_varinit.apply.weightless import with_planned
 from keras_varinit.arguments import Arguments, did_you_mean
 from keras_varinit.context import LayerContext
 from keras_varinit.initializers.laws import initializer_names
@@ -39,6 +40,9 @@ def initialize(
     Keras miscounts fans (depthwise, transposed and grouped kernels), its variance-scaling
     initializers get the scale that follows from the true fans, and the report's notes say so. If an
     error is raised, no weight has changed.
+
+    Weights in shards (`keras.distribution`) are drawn shard by shard, by each host its own; all
+    hosts must call. In a model built `without_weights` the draws are planned.
 
     Args:
         model: A built `keras.Model` of any kind.
@@ -73,7 +77,7 @@ def initialize(
     with contextlib.nullcontext() if seed is None else random_kept(seed):
         plan = _planned(model, scheme, seed, layers, include_frozen)
         commit(model, plan.changes, reset_optimizer=reset_optimizer)
-    return Report(tuple(plan.rows), tuple(plan.notes))
+    return Report(with_planned(model, plan.rows), tuple(plan.notes))
 
 
 def _planned(

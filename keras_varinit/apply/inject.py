@@ -1,6 +1,7 @@
 """`inject`: contexts for the initializers of a built model, whose kernels are then redrawn."""
 
 import dataclasses
+import functools
 from collections.abc import Iterator
 from typing import TypeAlias
 
@@ -22,6 +23,7 @@ from keras_varinit.apply.transaction import (
     moved,
     moves_until_free,
 )
+from keras_varinit.apply.weightless import with_planned
 from keras_varinit.context import LayerContext
 from keras_varinit.initializers.base import ContextualInitializer
 from keras_varinit.initializers.laws import reseeded
@@ -30,13 +32,17 @@ from keras_varinit.typing import Layer, Model, Variable
 
 @dataclasses.dataclass(frozen=True)
 class _Owned:
-    """A variable, the layer that created it and the attribute that stores its initializer."""
+    """A variable, the layer that created it and the attribute that stores its initializer.
+
+    `initializer` is what will draw, `drew` what drew the present value.
+    """
 
     layer: Layer
     attribute: str
     variable: Variable
     initializer: ContextualInitializer
     frozen: bool
+    drew: ContextualInitializer
 
     def seeded(self, seed: int) -> "_Owned":
         """The same with an initializer of that seed."""
@@ -59,7 +65,10 @@ def inject(model: keras.Model, *, force: bool = False) -> Report:
     they are a draw. Each weight gets its own copy of the initializer and its own random stream,
     derived from the seed and its place in the model; kernels that are drawn together (`Mimetic`)
     get one seed. A second call changes nothing. If an error is raised, no weight and no initializer
-    has changed.
+    has changed: what was redrawn by then is put back, by drawing it as before.
+
+    Weights in shards (`keras.distribution`) are checked and drawn shard by shard, by each host its
+    own; all hosts must call. In a model built `without_weights` the draws are planned.
 
     Args:
         model: A built `keras.Model` of any kind.
@@ -89,12 +98,12 @@ def inject(model: keras.Model, *, force: bool = False) -> Report:
     rows, changes = [], []
     decisions = _with_one_seed_per_group(_decisions(model, owned, reading, force))
     for item, context, status in decisions:
-        row, change = _plan(item, context, status)
+        row, change = _plan(item, context, status, force)
         rows.append(row)
         if change is not None:
             changes.append(change)
     commit(model, changes)
-    return Report(tuple(rows), tuple(dict.fromkeys(reading.notes)))
+    return Report(with_planned(model, rows), tuple(dict.fromkeys(reading.notes)))
 
 
 def _owned_variables(model: Model) -> Iterator[_Owned]:
@@ -102,7 +111,7 @@ def _owned_variables(model: Model) -> Iterator[_Owned]:
         for attribute, variable, initializer in owners(layer):
             # A frozen model trains nothing, whatever its layers' flags.
             frozen = not (model.trainable and variable.trainable)
-            yield _Owned(layer, attribute, variable, initializer, frozen)
+            yield _Owned(layer, attribute, variable, initializer, frozen, initializer)
 
 
 def _check_any(model: Model, owned: list[_Owned], reading: Reading) -> None:
@@ -241,9 +250,9 @@ def _with_one_seed_per_group(decisions: list[Decision]) -> list[Decision]:
 
 
 def _plan(
-    item: _Owned, context: LayerContext | None, status: str
+    item: _Owned, context: LayerContext | None, status: str, force: bool
 ) -> tuple[ReportRow, Change | None]:
-    """The row of a variable, and its change if it is to be redrawn; assigns nothing."""
+    """The row of a variable, and its change if it is to be redrawn; draws nothing yet."""
     if context is None:
         return _row(item, None, None, status), None
     initializer = item.initializer.with_context(context)
@@ -252,9 +261,13 @@ def _plan(
     row = _row(item, context, initializer.stddev(shape) if is_for else None, status)
     if status != DRAWN:
         return row, None
-    draws = as_called(initializer, item.layer, item.attribute)
-    value = drawn_value(draws, item.variable, context.path)
-    return row, Change(item.variable, value, item.layer, item.attribute, initializer)
+    variable = item.variable
+    draws, drew = (as_called(i, item.layer, item.attribute) for i in (initializer, item.drew))
+    value = functools.partial(drawn_value, draws, variable, context.path)
+    # What is not forced still is its own initializer's draw, which can be drawn again.
+    before = None if force else functools.partial(drawn_value, drew, variable, context.path)
+    change = Change(variable, value, item.layer, item.attribute, initializer, before)
+    return row, change
 
 
 _DONE = "skipped: already drawn for this context"

@@ -12,12 +12,21 @@ from keras_varinit import keras_private
 from keras_varinit.analysis.contexts import read
 from keras_varinit.analysis.result import Reading
 from keras_varinit.apply.owners import owners
+from keras_varinit.apply.recommend import own_initializer
 from keras_varinit.context import LayerContext
 from keras_varinit.initializers.base import ContextualInitializer
 from keras_varinit.initializers.laws import as_drawn, describe
 from keras_varinit.results import Results, Row
+from keras_varinit.sharding import Index, gathered, is_replicated, layout_of, replicas_of
 from keras_varinit.tables import Column
-from keras_varinit.tensors import digest, view
+from keras_varinit.tensors import (
+    Digests,
+    digest,
+    digests,
+    is_constant,
+    local_parts,
+    moments,
+)
 from keras_varinit.typing import Layer, Model, Variable
 
 _DEAD, _EXPLODED = 1e-6, 1e6
@@ -40,8 +49,9 @@ class Finding(Row):
     """A mistake in a model's initialization.
 
     Args:
-        rule: `"equal-weights"`, `"wrong-fans"`, `"not-injected"`, `"wrong-kind"`,
-            `"unknown-layer"`, `"vanishing-scale"` or `"exploding-scale"`.
+        rule: `"equal-weights"`, `"equal-shards"`, `"unequal-replicas"`, `"never-drawn"`,
+            `"wrong-fans"`, `"not-injected"`, `"wrong-kind"`, `"unknown-layer"`,
+            `"vanishing-scale"` or `"exploding-scale"`.
         path: Path of the weight, or name of the layer.
         message: What is wrong, and how to fix it.
     """
@@ -95,6 +105,11 @@ def lint(model: keras.Model) -> Findings:
 
     * `equal-weights`: layers whose random kernels are equal, as when they share one initializer
       object: Keras's initializers draw the same values at every call.
+    * `equal-shards`: shards of one random kernel that are equal, as when each device drew its own
+      from one seed.
+    * `unequal-replicas`: copies of one weight on several devices that differ.
+    * `never-drawn`: a kernel whose entries are all equal, or not numbers, although its initializer
+      draws random ones.
     * `wrong-fans`: a variance-scaling initializer of Keras on a kernel whose fans it miscounts.
     * `not-injected`: an initializer of this library that has no context.
     * `wrong-kind`: an initializer for kernels on a bias or γ, or the reverse.
@@ -128,6 +143,9 @@ def lint(model: keras.Model) -> Findings:
     }
     findings = [
         *_equal_weights(model, reading, owned),
+        *_never_drawn(model, reading, owned),
+        *_equal_shards(model, reading),
+        *_unequal_replicas(model),
         *_wrong_fans(model, reading),
         *_not_injected(model, reading, owned),
         *(
@@ -148,6 +166,11 @@ def _kernels(model: Model, reading: Reading) -> Iterator[tuple[Layer, Variable, 
                 yield layer, variable, context
 
 
+def _filled(model: Model, reading: Reading) -> Iterator[tuple[Layer, Variable, LayerContext]]:
+    """Those that have a value."""
+    return (each for each in _kernels(model, reading) if keras_private.has_value(each[1]))
+
+
 def _is_constant(variable: Variable, owned: Owned) -> bool:
     """Whether one of our initializers drew a kernel without variance: zeros, or an identity."""
     initializer = owned.get(id(variable))
@@ -157,12 +180,12 @@ def _is_constant(variable: Variable, owned: Owned) -> bool:
 
 
 def _equal_weights(model: Model, reading: Reading, owned: Owned) -> Iterator[Finding]:
-    first: dict[tuple[tuple[int, ...], str, bytes], str] = {}
-    for _, variable, context in _kernels(model, reading):
-        values = view(variable)
-        if values.size < 2 or np.all(values == values.flat[0]) or _is_constant(variable, owned):
+    first: dict[tuple[tuple[int, ...], str, Digests], str] = {}
+    for _, variable, context in _filled(model, reading):
+        if is_constant(variable) or _is_constant(variable, owned):
             continue
-        earlier = first.setdefault((values.shape, variable.dtype, digest(values)), context.path)
+        shape = tuple(int(n) for n in variable.shape)
+        earlier = first.setdefault((shape, variable.dtype, digests(variable)), context.path)
         if earlier != context.path:
             yield Finding(
                 "equal-weights",
@@ -170,6 +193,60 @@ def _equal_weights(model: Model, reading: Reading, owned: Owned) -> Iterator[Fin
                 f"has the same values as {earlier!r}. Give each layer an initializer object of its "
                 "own, or a string id, or call keras_varinit.initialize",
             )
+
+
+def _never_drawn(model: Model, reading: Reading, owned: Owned) -> Iterator[Finding]:
+    for layer, variable, context in _filled(model, reading):
+        initializer = owned.get(id(variable)) or own_initializer(layer, variable)
+        if initializer is None or math.prod(variable.shape) < 2 or not is_constant(variable):
+            continue
+        if describe(
+            initializer, tuple(variable.shape), getattr(initializer, "context", None)
+        ).stddev:
+            yield Finding(
+                "never-drawn",
+                context.path,
+                f"all its entries are equal or not numbers, although {type(initializer).__name__} "
+                "draws random ones. Call keras_varinit.initialize, or load its values",
+            )
+
+
+def _equal_shards(model: Model, reading: Reading) -> Iterator[Finding]:
+    for _, variable, context in _filled(model, reading):
+        first: dict[tuple[tuple[int, ...], bytes], Index] = {}
+        for index, values in local_parts(variable).items():
+            if is_constant(values):
+                continue
+            earlier = first.setdefault((values.shape, digest(values)), index)
+            if earlier != index:
+                yield Finding(
+                    "equal-shards",
+                    context.path,
+                    f"its shards at {_shown(earlier)} and {_shown(index)} are equal. Draw it with "
+                    "an initializer that takes `layout`, or call keras_varinit.initialize",
+                )
+                break
+
+
+def _unequal_replicas(model: Model) -> Iterator[Finding]:
+    for variable in filter(keras_private.has_value, model.variables):
+        value = variable.value
+        copies = replicas_of(value)
+        differ = any(len(set(map(digest, arrays))) > 1 for arrays in copies.values())
+        if copies and is_replicated(layout_of(value)):
+            own = np.frombuffer(digest(next(iter(copies.values()))[0]), np.uint8)
+            differ |= bool(np.ptp(gathered(own, value), axis=0).any())
+        if differ:
+            yield Finding(
+                "unequal-replicas",
+                variable.path,
+                "its copies on several devices differ, so they would be trained apart. Assign it "
+                "once, or seed all hosts alike: keras.distribution.initialize()",
+            )
+
+
+def _shown(index: Index) -> str:
+    return "[" + ", ".join(f"{start}:{stop}" for start, stop in index) + "]"
 
 
 def _wrong_fans(model: Model, reading: Reading) -> Iterator[Finding]:
@@ -229,7 +306,7 @@ def _scales(reading: Reading, owned: Owned) -> Iterator[Finding]:
     def second_moment(variable: Variable, gain: float) -> float:
         if _is_constant(variable, owned):
             zeros.add(id(variable))
-        return float(np.mean(np.square(np.asarray(view(variable), np.float32))))
+        return moments(variable)[1] if keras_private.has_value(variable) else math.nan
 
     def is_delta(variable: Variable) -> bool:
         initializer = owned.get(id(variable))

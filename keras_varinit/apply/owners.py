@@ -9,7 +9,8 @@ from keras_varinit import keras_private
 from keras_varinit.apply.transaction import holds_own_draw
 from keras_varinit.initializers.base import ContextualInitializer
 from keras_varinit.initializers.memory import drawer_of, remembered
-from keras_varinit.tensors import digest, view
+from keras_varinit.sharding import everywhere, parts_of
+from keras_varinit.tensors import digests, key_of, tensor_of
 from keras_varinit.typing import Layer, Model, Variable
 
 Owner = tuple[str, Variable, ContextualInitializer]
@@ -60,6 +61,11 @@ def _inline(
 ) -> Iterator[Owner]:
     """Variables whose initializer no attribute stores, identified by the remembered draws."""
     free = [v for v in keras_private.own_variables(layer) if id(v) not in claimed and _is_float(v)]
+    for variable in free:
+        pending = keras_private.pending(variable)  # knows its initializer if it has no value yet
+        if isinstance(pending, ContextualInitializer) and not any(pending is i for i in stored):
+            yield _attribute(layer, variable), variable, pending
+    free = [v for v in free if keras_private.has_value(v)]
     drawn = [
         (shape, initializer)
         for shape, initializer in remembered(layer)
@@ -76,7 +82,7 @@ def _inline(
             free = [v for v in free if v is not variable]
             yield _attribute(layer, variable), variable, initializer
     for variable in free:
-        drawer = drawer_of(digest(view(variable))) if variable.dtype == "float32" else None
+        drawer = drawer_of(key_of(digests(variable)))
         if isinstance(drawer, ContextualInitializer) and not any(drawer is i for i in stored):
             yield _attribute(layer, variable), variable, drawer
 
@@ -92,8 +98,9 @@ def _is_float(variable: Variable) -> bool:
 
 
 def _is_of_zeros_and_ones(variable: Variable) -> bool:
-    values = view(variable)
-    return bool(np.all((values == 0) | (values == 1)))
+    tensor = tensor_of(variable)
+    holds = all(np.all((part == 0) | (part == 1)) for part in parts_of(tensor).values())
+    return everywhere(bool(holds), [tensor])
 
 
 def _may_have_drawn(initializer: ContextualInitializer, variable: Variable) -> bool:

@@ -1,6 +1,7 @@
 """The plan of `initialize`: what is drawn for each weight, before anything changes."""
 
 import dataclasses
+import functools
 import math
 import numbers
 import random
@@ -22,10 +23,12 @@ from keras_varinit.apply.transaction import (
     moves_until_free,
 )
 from keras_varinit.context import LayerContext
-from keras_varinit.initializers.base import ContextualInitializer, stream_seed
+from keras_varinit.initializers.base import ContextualInitializer
 from keras_varinit.initializers.laws import as_drawn, describe, for_kernel, reseeded
 from keras_varinit.initializers.recommended import Recommended
-from keras_varinit.tensors import digest, view
+from keras_varinit.initializers.streams import stream_seed
+from keras_varinit.sharding import Layout, everywhere
+from keras_varinit.tensors import Digests, digests
 from keras_varinit.tracing.names import variable_names
 from keras_varinit.typing import ArrayLike, Initializer, Layer, Model, Variable
 
@@ -151,7 +154,7 @@ class Plan:
                 self._add_kernel(layer, variable, attribute, context)
             elif attribute is not None:
                 self._add_other(layer, variable, attribute)
-            elif keras_private.is_float(variable):
+            elif keras.backend.is_float_dtype(variable.dtype):
                 reason = self.reading.reason_listed(variable) or NO_INITIALIZER
                 self._leave(layer, variable, None, reason)
 
@@ -170,7 +173,7 @@ class Plan:
         row = ReportRow(context.path, context.layer, type(scheme).__name__, context, stddev, status)
         self.rows.append(row)
         if status == DRAWN:
-            value = drawn_value(initializer, variable, context.path)
+            value = functools.partial(drawn_value, initializer, variable, context.path)
             group = context.group if _is_ours(initializer) and initializer.shares_group else None
             places = len(self.changes), len(self.rows) - 1
             self.drawn.append(_Drawn(*places, layer, scheme, context, group, is_own))
@@ -214,11 +217,13 @@ class Plan:
         selected. Kernels without variance, such as zeros, may be equal.
         """
         changed = {id(change.variable) for change in self.changes}
-        kept: dict[tuple[int, ...], set[bytes]] = {}
+        kept: dict[tuple[int, ...], set[Digests]] = {}
         for layer in [self.model, *keras_private.layers_of(self.model)]:
             for variable in keras_private.own_variables(layer):
-                if self.reading.context_of(variable) is not None and id(variable) not in changed:
-                    kept.setdefault(tuple(variable.shape), set()).add(digest(view(variable)))
+                is_kernel = self.reading.context_of(variable) is not None
+                has_value = keras_private.has_value(variable)
+                if is_kernel and has_value and id(variable) not in changed:
+                    kept.setdefault(tuple(variable.shape), set()).add(digests(variable))
         moves = [self._moves_away_from(kept, drawn) for drawn in self.drawn]
         together: dict[str, int] = {}
         for drawn, count in zip(self.drawn, moves, strict=True):
@@ -231,7 +236,7 @@ class Plan:
                 self.changes[drawn.change] = self._redrawn(drawn, context)
                 self.rows[drawn.row] = dataclasses.replace(self.rows[drawn.row], context=context)
 
-    def _moves_away_from(self, kept: dict[tuple[int, ...], set[bytes]], drawn: _Drawn) -> int:
+    def _moves_away_from(self, kept: dict[tuple[int, ...], set[Digests]], drawn: _Drawn) -> int:
         """How often a kernel moves to another stream until it equals none that is kept."""
         change = self.changes[drawn.change]
         others = kept.get(tuple(change.variable.shape), set())
@@ -240,7 +245,8 @@ class Plan:
 
         def is_taken(context: LayerContext) -> bool:
             again = change if context is drawn.context else self._redrawn(drawn, context)
-            return digest(view(again.value)) in others
+            value = again.value()
+            return everywhere(digests(value) in others, [value])
 
         # Each kept kernel can block one stream; a draw equal in all of them is a constant.
         return moves_until_free(drawn.context, is_taken, most=len(others))
@@ -249,7 +255,7 @@ class Plan:
         """The change of a kernel, drawn for another context."""
         change = self.changes[drawn.change]
         initializer = self._for_kernel(drawn.layer, drawn.scheme, context, drawn.is_own)
-        value = drawn_value(initializer, change.variable, context.path)
+        value = functools.partial(drawn_value, initializer, change.variable, context.path)
         return dataclasses.replace(change, value=value, initializer=initializer)
 
     def _status(self, trainable: bool) -> str:
@@ -276,9 +282,9 @@ class Plan:
             return
         if _takes_seed(initializer):
             initializer = reseeded(initializer, stream_seed(self.root, stream))
-        value = drawn_value(initializer, variable, path)
+        value = functools.partial(drawn_value, initializer, variable, path)
         if attribute == "bias_initializer" and forget_gate_is_one(layer):
-            value = _open_forget_gate(value)
+            value = functools.partial(_with_open_forget_gate, value)
         self.changes.append(Change(variable, value, layer, None, initializer))
 
     def _add_vector(
@@ -298,13 +304,16 @@ class Plan:
         status, stddev = self._status(variable.trainable), initializer.stddev(shape)
         self.rows.append(ReportRow(context.path, layer.name, name, context, stddev, status))
         if status == DRAWN:
-            value = drawn_value(as_called(initializer, layer, attribute), variable, context.path)
+            draws = as_called(initializer, layer, attribute)
+            value = functools.partial(drawn_value, draws, variable, context.path)
             self.changes.append(Change(variable, value, layer, attribute, initializer))
 
 
-def _open_forget_gate(bias: ArrayLike) -> ArrayLike:
+def _with_open_forget_gate(
+    draw: Callable[..., ArrayLike], layout: Layout | None = None
+) -> ArrayLike:
     """The bias of an LSTM as Keras makes it: of four gates, the second one's is 1."""
-    first, second, *rest = keras.ops.split(bias, 4)
+    first, second, *rest = keras.ops.split(draw(layout=layout), 4)
     return keras.ops.concatenate([first, keras.ops.ones_like(second), *rest])
 
 

@@ -96,7 +96,7 @@ def recommend(model: keras.Model) -> Recommendations:
     rows = []
     for layer in [model, *keras_private.layers_of(model)]:
         for variable in keras_private.own_variables(layer):
-            if not keras_private.is_float(variable):
+            if not keras.backend.is_float_dtype(variable.dtype):
                 continue
             context = reading.surroundings_of(variable)
             rows.append(_row(layer, variable, context, reading))

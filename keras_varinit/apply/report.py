@@ -9,13 +9,16 @@ from keras_varinit.tables import Column
 
 DRAWN = "drawn"
 
+PLANNED = "planned: drawn by create_weights"
+
 
 @dataclasses.dataclass(frozen=True)
 class ReportRow(Row):
     """What happened to one variable.
 
     `stddev` is the target standard deviation √E[var] of an entry for that context, None if unknown;
-    `status` is "drawn", or "skipped: " followed by the reason.
+    `status` is "drawn", "planned: …" for a weight that has no value yet, or "skipped: " followed by
+    the reason.
     """
 
     path: str
@@ -55,9 +58,14 @@ class Report(Results[ReportRow]):
         return tuple(row for row in self.rows if row.status == DRAWN)
 
     @property
+    def planned(self) -> tuple[ReportRow, ...]:
+        """The rows of variables that have no value yet, and will be drawn when they get one."""
+        return tuple(row for row in self.rows if row.status == PLANNED)
+
+    @property
     def skipped(self) -> tuple[ReportRow, ...]:
         """The rows of variables that were left alone."""
-        return tuple(row for row in self.rows if row.status != DRAWN)
+        return tuple(row for row in self.rows if row.status not in (DRAWN, PLANNED))
 
     def _cells(self, row: ReportRow) -> tuple[str, ...]:
         depth = "-" if row.context is None else str(row.context.depth)
@@ -71,4 +79,5 @@ class Report(Results[ReportRow]):
         return row.status
 
     def _summary(self) -> tuple[str, ...]:
-        return (f"{len(self.drawn)} drawn, {len(self.skipped)} skipped",)
+        summary = f"{len(self.drawn)} drawn, {len(self.skipped)} skipped"
+        return (f"{len(self.planned)} planned, {summary}" if self.planned else summary,)

@@ -6,9 +6,10 @@ from typing import Any
 import keras
 
 from keras_varinit import keras_private
-from keras_varinit.initializers.base import PACKAGE, ContextualInitializer, registered_names
+from keras_varinit.initializers.base import ContextualInitializer, registered_names
 from keras_varinit.initializers.laws import describe, with_stddev
 from keras_varinit.initializers.partial_identity import PartialIdentity
+from keras_varinit.initializers.streams import PACKAGE
 from keras_varinit.seeds import random_kept
 from keras_varinit.typing import Model, Variable
 

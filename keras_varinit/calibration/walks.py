@@ -16,7 +16,7 @@ import keras
 import numpy as np
 
 from keras_varinit import keras_private
-from keras_varinit.apply.transaction import Change
+from keras_varinit.apply.transaction import Change, known
 from keras_varinit.calibration.places import Place, Places
 from keras_varinit.calibration.scaling import Extrapolation, Scaling, rescaled, scaling_of
 from keras_varinit.diagnostics.measure import Meter, agree, tensors, with_progress
@@ -126,7 +126,8 @@ class Calibration:
                     "a wider dtype."
                 )
         return [
-            Change(variable, value, None, None, None) for variable, value in self.scaled.values()
+            Change(variable, known(value), None, None, None)
+            for variable, value in self.scaled.values()
         ]
 
     @contextlib.contextmanager

@@ -10,7 +10,7 @@ from keras_varinit.analysis import Prediction, analyze
 from keras_varinit.arguments import Arguments
 from keras_varinit.diagnostics.report import SignalReport
 from keras_varinit.diagnostics.rows import Statistics
-from keras_varinit.keras_private import check_built, new_loss, sums_over_batch
+from keras_varinit.keras_private import check_built, has_value, new_loss, sums_over_batch
 from keras_varinit.running.batches import Batch, Batches
 from keras_varinit.running.calls import build_loss, call_model, input_shapes, untouched
 from keras_varinit.running.gradients import Loss, Tap, summaries_of
@@ -121,6 +121,11 @@ class Meter:
     """Measures a model any number of times; the first batch decides how it is run."""
 
     def __init__(self, model: Model, *, loss: Nested, training: bool, owner: str) -> None:
+        if not all(map(has_value, model.weights)):
+            raise ValueError(
+                f"{owner}: model {model.name!r} was built without weights. Call "
+                "keras_varinit.create_weights(model) first."
+            )
         self.model, self.loss, self.training, self.owner = model, loss, training, owner
         self.runner: Runner | None = None
         self.names: list[str] = []

@@ -22,7 +22,6 @@ from keras_varinit.context import LayerContext
 from keras_varinit.initializers.base import (
     ContextualInitializer,
     Family,
-    Float32Array,
     neutral_fans,
     register,
 )
@@ -34,6 +33,7 @@ from keras_varinit.initializers.distributions import (
     mean_fan_out,
     variance_scaling,
 )
+from keras_varinit.initializers.draws import Draw
 from keras_varinit.initializers.orthogonal import is_delta
 from keras_varinit.typing import Config
 
@@ -98,7 +98,7 @@ class _ASV(ContextualInitializer):
     def _gain_and_mean_fan(self, shape: Sequence[int]) -> tuple[float, float]:
         raise NotImplementedError
 
-    def _sample(self, shape: tuple[int, ...]) -> Float32Array:
+    def _sample(self, shape: tuple[int, ...]) -> Draw:
         return drawn(
             self._stream_key(),
             shape,

@@ -1,10 +1,7 @@
 """The base of all initializers: seed, context, random streams, config and registration."""
 
-import concurrent.futures
 import copy
-import hashlib
 import math
-import os
 import random
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -12,31 +9,23 @@ from typing import Any, ClassVar, Literal, Self, TypeVar
 
 import keras
 import numpy as np
-import numpy.typing as npt
 
-from keras_varinit import keras_private
+from keras_varinit import keras_private, sharding
 from keras_varinit.arguments import Arguments
 from keras_varinit.context import LayerContext
+from keras_varinit.initializers import draws
+from keras_varinit.initializers.draws import Draw, Drawn, Entries, Foreign
 from keras_varinit.initializers.memory import remember
-from keras_varinit.tensors import digest
+from keras_varinit.initializers.streams import PACKAGE, stream_key
+from keras_varinit.sharding import Index, Layout
+from keras_varinit.tensors import CHUNK, digest, key_of
 from keras_varinit.typing import AnyArray, ArrayLike, Config
-
-Float32Array = npt.NDArray[np.float32]
 
 Family = Literal["normal", "truncated_normal", "uniform", "orthogonal", "other"]
 
 T = TypeVar("T", bound=type)
 
-PACKAGE = "keras_varinit"
-
-# Standard deviation of N(0, 1) truncated to [-2, 2], as in Keras's truncated normal.
-TRUNCATED_STDDEV = 0.87962566103423978
-
-_BLOCK = 2**16
-
 _KINDS = {"kernel": "kernels", "bias": "biases", "scale": "scales of normalizations"}
-
-_THREADS = min(8, os.cpu_count() or 1)
 
 
 class ContextualInitializer(keras.initializers.Initializer):
@@ -66,7 +55,7 @@ class ContextualInitializer(keras.initializers.Initializer):
         self.seed = self._arguments.seed(seed)
         self._entropy = random.randint(1, 10**9) if self.seed is None else self.seed
         self._context = self._checked_context(context)
-        self._digests: dict[tuple[int, ...], bytes] = {}
+        self._digests: dict[tuple[tuple[int, ...], str], dict[Index, bytes]] = {}
 
     @property
     def context(self) -> LayerContext | None:
@@ -153,32 +142,72 @@ class ContextualInitializer(keras.initializers.Initializer):
         """
         return None
 
-    def __call__(self, shape: Sequence[int], dtype: str | None = None) -> ArrayLike:
-        """Returns a kernel of that shape: a backend tensor of `dtype` (default: Keras's floatx)."""
+    def __call__(
+        self, shape: Sequence[int], dtype: str | None = None, layout: Layout | None = None
+    ) -> ArrayLike:
+        """Returns a kernel of that shape: a backend tensor of `dtype` (default: Keras's floatx).
+
+        With a `layout`, a `keras.distribution.TensorLayout` or a sharding of JAX, each shard is
+        drawn by itself, and only those that devices of this host hold; the kernel's entries are the
+        same on one device and on any mesh. Draws that need a whole matrix (`"orthogonal"`,
+        `Mimetic`) are computed whole on every host, which then keeps its shards.
+        """
+        return self.drawn(shape, dtype, layout).value
+
+    def drawn(
+        self,
+        shape: Sequence[int],
+        dtype: str | None = None,
+        layout: Layout | None = None,
+        *,
+        finite: bool = False,
+    ) -> Drawn:
+        """Draws as a call does, and checks that the entries are `finite` if asked to."""
         shape = self._checked_shape(shape)
         dtype = keras.backend.standardize_dtype(dtype)
         if not keras.backend.is_float_dtype(dtype):
             raise ValueError(
                 f"{self._name}: `dtype` must be a floating-point type. Received: dtype={dtype!r}."
             )
-        values = self._sample(shape)
-        if isinstance(values, np.ndarray) and self._context is None:
-            self._digests[shape] = digest(values)
+        if keras_private.is_shape_inference():
+            # Keras asks for shapes alone, or stores what it will fill later.
+            if self._context is None:
+                remember(self, shape, b"", by_value=False)
+            return Drawn(keras.ops.zeros(shape, dtype), None, {}, None)
+        layout = sharding.checked_layout(self._name, layout)
+        sharding.check_same_on_all_hosts(self._name, layout, self._stream_key())
+        neutral = self._context is None
+        drawn = draws.make(self.draw(shape), dtype, layout, digests=neutral, finite=finite)
+        if neutral and drawn.parts is not None:
+            self._digests.setdefault((shape, dtype), {}).update(drawn.digests)
             # Zeros and ones may be anyone's.
-            by_value = not np.all((values == 0) | (values == 1))
-            remember(self, shape, self._digests[shape], by_value=by_value)
-        return keras.ops.cast(keras.ops.convert_to_tensor(values), dtype)
+            by_value = _has_other_than_zeros_and_ones(drawn.parts)
+            key = key_of(tuple(sorted(drawn.digests.items())))
+            remember(self, shape, key, by_value=by_value)
+        return drawn
 
-    def is_own_draw(self, values: AnyArray, dtype: str) -> bool:
-        """Whether values equal, bit for bit, what this initializer draws for their shape.
+    def draw(self, shape: tuple[int, ...]) -> Draw:
+        """What it draws for that shape, not drawn yet."""
+        sample = self._sample(shape)
+        if isinstance(sample, Draw):
+            return sample
+        if isinstance(sample, np.ndarray):
+            return Draw(shape, Entries(np.asarray(sample, np.float32)))
+        return Draw(shape, Foreign(lambda shape, dtype: sample))
+
+    def is_own_draw(
+        self, parts: Mapping[Index, AnyArray], shape: Sequence[int], dtype: str, layout: Layout
+    ) -> bool:
+        """Whether parts of a kernel equal, bit for bit, what this initializer draws for them.
 
         Draws without a context are compared by their remembered digests: `inject` needs them for
         every kernel that a layer was built with, and redrawing takes several times longer.
         """
-        if dtype == "float32" and values.shape in self._digests:
-            return digest(values) == self._digests[values.shape]
-        again = keras.ops.convert_to_numpy(self(values.shape, dtype=dtype))
-        return bool(np.array_equal(again, values))
+        shape = tuple(int(n) for n in shape)
+        digests = self._digests.get((shape, dtype), {})
+        if parts.keys() <= digests.keys():
+            return all(digest(values) == digests[index] for index, values in parts.items())
+        return draws.equals(self.draw(shape), parts, dtype, layout)
 
     def get_config(self) -> Config:
         """Returns the configuration, JSON primitives only."""
@@ -193,8 +222,8 @@ class ContextualInitializer(keras.initializers.Initializer):
         place = "" if self._context is None else f", context=<{self._context.path}>"
         return f"{self._name}({shown}{place})"
 
-    def _sample(self, shape: tuple[int, ...]) -> ArrayLike:
-        """Returns the kernel: a float32 array, or a float32 tensor of the backend."""
+    def _sample(self, shape: tuple[int, ...]) -> Draw | ArrayLike:
+        """Returns the kernel: a `Draw`, a float32 array, or a float32 tensor of the backend."""
         raise NotImplementedError
 
     def _context_for(self, shape: Sequence[int]) -> LayerContext | None:
@@ -270,67 +299,13 @@ def register(*names: str) -> Callable[[T], T]:
     return decorate
 
 
-def draw(key: int, shape: tuple[int, ...], distribution: str, stddev: float = 1.0) -> Float32Array:
-    """Draws zero-mean float32 entries of a "normal", "truncated_normal" or "uniform" distribution.
-
-    Each block of 2^16 entries has its own stream, so that blocks are drawn in parallel and the
-    result does not depend on the number of threads.
-    """
-    values = np.empty(shape, np.float32)
-    flat = values.reshape(-1)
-    blocks = [flat[start : start + _BLOCK] for start in range(0, flat.size, _BLOCK)]
-
-    def fill(numbered: tuple[int, Float32Array]) -> None:
-        number, block = numbered
-        _FILL[distribution](random_stream(key, number + 1), block, stddev)
-
-    if len(blocks) == 1:
-        fill((0, blocks[0]))
-    elif blocks:
-        with concurrent.futures.ThreadPoolExecutor(min(len(blocks), _THREADS)) as pool:
-            list(pool.map(fill, enumerate(blocks)))
-    return values
-
-
-def stream_key(seed: int, stream: str) -> int:
-    """Key of a stream: a hash, so that streams of similar names are unrelated."""
-    hashed = hashlib.sha256(f"{PACKAGE}|{seed}|{stream}".encode()).digest()
-    return int.from_bytes(hashed[:16], "big")
-
-
-def stream_seed(seed: int, stream: str) -> int:
-    """A seed for Keras's initializers, derived from the same hash."""
-    return stream_key(seed, stream) % 2**31
-
-
-def random_stream(key: int, number: int) -> np.random.Generator:
-    """Generator `number` of a key: 0 is for draws per filter, the others for blocks of entries."""
-    sequence = np.random.SeedSequence(key, spawn_key=(number,))
-    return np.random.Generator(np.random.PCG64(sequence))
-
-
-def _fill_normal(generator: np.random.Generator, block: Float32Array, stddev: float) -> None:
-    generator.standard_normal(dtype=np.float32, out=block)
-    block *= np.float32(stddev)
-
-
-def _fill_truncated(generator: np.random.Generator, block: Float32Array, stddev: float) -> None:
-    """Redraws entries beyond two standard deviations until there are none, then rescales."""
-    generator.standard_normal(dtype=np.float32, out=block)
-    outside = np.flatnonzero(np.abs(block) > 2)
-    while outside.size:
-        block[outside] = generator.standard_normal(outside.size, dtype=np.float32)
-        outside = outside[np.abs(block[outside]) > 2]
-    block *= np.float32(stddev / TRUNCATED_STDDEV)
-
-
-def _fill_uniform(generator: np.random.Generator, block: Float32Array, stddev: float) -> None:
-    generator.random(dtype=np.float32, out=block)
-    block -= np.float32(0.5)
-    block *= np.float32(stddev * math.sqrt(12))
-
-
-_FILL = {"normal": _fill_normal, "truncated_normal": _fill_truncated, "uniform": _fill_uniform}
+def _has_other_than_zeros_and_ones(parts: Mapping[Index, AnyArray]) -> bool:
+    """Whether some entry is neither 0 nor 1; the first ones usually tell."""
+    for values in parts.values():
+        for entries in (values.reshape(-1)[:CHUNK], values):
+            if not np.all((entries == 0) | (entries == 1)):
+                return True
+    return False
 
 
 def neutral_fans(shape: Sequence[int]) -> tuple[float, float]:

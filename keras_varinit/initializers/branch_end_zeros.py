@@ -7,10 +7,10 @@ unchanged.
 from collections.abc import Mapping, Sequence
 
 import keras
-import numpy as np
 
 from keras_varinit.context import LayerContext
-from keras_varinit.initializers.base import ContextualInitializer, Float32Array, register
+from keras_varinit.initializers.base import ContextualInitializer, register
+from keras_varinit.initializers.draws import Draw, constant
 from keras_varinit.typing import Config
 
 
@@ -69,7 +69,7 @@ class BranchEndZeros(ContextualInitializer):
         """Returns the configuration, JSON primitives only."""
         return {"context": super().get_config()["context"]}
 
-    def _sample(self, shape: tuple[int, ...]) -> Float32Array:
+    def _sample(self, shape: tuple[int, ...]) -> Draw:
         context = self._context_for(shape)
         ends = context is not None and context.branch_end
-        return np.zeros(shape, np.float32) if ends else np.ones(shape, np.float32)
+        return constant(shape, 0.0 if ends else 1.0)

@@ -18,10 +18,9 @@ import numpy as np
 from keras_varinit.context import LayerContext
 from keras_varinit.initializers.base import (
     ContextualInitializer,
-    Float32Array,
-    random_stream,
     register,
 )
+from keras_varinit.initializers.streams import Float32Array, random_stream
 from keras_varinit.typing import Config
 
 _LSTM, _GRU = 4, 3

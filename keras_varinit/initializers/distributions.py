@@ -5,7 +5,7 @@ from typing import Literal
 import keras
 
 from keras_varinit.context import LayerContext
-from keras_varinit.initializers.base import Float32Array, draw
+from keras_varinit.initializers.draws import Draw, independent
 from keras_varinit.initializers.orthogonal import draw_orthogonal, is_delta
 
 Distribution = Literal["normal", "truncated_normal", "uniform", "orthogonal"]
@@ -22,11 +22,11 @@ def drawn(
     distribution: Distribution,
     stddev: float,
     context: LayerContext | None,
-) -> Float32Array:
-    """Draws a zero-mean float32 kernel whose entries have mean square stddev²."""
+) -> Draw:
+    """A zero-mean float32 kernel whose entries have mean square stddev²."""
     if distribution == "orthogonal":
         return draw_orthogonal(key, shape, stddev, context)
-    return draw(key, shape, distribution, stddev)
+    return independent(key, shape, distribution, stddev)
 
 
 def variance_scaling(

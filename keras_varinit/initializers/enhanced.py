@@ -24,13 +24,12 @@ import numpy as np
 from keras_varinit.context import LayerContext
 from keras_varinit.initializers.base import (
     ContextualInitializer,
-    Float32Array,
-    draw,
-    random_stream,
     register,
 )
+from keras_varinit.initializers.draws import Draw, independent
 from keras_varinit.initializers.laws import reseeded
-from keras_varinit.initializers.wrapping import Wrapper
+from keras_varinit.initializers.streams import random_stream
+from keras_varinit.initializers.wrapping import Wrapper, draw_of
 from keras_varinit.typing import Config, FloatArray
 
 Granularity = Literal["filter", "position"]
@@ -66,22 +65,21 @@ class _EnhancedBase(Wrapper):
         """Returns the base's standard deviation, since the mean of a filter's variance is σ²."""
         return self._law(shape).stddev
 
-    def _sample(self, shape: tuple[int, ...]) -> Float32Array:
+    def _sample(self, shape: tuple[int, ...]) -> Draw:
         law, key = self._law(shape), self._stream_key()
         factors = self._variance_factors(random_stream(key, 0), shape, law.family)
         if law.family in ("orthogonal", "other") or law.stddev is None:
-            values = self._unscaled(shape)
+            drawn = self._unscaled(shape)
         else:
             distribution = "uniform" if law.family == "uniform" else "normal"
-            values = draw(key, shape, distribution, law.stddev)
-        values *= np.sqrt(factors).astype(np.float32)
-        return values
+            drawn = independent(key, shape, distribution, law.stddev)
+        return drawn.multiplied(np.sqrt(factors).astype(np.float32))
 
-    def _unscaled(self, shape: tuple[int, ...]) -> Float32Array:
+    def _unscaled(self, shape: tuple[int, ...]) -> Draw:
         base = reseeded(self.initializer, self._stream_key() % 2**31)
         if isinstance(base, ContextualInitializer):
             base = base.with_context(self._context_for(shape))
-        return np.array(keras.ops.convert_to_numpy(base(shape, dtype="float32")), np.float32)
+        return draw_of(base, shape)
 
     def _variance_factors(
         self, generator: np.random.Generator, shape: tuple[int, ...], family: str

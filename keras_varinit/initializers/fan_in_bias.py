@@ -8,16 +8,14 @@ import math
 from collections.abc import Sequence
 
 import keras
-import numpy as np
 
 from keras_varinit.initializers.base import (
     ContextualInitializer,
     Family,
-    Float32Array,
-    draw,
     register,
-    stream_key,
 )
+from keras_varinit.initializers.draws import Draw, constant, independent
+from keras_varinit.initializers.streams import stream_key
 
 
 @register("fan_in_bias")
@@ -74,10 +72,10 @@ class FanInBias(ContextualInitializer):
         """Returns zeros without a context."""
         return self.neutral() if self._context is None else None
 
-    def _sample(self, shape: tuple[int, ...]) -> Float32Array:
+    def _sample(self, shape: tuple[int, ...]) -> Draw:
         context = self._context_for(shape)
         if context is None:
-            return np.zeros(shape, np.float32)
+            return constant(shape, 0.0)
         # Keras draws an LSTM's bias in pieces, which must differ although their stream is one.
         key = stream_key(self._entropy, f"{context.stream}|{shape}")
-        return draw(key, shape, "uniform", self.stddev(shape))
+        return independent(key, shape, "uniform", self.stddev(shape))

@@ -9,12 +9,12 @@ import keras
 from keras_varinit.arguments import Arguments, did_you_mean
 from keras_varinit.context import LayerContext
 from keras_varinit.initializers.base import (
-    TRUNCATED_STDDEV,
     ContextualInitializer,
     Family,
     neutral_fans,
     registered_names,
 )
+from keras_varinit.initializers.streams import TRUNCATED_STDDEV
 from keras_varinit.seeds import random_kept
 from keras_varinit.typing import Config, Layer
 

@@ -28,10 +28,12 @@ import keras
 import numpy as np
 
 from keras_varinit.context import LayerContext
-from keras_varinit.initializers.base import Float32Array, draw, register, stream_key
+from keras_varinit.initializers.base import register
+from keras_varinit.initializers.draws import Draw, as_array, independent
+from keras_varinit.initializers.streams import Float32Array, stream_key
 from keras_varinit.initializers.wrapping import Wrapper
 from keras_varinit.maths.shifted_ginibre import mean_power_of_largest
-from keras_varinit.typing import ArrayLike, Config, FloatArray
+from keras_varinit.typing import Config, FloatArray
 
 _QUERY_KEY, _VALUE_OUTPUT = 0.7, 0.4
 
@@ -146,7 +148,7 @@ class Mimetic(Wrapper):
         """Returns the configuration, JSON primitives only."""
         return {"initializer": self._base_config(), **super().get_config()}
 
-    def _sample(self, shape: tuple[int, ...]) -> ArrayLike:
+    def _sample(self, shape: tuple[int, ...]) -> Draw | Float32Array:
         context = self._context_for(shape)
         sizes = self._attention(context)
         if context is None or sizes is None:
@@ -234,7 +236,8 @@ def _value_and_output(stream: str, sizes: _Attention) -> tuple[Float32Array, Flo
 
 def _target(stream: str, d: int, noise: float, identity: float) -> FloatArray:
     """noise·Z + identity·I with entries of Z from N(0, 1/d)."""
-    normal = draw(stream_key(0, stream), (d, d), "normal", noise / math.sqrt(d))
+    key = stream_key(0, stream)
+    normal = as_array(independent(key, (d, d), "normal", noise / math.sqrt(d)))
     return normal.astype(np.float64) + identity * np.eye(d)
 
 
@@ -256,6 +259,7 @@ def _rotated(factor: FloatArray, columns: int, stream: str) -> FloatArray:
     d = factor.shape[1]
     if d == columns:
         return factor
-    normal = draw(stream_key(0, stream), (columns, d), "normal").astype(np.float64)
+    key = stream_key(0, stream)
+    normal = as_array(independent(key, (columns, d), "normal")).astype(np.float64)
     rotated: FloatArray = factor @ np.linalg.qr(normal)[0].T
     return rotated

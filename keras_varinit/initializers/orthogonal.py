@@ -28,7 +28,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from keras_varinit.context import LayerContext
-from keras_varinit.initializers.base import Float32Array, draw
+from keras_varinit.initializers.draws import Draw, Entries, as_array, constant, independent
+from keras_varinit.initializers.streams import Float32Array
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,8 +62,8 @@ def is_delta(context: LayerContext | None) -> bool:
 
 def draw_orthogonal(
     key: int, shape: tuple[int, ...], stddev: float, context: LayerContext | None
-) -> Float32Array:
-    """Draws an orthogonal kernel; its entries have mean square σ².
+) -> Draw:
+    """An orthogonal kernel; its entries have mean square σ².
 
     Without a context the matrix is that of Keras's `Orthogonal`: all axes but the last by the last.
     With one, its filter axes are the columns. Groups of a convolution, channels of a depthwise one,
@@ -77,13 +78,14 @@ def draw_orthogonal(
     Cost: O(max(r, c)·min(r, c)²) operations.
     """
     if 0 in shape:
-        return np.zeros(shape, np.float32)
+        return constant(shape, 0.0)
     if context is None:
         rows, columns = math.prod(shape[:-1]), shape[-1]
-        return _scaled(_semi_orthogonal(key, 1, rows, columns), stddev).reshape(shape)
+        q = _scaled(_semi_orthogonal(key, 1, rows, columns), stddev)
+        return Draw(shape, Entries(q.reshape(shape)))
     matrices = _matrices_of(context)
     if matrices is None:
-        return draw(key, shape, "normal", stddev)
+        return independent(key, shape, "normal", stddev)
     sizes = {axis: shape[axis] for axis in range(len(shape))}
     rows = math.prod(sizes[axis] for axis in matrices.rows)
     columns = math.prod(sizes[axis] for axis in matrices.columns) // matrices.blocks
@@ -99,7 +101,7 @@ def draw_orthogonal(
     order = (*matrices.spatial, *matrices.groups, *matrices.rows, *matrices.columns)
     place = kernel[tuple(centre)].transpose(order)
     place[...] = q.reshape(place.shape)
-    return kernel
+    return Draw(shape, Entries(kernel))
 
 
 def _matrices_of(context: LayerContext) -> _Matrices | None:
@@ -152,7 +154,7 @@ def _semi_orthogonal(key: int, count: int, rows: int, columns: int) -> Float32Ar
     The signs of R's diagonal make the decomposition of a normal matrix unique, and Q uniform.
     """
     tall, short = max(rows, columns), min(rows, columns)
-    normal = draw(key, (count, tall, short), "normal").astype(np.float64)
+    normal = as_array(independent(key, (count, tall, short), "normal")).astype(np.float64)
     q, r = np.linalg.qr(normal)
     q *= np.where(np.diagonal(r, axis1=-2, axis2=-1) < 0, -1.0, 1.0)[:, None, :]
     if rows < columns:

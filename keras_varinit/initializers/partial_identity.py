@@ -8,8 +8,10 @@ import numpy as np
 
 from keras_varinit.context import LayerContext
 from keras_varinit.initializers.base import register
+from keras_varinit.initializers.draws import Draw
+from keras_varinit.initializers.streams import Float32Array
 from keras_varinit.initializers.wrapping import Wrapper
-from keras_varinit.typing import ArrayLike, Config
+from keras_varinit.typing import Config
 
 
 @register("partial_identity")
@@ -96,15 +98,24 @@ class PartialIdentity(Wrapper):
         """Returns the configuration, JSON primitives only."""
         return {"initializer": self._base_config(), **super().get_config()}
 
-    def _sample(self, shape: tuple[int, ...]) -> ArrayLike:
+    def _sample(self, shape: tuple[int, ...]) -> Draw:
         copied, drawn = self.copied_channels(shape), self._base_draw(shape)
         if not copied:
             return drawn
-        kernel = np.array(keras.ops.convert_to_numpy(drawn), np.float32)
-        kernel[..., :copied] = 0
-        centre = kernel[tuple(n // 2 for n in shape[:-2])]
-        np.fill_diagonal(centre[:, :copied], 1)
-        return kernel
+        centre = tuple(n // 2 for n in shape[:-2])
+
+        def identity(starts: tuple[int, ...], box: Float32Array) -> None:
+            *corner, channel, filter_ = starts
+            box[..., : max(copied - filter_, 0)] = 0
+            middle = [n - start for n, start in zip(centre, corner, strict=True)]
+            if all(0 <= n < size for n, size in zip(middle, box.shape, strict=False)):
+                matrix = box[tuple(middle)]
+                first = max(channel, filter_)
+                last = min(channel + matrix.shape[0], filter_ + matrix.shape[1], copied)
+                diagonal = np.arange(first, last)
+                matrix[diagonal - channel, diagonal - filter_] = 1
+
+        return drawn.edited(identity)
 
 
 def _copied_channels(context: LayerContext) -> int:

@@ -9,19 +9,18 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import keras
-import numpy as np
 
 from keras_varinit.context import LayerContext
 from keras_varinit.initializers.base import (
     ContextualInitializer,
     Family,
-    draw,
     register,
 )
+from keras_varinit.initializers.draws import Draw, constant, independent
 from keras_varinit.initializers.laws import describe, reseeded, resolve_base
 from keras_varinit.initializers.orthogonal import draw_orthogonal
 from keras_varinit.keras_private import layer_being_built
-from keras_varinit.typing import ArrayLike, Config
+from keras_varinit.typing import Config
 
 _RECTIFIERS = ("relu", "leaky_relu", "relu6", "elu", "gelu", "silu", "swish", "mish")
 
@@ -302,17 +301,17 @@ class Recommended(ContextualInitializer):
         attributes = {} if layer is None else dict(vars(layer))
         return [name for name, value in attributes.items() if value is self]
 
-    def _sample(self, shape: tuple[int, ...]) -> ArrayLike:
+    def _sample(self, shape: tuple[int, ...]) -> Draw:
         choice = self._choice()
         if choice is not None and self._context_for(shape) is not None:
-            return choice(shape, dtype="float32")
+            return choice.draw(shape)
         role = self._role(shape)
         if role in ("bias", "scale"):
-            return np.full(shape, float(role == "scale"), np.float32)
+            return constant(shape, float(role == "scale"))
         stddev = self.stddev(shape) or 0.0
         if role == "recurrent":
             return draw_orthogonal(self._stream_key(), shape, stddev, self._context_for(shape))
-        return draw(self._stream_key(), shape, "uniform", stddev)
+        return independent(self._stream_key(), shape, "uniform", stddev)
 
 
 def _default(role: str) -> keras.initializers.Initializer:

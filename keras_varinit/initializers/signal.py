@@ -14,14 +14,12 @@ from collections.abc import Mapping, Sequence
 from typing import Literal, TypeAlias
 
 import keras
-import numpy as np
 
 from keras_varinit.arguments import is_real
 from keras_varinit.context import LayerContext
 from keras_varinit.initializers.base import (
     ContextualInitializer,
     Family,
-    Float32Array,
     neutral_fans,
     register,
 )
@@ -32,6 +30,7 @@ from keras_varinit.initializers.distributions import (
     mean_fan_in,
     variance_scaling,
 )
+from keras_varinit.initializers.draws import Draw, constant
 from keras_varinit.initializers.orthogonal import is_delta
 from keras_varinit.typing import Config
 
@@ -196,10 +195,10 @@ class SignalPreserving(ContextualInitializer):
         own = {"distribution": self.distribution, "target": self.target}
         return {**own, "branch_share": self.branch_share, **super().get_config()}
 
-    def _sample(self, shape: tuple[int, ...]) -> Float32Array:
+    def _sample(self, shape: tuple[int, ...]) -> Draw:
         context = self._context_for(shape)
         if context is not None and context.kind == "scale":
-            return np.full(shape, self._scale(context), np.float32)
+            return constant(shape, self._scale(context))
         return drawn(
             self._stream_key(),
             shape,

@@ -3,12 +3,12 @@
 from collections.abc import Mapping, Sequence
 
 import keras
-import numpy as np
 
 from keras_varinit.context import LayerContext
 from keras_varinit.initializers.base import ContextualInitializer, Family
+from keras_varinit.initializers.draws import Draw, Foreign, constant
 from keras_varinit.initializers.laws import Law, describe, reseeded, resolve_base, seed_of
-from keras_varinit.typing import ArrayLike, Config
+from keras_varinit.typing import Config
 
 
 class Wrapper(ContextualInitializer):
@@ -63,15 +63,15 @@ class Wrapper(ContextualInitializer):
     def _law(self, shape: Sequence[int]) -> Law:
         return describe(self.initializer, shape, self._context_for(shape))
 
-    def _base_draw(self, shape: tuple[int, ...]) -> ArrayLike:
+    def _base_draw(self, shape: tuple[int, ...]) -> Draw:
         """The base's draw; with a context, in the kernel's stream and with its true fans."""
         context = self._context_for(shape)
         if context is None:
-            return self.initializer(shape, dtype="float32")
+            return draw_of(self.initializer, shape)
         base = reseeded(self.initializer, self._stream_key() % 2**31)
         if isinstance(base, ContextualInitializer):
             base = base.with_context(context)
-        return base(shape, dtype="float32") * self._law(shape).correction
+        return draw_of(base, shape).scaled(self._law(shape).correction)
 
 
 class ScaledWrapper(Wrapper):
@@ -98,8 +98,15 @@ class ScaledWrapper(Wrapper):
         context = self._context_for(shape)
         return 1.0 if context is None else self._factor(context)
 
-    def _sample(self, shape: tuple[int, ...]) -> ArrayLike:
+    def _sample(self, shape: tuple[int, ...]) -> Draw:
         factor = self._factor_for(shape)
         if factor == 0:
-            return np.zeros(shape, np.float32)
-        return self._base_draw(shape) * factor
+            return constant(shape, 0.0)
+        return self._base_draw(shape).scaled(factor)
+
+
+def draw_of(base: keras.initializers.Initializer, shape: tuple[int, ...]) -> Draw:
+    """What a base of any library draws."""
+    return (
+        base.draw(shape) if isinstance(base, ContextualInitializer) else Draw(shape, Foreign(base))
+    )

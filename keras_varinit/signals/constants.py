@@ -16,7 +16,7 @@ from keras_varinit.maths.laws import Kind, Law, Mixed
 from keras_varinit.maths.windows import Array, Axis, axes_of
 from keras_varinit.signals.layouts import channel_axes, position_axes, signal_at, sizes_of
 from keras_varinit.signals.outcome import Signal, Visit
-from keras_varinit.tensors import to_numpy, view
+from keras_varinit.tensors import moments, view
 from keras_varinit.typing import Layer
 
 
@@ -26,8 +26,7 @@ def moments_of_variable(layer: Layer, name: str) -> tuple[float, float]:
     initializer = getattr(layer, f"{name}_initializer", None)
     if variable is None or isinstance(initializer, keras.initializers.Zeros):
         return 0.0, 0.0
-    values = np.asarray(view(variable), np.float64)
-    return float(np.mean(values)), float(np.mean(np.square(values)))
+    return moments(variable)
 
 
 def values_of(value: Any) -> Array | None:
@@ -37,7 +36,7 @@ def values_of(value: Any) -> Array | None:
     if isinstance(value, bool | int | float | np.number | np.ndarray):
         return np.asarray(value, np.float64)
     if is_variable(value) or keras.ops.is_tensor(value):
-        return np.asarray(to_numpy(value), np.float64)
+        return np.array(view(value), np.float64)
     if isinstance(value, list | tuple):
         parts = [values_of(each) for each in value]
         known = [p for p in parts if p is not None]

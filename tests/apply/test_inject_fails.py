@@ -36,17 +36,17 @@ ERRORS = [RuntimeError("broken"), MemoryError("no memory"), KeyboardInterrupt()]
 
 
 @pytest.mark.parametrize("error", ERRORS, ids=lambda error: type(error).__name__)
-@pytest.mark.parametrize(("policy", "draws"), [("float32", 3), ("float16", 6)])
-def test_failing_draw_changes_nothing(error, policy, draws):
-    """Each draw fails in turn: one per kernel, and in half precision a second one to compare."""
+@pytest.mark.parametrize("policy", ["float32", "float16"])
+def test_failing_draw_changes_nothing(error, policy):
+    """Each draw fails in turn; what was assigned before it is drawn again to be put back."""
     keras.config.set_dtype_policy(policy)
     model = averaged(cnn(Failing(seed=1)))
     before = state(model)
-    for draw in range(1, draws + 1):
+    for draw in range(1, 4):
         Failing.countdown, Failing.error = draw, error
         with pytest.raises(type(error)):
             kv.inject(model)
-        assert Failing.countdown == 0
+        assert Failing.countdown == 1 - draw
         assert_same_state(state(model), before)
     assert statuses(kv.inject(model)) == ["drawn"] * 3
 

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 import keras_varinit as kv
-from keras_varinit.initializers.base import draw, stream_key
+from keras_varinit.initializers.draws import as_array, independent
+from keras_varinit.initializers.streams import stream_key
 
 WRAPPERS = (kv.Enhanced, kv.DepthScaled, kv.ResidualScaled, kv.PartialIdentity, kv.Mimetic)
 
@@ -62,7 +63,7 @@ def drawn(*sizes, **fields):
 def noise(d, name, seed=3, group="mha#0"):
     """Z as documented: from the stream of seed, group and name."""
     key = stream_key(0, f"{seed}|{group}|{name}")
-    return draw(key, (d, d), "normal", 1.0).astype(np.float64) / math.sqrt(d)
+    return as_array(independent(key, (d, d), "normal")).astype(np.float64) / math.sqrt(d)
 
 
 def best_of_rank(matrix, rank):

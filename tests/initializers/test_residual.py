@@ -210,7 +210,7 @@ def test_zeros_by_mistake_are_still_found(roles):
     """Where a kernel of zeros ends no branch, what follows it is dead."""
     model = residual()
     model.get_layer("stem").kernel.assign(np.zeros((64, 64)))
-    assert [f.rule for f in kv.lint(model)] == ["vanishing-scale"]
+    assert [f.rule for f in kv.lint(model)] == ["never-drawn", "vanishing-scale"]
 
 
 @pytest.mark.parametrize("base", ["he_normal", "he_uniform", "asv_backward"])

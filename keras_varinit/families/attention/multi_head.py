@@ -10,7 +10,13 @@ import numpy as np
 from keras_varinit.families.activations import after_activation
 from keras_varinit.families.attention.masks import UnknownError, sight
 from keras_varinit.families.kernels import Weighing, kernel_of, weight_rule
-from keras_varinit.keras_private import Shape, computes_attention, layers_of, own_variable
+from keras_varinit.keras_private import (
+    ATTENTION_METHODS,
+    Shape,
+    is_keras_class,
+    layers_of,
+    own_variable,
+)
 from keras_varinit.maths import fans
 from keras_varinit.maths.algebra import multiplied
 from keras_varinit.maths.covariance import uniform
@@ -55,7 +61,7 @@ _LAYERS = layer_classes("MultiHeadAttention", "GroupQueryAttention")
 
 def is_customized(layer: Operation) -> bool:
     """Whether a layer derives from Keras's attention layers and computes attention itself."""
-    return isinstance(layer, _LAYERS) and computes_attention(layer)
+    return isinstance(layer, _LAYERS) and _computes_attention(layer)
 
 
 @signal_rule(*layer_classes("MultiHeadAttention", "GroupQueryAttention"))
@@ -275,3 +281,13 @@ def parts_of(layer: Layer) -> dict[int, tuple[str, int, int, int]]:
         for variable in [own_variable(part, "kernel")]
         if part.name in sizes and variable is not None
     }
+
+
+def _computes_attention(layer: Operation) -> bool:
+    """Whether a subclass of one of Keras's attention layers overrides how attention is computed."""
+    for cls in type(layer).__mro__:
+        if is_keras_class(cls):
+            return False
+        if ATTENTION_METHODS & vars(cls).keys():
+            return True
+    return False

@@ -1,0 +1,237 @@
+"""Arrays of which a host holds parts: shards on a mesh of devices, or the whole.
+
+A layout is what `keras.distribution` places a variable by: a `TensorLayout` of Keras, or a
+`jax.sharding.Sharding`. Only JAX has such variables; elsewhere every array is whole. The variables
+of `tf.distribute` are mirrored, and what is assigned to them is, by TensorFlow itself.
+"""
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, TypeAlias
+
+import keras
+import numpy as np
+
+from keras_varinit.typing import AnyArray, ArrayLike, FloatArray
+
+Layout: TypeAlias = Any
+
+# Entries of what may be gathered from other hosts.
+_SMALL = 2**16
+
+# Start and stop along each axis.
+Index: TypeAlias = tuple[tuple[int, int], ...]
+
+Parts: TypeAlias = Mapping[Index, AnyArray]
+
+
+def whole(shape: Sequence[int]) -> Index:
+    """The index of a whole array."""
+    return tuple((0, int(n)) for n in shape)
+
+
+def shape_of(index: Index) -> tuple[int, ...]:
+    """The shape of a part."""
+    return tuple(stop - start for start, stop in index)
+
+
+def checked_layout(owner: str, layout: Layout | None) -> Layout | None:
+    """A layout as a sharding over actual devices; None for an array on one device.
+
+    Keras passes initializers a sharding over an abstract mesh, whose devices are those of the mesh
+    that it has set.
+
+    Raises:
+        ValueError: the backend is not JAX, or no devices are known.
+        TypeError: it is not a layout.
+    """
+    if layout is None:
+        return None
+    if keras.backend.backend() != "jax":
+        raise ValueError(
+            f"{owner}: `layout` is for the JAX backend, the only one on which keras.distribution "
+            f"lays weights out. Received: layout={layout!r} on {keras.backend.backend()!r}."
+        )
+    import jax
+
+    if isinstance(layout, keras.distribution.TensorLayout):
+        layout = layout.backend_layout
+    if not isinstance(layout, jax.sharding.Sharding):
+        raise TypeError(
+            f"{owner}: `layout` must be a keras.distribution.TensorLayout, a jax.sharding.Sharding "
+            f"or None. Received: layout={layout!r}."
+        )
+    if isinstance(getattr(layout, "mesh", None), jax.sharding.AbstractMesh):
+        mesh = jax.sharding.get_mesh()
+        if mesh.empty:
+            raise ValueError(
+                f"{owner}: `layout` is over an abstract mesh, so it does not name its devices. "
+                f"Call within jax.set_mesh(mesh). Received: layout={layout!r}."
+            )
+        layout = jax.sharding.NamedSharding(mesh, layout.spec)
+    return layout
+
+
+def layout_of(value: ArrayLike) -> Layout | None:
+    """The layout of a tensor that lies on several devices; None for any other."""
+    if keras.backend.backend() != "jax":
+        return None
+    sharding = getattr(value, "sharding", None)
+    return sharding if len(getattr(sharding, "device_set", ())) > 1 else None
+
+
+def indices(layout: Layout | None, shape: Sequence[int]) -> list[Index]:
+    """The parts that devices of this host hold, each once."""
+    if layout is None:
+        return [whole(shape)]
+    slices = layout.addressable_devices_indices_map(tuple(shape)).values()
+    return list(dict.fromkeys(_index(each, shape) for each in slices))
+
+
+def is_replicated(layout: Layout | None) -> bool:
+    """Whether every device holds the whole array."""
+    return layout is None or bool(layout.is_fully_replicated)
+
+
+def parts_of(value: ArrayLike) -> dict[Index, AnyArray]:
+    """The parts of a tensor that this host holds, not copied if they are in its memory.
+
+    Read them immediately: they may change with the variable that the tensor is of.
+    """
+    if layout_of(value) is None:
+        entries = on_host(value)
+        return {whole(entries.shape): entries}
+    found: dict[Index, AnyArray] = {}
+    for shard in value.addressable_shards:
+        index = _index(shard.index, value.shape)
+        if index not in found:
+            found[index] = np.asarray(shard.data)
+    return found
+
+
+def counted_parts(value: ArrayLike) -> list[AnyArray]:
+    """The parts that this host holds, of which no host holds a copy that is counted too."""
+    if layout_of(value) is None:
+        return [on_host(value)]
+    return [np.asarray(each.data) for each in value.addressable_shards if each.replica_id == 0]
+
+
+def replicas_of(value: ArrayLike) -> dict[Index, list[AnyArray]]:
+    """All copies of each part that devices of this host hold; none of what is on one device.
+
+    The value may be a variable that `tf.distribute` mirrors.
+    """
+    copies: dict[Index, list[AnyArray]] = {}
+    if layout_of(value) is not None:
+        for shard in value.addressable_shards:
+            copies.setdefault(_index(shard.index, value.shape), []).append(np.asarray(shard.data))
+    elif isinstance(getattr(value, "values", None), tuple):
+        copies[whole(value.shape)] = [np.asarray(each) for each in value.values]
+    return copies
+
+
+def on_host(value: ArrayLike) -> AnyArray:
+    """The entries of a tensor, not copied if they are in host memory.
+
+    Of a tensor that other hosts have parts of, only a small one, such as a bias, is gathered.
+
+    Raises:
+        RuntimeError: JAX's, for a large one.
+    """
+    if _is_elsewhere(value) and math.prod(value.shape) <= _SMALL:
+        from jax.experimental import multihost_utils
+
+        return np.asarray(multihost_utils.process_allgather(value, tiled=True))
+    if keras.backend.backend() != "torch" or not keras.ops.is_tensor(value):
+        return np.asarray(value)
+    if keras.backend.standardize_dtype(value.dtype) == "bfloat16":
+        import torch  # NumPy's bfloat16 is unknown to it
+
+        bits = value.detach().cpu().view(torch.int16)
+        return np.asarray(bits.numpy().view(np.dtype("bfloat16")))
+    return np.asarray(keras.ops.convert_to_numpy(value))
+
+
+def to_tensor(values: AnyArray) -> ArrayLike:
+    """A tensor of the backend with an array's entries and type, sharing its memory if it can."""
+    if keras.backend.backend() == "torch" and values.dtype == "bfloat16":
+        import torch
+
+        bits = torch.from_numpy(values.view(np.int16)).view(torch.bfloat16)
+        return keras.ops.convert_to_tensor(bits)
+    return keras.ops.convert_to_tensor(values)
+
+
+def assembled(layout: Layout | None, shape: Sequence[int], parts: Parts) -> ArrayLike:
+    """A tensor made of the parts that this host holds."""
+    if layout is None:
+        return to_tensor(parts[whole(shape)])
+    import jax
+
+    return jax.make_array_from_callback(
+        tuple(shape), layout, lambda index: parts[_index(index, shape)]
+    )
+
+
+def cut(values: AnyArray, layout: Layout) -> dict[Index, AnyArray]:
+    """The parts of an array that devices of this host are to hold."""
+    return {
+        index: values[tuple(slice(start, stop) for start, stop in index)]
+        for index in indices(layout, values.shape)
+    }
+
+
+def everywhere(holds: bool, values: Iterable[ArrayLike]) -> bool:
+    """Whether something holds on every host that has a part of any of these tensors.
+
+    All hosts must ask, in the same order.
+    """
+    if not any(_is_elsewhere(value) for value in values):
+        return holds
+    from jax.experimental import multihost_utils
+
+    return bool(multihost_utils.process_allgather(np.asarray(holds)).all())
+
+
+def summed(local: FloatArray, value: ArrayLike) -> FloatArray:
+    """The sum of what each host that has parts of a tensor has counted in them."""
+    return np.sum(gathered(local, value), axis=0)  # type: ignore[no-any-return]
+
+
+def gathered(local: AnyArray, value: ArrayLike) -> AnyArray:
+    """An array of the same shape and type from each host that has parts of a tensor, stacked."""
+    if not _is_elsewhere(value):
+        return local[None]
+    from jax.experimental import multihost_utils
+
+    sent = np.frombuffer(local.tobytes(), np.uint8)  # JAX would round float64
+    received = np.asarray(multihost_utils.process_allgather(sent))
+    return np.frombuffer(received.tobytes(), local.dtype).reshape(-1, *local.shape)
+
+
+def check_same_on_all_hosts(owner: str, layout: Layout | None, entropy: int) -> None:
+    """Raises an error on every host if hosts that share a weight would draw from different seeds.
+
+    All hosts must ask, in the same order.
+    """
+    if layout is None or layout.is_fully_addressable:
+        return
+    from jax.experimental import multihost_utils
+
+    seeds = multihost_utils.process_allgather(np.asarray(entropy % 2**31, np.int32))
+    if len(set(np.ravel(seeds).tolist())) > 1:
+        raise ValueError(
+            f"{owner}: the hosts of this layout would draw from different seeds, so that copies of "
+            "a weight would differ. Pass a `seed`, or call keras.distribution.initialize() or "
+            "keras.utils.set_random_seed(n) on every host before the model is built."
+        )
+
+
+def _is_elsewhere(value: ArrayLike) -> bool:
+    """Whether other hosts hold parts of a tensor."""
+    return layout_of(value) is not None and not value.is_fully_addressable
+
+
+def _index(slices: Sequence[slice], shape: Sequence[int]) -> Index:
+    bounds = (each.indices(int(n)) for each, n in zip(slices, shape, strict=True))
+    return tuple((start, stop) for start, stop, _ in bounds)

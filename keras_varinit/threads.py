@@ -1,0 +1,51 @@
+"""Work that several threads share; NumPy and hashlib release the interpreter's lock in it."""
+
+import concurrent.futures
+import itertools
+import os
+from collections.abc import Callable
+
+THREADS = min(8, os.cpu_count() or 1)
+
+_pools: dict[int, concurrent.futures.ThreadPoolExecutor] = {}
+
+
+def in_threads(work: Callable[[int], None], count: int) -> None:
+    """Calls `work` with each of the numbers 0 … count-1, in as many threads as there are cores.
+
+    After an error no further number is begun, and the first error is raised.
+    """
+    if count == 0:
+        return
+    workers = min(count, THREADS)
+    if workers == 1:
+        for number in range(count):
+            work(number)
+        return
+    numbers = itertools.count()
+    failed: list[bool] = []
+
+    def run() -> None:
+        try:
+            while not failed and (number := next(numbers)) < count:
+                work(number)
+        except BaseException:
+            failed.append(True)
+            raise
+
+    futures = [_pool().submit(run) for _ in range(workers)]
+    try:
+        for future in futures:
+            future.result()
+    finally:
+        failed.append(True)
+        concurrent.futures.wait(futures)
+
+
+def _pool() -> concurrent.futures.ThreadPoolExecutor:
+    """One pool for each process, as threads do not survive a fork."""
+    pool = _pools.get(os.getpid())
+    if pool is None:
+        pool = concurrent.futures.ThreadPoolExecutor(THREADS, thread_name_prefix="keras_varinit")
+        _pools[os.getpid()] = pool
+    return pool

@@ -1,0 +1,1 @@
+"""Weights of which a host, or a device, has a part only."""
