@@ -166,8 +166,8 @@ def _legend(seeds: int) -> str:
         f"± is the sample standard deviation over {seeds} seeds. Differences are paired by seed, "
         "with Student's 95 % interval; above 0 is better. The mean is that over\n"
         "ten points of the training. Learning rates are those with the best mean on validation "
-        f"data, over the first {min(seeds, RATE_SEEDS)} seeds, the figures are those on test data; "
-        "* is the largest\nor smallest rate tried. "
+        f"data (four with {min(seeds, RATE_SEEDS)} seeds, the best two with all), the figures are "
+        "those on test data; *\nis the largest or smallest rate tried. "
         "Won or lost: the interval of the end does not hold zero or, where it does, that of the "
         f"mean. Keras {keras.__version__}."
     )

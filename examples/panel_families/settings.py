@@ -25,8 +25,7 @@ ADAM = (1e-3, 3e-3, 1e-2, 3e-2)
 #: Small networks, which bear more.
 ADAM_SMALL = (3e-3, 1e-2, 3e-2, 1e-1)
 ADAM_DEEP = (3e-4, 1e-3, 3e-3, 1e-2)
-#: A learning rate is chosen on the trainings with so many seeds, 0 and up; the other seeds train
-#: with that one alone.
+#: With so many seeds, 0 and up, all learning rates are tried; with the others the best two.
 RATE_SEEDS = 3
 
 

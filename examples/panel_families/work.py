@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import itertools
 import json
 import math
 import pathlib
@@ -108,6 +107,21 @@ def key(record: Record) -> Case:
     return record["scheme"], record["rate"], record["seed"]
 
 
+def candidates(
+    setting: Setting, scheme: str, records: Sequence[Record], seeds: int
+) -> tuple[float, ...] | None:
+    """The two learning rates that are best over the first `RATE_SEEDS` seeds, or None as yet.
+
+    Args:
+        setting: Of the trainings.
+        scheme: Its name.
+        records: Trainings, perhaps of other schemes too.
+        seeds: How many there are in all.
+    """
+    scores = _scores(setting, scheme, records, setting.rates, min(seeds, RATE_SEEDS))
+    return None if scores is None else tuple(sorted(scores, key=lambda r: -scores[r])[:2])
+
+
 def best_rate(setting: Setting, scheme: str, records: Sequence[Record], seeds: int) -> float | None:
     """The learning rate with the best mean on validation data at the end, or None as yet.
 
@@ -115,54 +129,60 @@ def best_rate(setting: Setting, scheme: str, records: Sequence[Record], seeds: i
         setting: Of the trainings.
         scheme: Its name.
         records: Trainings, perhaps of other schemes too.
-        seeds: How many there are in all; the first `RATE_SEEDS` of them decide.
+        seeds: How many there are, all of which decide among the two candidates.
     """
-    deciding = range(min(seeds, RATE_SEEDS))
+    two = candidates(setting, scheme, records, seeds)
+    scores = None if two is None else _scores(setting, scheme, records, two, seeds)
+    return None if scores is None else max(scores, key=lambda rate: scores[rate])
+
+
+def _scores(
+    setting: Setting, scheme: str, records: Sequence[Record], rates: Sequence[float], seeds: int
+) -> dict[float, float] | None:
+    """For each learning rate the mean over seeds on validation data; more is better."""
     of_case = {key(record): record["validation"][-1] for record in records}
-    cases = {rate: [(scheme, rate, seed) for seed in deciding] for rate in setting.rates}
+    cases = {rate: [(scheme, rate, seed) for seed in range(seeds)] for rate in rates}
     if not all(case in of_case for tried in cases.values() for case in tried):
         return None
     sign = 1 if setting.task().higher_is_better else -1
-    return max(
-        setting.rates, key=lambda rate: sign * statistics.fmean(of_case[c] for c in cases[rate])
-    )
+    return {
+        rate: sign * statistics.fmean(of_case[case] for case in tried)
+        for rate, tried in cases.items()
+    }
 
 
 def total(setting: Setting, names: Sequence[str], seeds: int) -> int:
     """How many trainings there are."""
-    deciding = min(seeds, RATE_SEEDS)
-    return len(names) * (deciding * len(setting.rates) + seeds - deciding)
+    first = min(seeds, RATE_SEEDS)
+    return len(names) * (first * len(setting.rates) + 2 * (seeds - first))
 
 
 def finished(setting: Setting, names: Sequence[str], seeds: int, records: Sequence[Record]) -> int:
     """How many of them are done."""
     done = set(map(key, records))
-    rates = {name: best_rate(setting, name, records, seeds) for name in names}
-    deciding = itertools.product(names, setting.rates, range(min(seeds, RATE_SEEDS)))
-    rest = itertools.product(names, range(min(seeds, RATE_SEEDS), seeds))
-    return sum(case in done for case in deciding) + sum(
-        (name, rates[name], seed) in done for name, seed in rest
-    )
+    return sum(case in done for case in _known(setting, names, seeds, records))
 
 
 def missing(
     setting: Setting, names: Sequence[str], seeds: int, records: Sequence[Record]
 ) -> list[Case]:
-    """The trainings that can be done next: those that decide on a rate, then the others.
+    """The trainings that can be done next: first those that decide on learning rates.
 
     Seeds go outside, so that a stopped panel has all schemes in it.
     """
     done = set(map(key, records))
-    first = itertools.product(range(min(seeds, RATE_SEEDS)), names, setting.rates)
-    left = [case for seed, n, r in first if (case := (n, r, seed)) not in done]
-    if left:
-        return left
-    rates = {name: best_rate(setting, name, records, seeds) for name in names}
-    rest = itertools.product(range(min(seeds, RATE_SEEDS), seeds), names)
-    return [
-        case
-        for seed, n in rest
-        if (r := rates[n]) is not None and (case := (n, r, seed)) not in done
+    left = [case for case in _known(setting, names, seeds, records) if case not in done]
+    return [case for case in left if case[2] < RATE_SEEDS] or left
+
+
+def _known(
+    setting: Setting, names: Sequence[str], seeds: int, records: Sequence[Record]
+) -> list[Case]:
+    """All trainings that are known to be needed."""
+    first = min(seeds, RATE_SEEDS)
+    two = {name: candidates(setting, name, records, seeds) or () for name in names}
+    return [(n, r, s) for s in range(first) for n in names for r in setting.rates] + [
+        (n, r, s) for s in range(first, seeds) for n in names for r in two[n]
     ]
 
 

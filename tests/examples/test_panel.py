@@ -144,20 +144,28 @@ def test_rates_are_chosen_on_validation_and_reported_on_test_data(setting):
     assert "0.700 ± 0.141 (0.2*)" in report.table([found])
 
 
-def test_first_seeds_decide_on_the_rate_and_the_others_train_with_it(setting):
+def test_first_seeds_decide_on_two_rates_and_all_seeds_on_one(setting):
+    object.__setattr__(setting, "rates", (0.1, 0.2, 0.4))
     names = ("default", "new")
-    assert work.total(setting, names, 5) == 2 * (2 * 3 + 2)
+    assert work.total(setting, names, 5) == 2 * (3 * 3 + 2 * 2)
     first = work.missing(setting, names, 5, [])
-    assert first == [(n, r, s) for s in range(3) for n in names for r in (0.1, 0.2)]
+    assert first == [(n, r, s) for s in range(3) for n in names for r in setting.rates]
     records = [
-        *records_of("default", {0.1: [(0.5, 0)] * 3, 0.2: [(0.4, 0)] * 3}),
-        *records_of("new", {0.1: [(0.5, 0)] * 3, 0.2: [(0.7, 0)] * 3}),
+        *records_of("default", {0.1: [(0.5, 0)] * 3, 0.2: [(0.4, 0)] * 3, 0.4: [(0.3, 0)] * 3}),
+        *records_of("new", {0.1: [(0.5, 0)] * 3, 0.2: [(0.7, 0)] * 3, 0.4: [(0.9, 0)] * 3}),
     ]
-    rest = [("default", 0.1, 3), ("new", 0.2, 3), ("default", 0.1, 4), ("new", 0.2, 4)]
+    rates = {"default": (0.1, 0.2), "new": (0.4, 0.2)}
+    rest = [(n, r, s) for s in (3, 4) for n in names for r in rates[n]]
     assert work.missing(setting, names, 5, records) == rest
-    assert work.finished(setting, names, 5, records) == 12
-    late = {**records[0], "seed": 3, "validation": [0, 9.0], "rate": 0.2}  # decides nothing
-    assert work.best_rate(setting, "default", [*records, late], 5) == 0.1
+    assert work.finished(setting, names, 5, records) == 18
+    assert work.best_rate(setting, "default", records, 5) is None
+    late = [
+        {**records[0], "rate": rate, "seed": seed, "validation": [0, value]}
+        for rate, value in ((0.1, 0.1), (0.2, 0.5), (0.4, 9.0))
+        for seed in (3, 4)
+    ]
+    # Means 0.34 and 0.44; 0.4 was out after three seeds.
+    assert work.best_rate(setting, "default", [*records, *late], 5) == 0.2
 
 
 @pytest.mark.parametrize(
