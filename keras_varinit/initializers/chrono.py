@@ -57,6 +57,10 @@ class ChronoBias(ContextualInitializer):
         >>> import keras, keras_varinit as kv
         >>> layer = keras.layers.LSTM(8, bias_initializer=kv.ChronoBias(max_steps=500))
 
+    Measured here (examples/RESULTS.md, the panel): an LSTM on the adding problem over 60 and 120
+    steps and a GRU that reads images pixel by pixel, 64 steps, learn faster than with Keras's
+    default.
+
     Reference: C. Tallec, Y. Ollivier (2018), "Can recurrent neural networks warp time?", ICLR.
     Theirs: an LSTM of 128 units on copy and adding tasks, T the length of the task's dependence.
     """

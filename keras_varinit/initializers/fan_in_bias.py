@@ -43,6 +43,9 @@ class FanInBias(ContextualInitializer):
         >>> layer.bias_initializer.stddev((4,))  # not injected yet
         0.0
 
+    Measured here (examples/RESULTS.md, the panel): no better than zeros, on a small table and on a
+    sine.
+
     Reference: the default of PyTorch's `nn.Linear` and convolutions, for kernels and biases alike;
     Keras issue 20873 describes regression on one-dimensional inputs that needs it.
     """

@@ -95,7 +95,8 @@ class Mimetic(Wrapper):
         >>> layer = keras.layers.MultiHeadAttention(4, 16, kernel_initializer="mimetic")
 
     Measured here (examples/RESULTS.md): no difference from Keras's default on a small vision
-    transformer with trained positions (+0.007, 95 % interval -0.015 to 0.029, 8 seeds).
+    transformer with trained positions (+0.007, 95 % interval -0.015 to 0.029, 8 seeds), nor, on one
+    and on a language model, where both have their best learning rate (the panel).
 
     Reference: A. Trockman, J. Z. Kolter (2023), "Mimetic initialization of self-attention layers",
     arXiv 2305.09828. Theirs: ViT-Tiny on CIFAR-10 and ImageNet, with sinusoidal positions.
