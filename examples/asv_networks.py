@@ -79,11 +79,9 @@ examples:
   python examples/asv_networks.py --out results/f34
   python examples/asv_networks.py --width 16 --image-size 64 --optimizers SGD Adam \\
       --learning-rates 1e-6 1e-5 1e-4 1e-3 --out results/f34_64
-  python examples/asv_networks.py --data folder --data-dir FOLDER --limit 5000 --out results/mine
+  python examples/asv_networks.py --data-dir FOLDER --limit 5000 --out results/mine
   python examples/asv_networks.py --preset paper --data food101 --out results/food
   python examples/asv_networks.py --preset paper --network F50 --out results/f50
-
-FOLDER holds train/<class>/*.png (or .jpg) and val/<class>/*.png (or test/<class>/*.png).
 All images are held in memory: 4 bytes for each value, so 0.6 MB for one of 224×224×3.
 """
 

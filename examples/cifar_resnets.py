@@ -77,12 +77,10 @@ examples:
   python examples/cifar_resnets.py --preset paper --precision mixed_bfloat16 --data-on-device \\
       --steps-per-execution 30 --out results/resnet56_gpu
   python examples/cifar_resnets.py --preset paper --depth 110 --data cifar100 --out results/c100
-  python examples/cifar_resnets.py --data folder --data-dir FOLDER --limit 5000 \\
+  python examples/cifar_resnets.py --data-dir FOLDER --limit 5000 \\
       --augment flip --no-batch-norm --learning-rate 0.01 --out results/folder
   python examples/cifar_resnets.py --initializers he_normal enhanced_he_normal:filter:2 \\
       --out results/concentration
-
-FOLDER holds train/<class>/*.png (or .jpg) and val/<class>/*.png (or test/<class>/*.png).
 """
 
 

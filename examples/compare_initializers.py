@@ -64,12 +64,10 @@ EPILOG = f"""\
 
 examples:
   python examples/compare_initializers.py --out results/mobilenet
-  python examples/compare_initializers.py --model VGG16 --data folder --data-dir FOLDER \\
+  python examples/compare_initializers.py --model VGG16 --data-dir FOLDER \\
       --image-size 64 --initializers {OWN} he_normal asv_forward --learning-rate 1e-4 \\
       --out results/vgg
   python examples/compare_initializers.py --preset paper --model DenseNet121 --out results/densenet
-
-FOLDER holds train/<class>/*.png (or .jpg) and val/<class>/*.png (or test/<class>/*.png).
 """
 
 

@@ -34,13 +34,12 @@ PRESETS: dict[str, dict[str, Any]] = {
         "schedules": ("unit", "increasing"),
     },
     "cpu": {
-        "data": "cifar10",
+        "data": "digits",
         "depth": 54,
         "width": 64,
         "epochs": 12,
         "seeds": 3,
         "batch_size": 128,
-        "limit": 10_000,
         "initializers": INITIALIZERS,
         "schedules": SCHEDULES,
     },
@@ -71,12 +70,10 @@ PANELS: dict[str, Any] = {"panel": (3.9, 3.1), "sharex": True, "sharey": "row"}
 EPILOG = """\
 examples:
   python examples/deep_dense.py --preset smoke --out results/smoke
-  python examples/deep_dense.py --data folder --data-dir FOLDER --out results/deep
+  python examples/deep_dense.py --data-dir FOLDER --out results/deep
   python examples/deep_dense.py --batch-norm both --initializers he_normal --out results/norm
   KERAS_BACKEND=jax python examples/deep_dense.py --out results/deep  # the quickest on a CPU
   python examples/deep_dense.py --preset paper --steps-per-execution 50 --out results/paper
-
-FOLDER holds train/<class>/*.png (or .jpg) and val/<class>/*.png (or test/<class>/*.png).
 
 The source (arXiv 2509.05018, section 9) states the data, 54 layers of 64 units, ReLU, inputs in
 [0, 1], He and Xavier, normal and uniform, four schedules and the network variance 22. It names no

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
-import importlib
 import os
 import pathlib
 import sys
@@ -13,9 +11,10 @@ import types
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from common import app
 from common import options as options_
 from common.errors import UserError, require
-from common.quiet import quiet_import
+from common.quiet import import_keras
 
 if TYPE_CHECKING:
     import keras
@@ -35,13 +34,7 @@ def main() -> int:
     Returns:
         The exit code: 0, 2 after a mistake of the user, 130 when stopped by the user.
     """
-    try:
-        return compare(options_.parse())
-    except UserError as error:
-        print(f"{pathlib.Path(__file__).name}: error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        return 130
+    return app.run(pathlib.Path(__file__).name, lambda: compare(options_.parse()))
 
 
 def compare(options: argparse.Namespace) -> int:
@@ -83,15 +76,7 @@ def compare(options: argparse.Namespace) -> int:
 def _import_packages() -> types.ModuleType:
     for package in ("matplotlib", "tqdm"):
         require(package, package, "for this example")
-    try:
-        with quiet_import():
-            keras = require("keras", "keras", "for this example")
-            # Under other backends too, Keras imports TensorFlow where it is there, but later.
-            with contextlib.suppress(ImportError):
-                importlib.import_module("tensorflow")
-    except ValueError as error:
-        raise UserError(f"Keras does not start: {error}") from error
-    return keras
+    return import_keras()
 
 
 def _train_all(options: argparse.Namespace, images: Images, log: CsvLog, runs: list[Run]) -> None:

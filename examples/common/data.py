@@ -7,6 +7,7 @@ import dataclasses
 import numpy as np
 
 from common import tfds_data
+from common.data_options import VALIDATION_SPLITS
 from common.errors import UserError, require
 
 #: The share of the images that is kept for validation where a source has no such split.
@@ -15,7 +16,7 @@ VALIDATION_SHARE = 0.2
 
 @dataclasses.dataclass(frozen=True)
 class Images:
-    """Training and validation images, scaled, with integer labels."""
+    """Training and validation images, scaled, with integer labels, and a remark on the split."""
 
     name: str
     x_train: np.ndarray
@@ -23,12 +24,14 @@ class Images:
     x_val: np.ndarray
     y_val: np.ndarray
     num_classes: int
+    note: str = ""
 
     def __str__(self) -> str:
         height, width, channels = self.x_train.shape[1:]
         return (
             f"{self.name}: {len(self.x_train):,} training and {len(self.x_val):,} validation "
             f"images of {height}×{width}×{channels}, {self.num_classes} classes"
+            + (f"\n{self.note}" if self.note else "")
         )
 
 
@@ -64,8 +67,15 @@ def load(
         name, train, val, num_classes = tfds_data.load_folder(data_dir, image_size, limit)
     else:
         name, train, val, num_classes = tfds_data.load_named(data, data_dir, image_size, limit)
+    note = ""
     if val is None:
         train, val = _split(*train)
+        if data == "folder":
+            folders = "/, ".join(VALIDATION_SPLITS)
+            note = (
+                f"--data-dir {data_dir} has none of {folders}/: {VALIDATION_SHARE:.0%} of the "
+                "images of each class in train/ are kept for validation."
+            )
     x_train, y_train, x_val, y_val = (array[:limit] for array in (*train, *val))
     if len(x_train) < 2 or not len(x_val):
         raise UserError(
@@ -75,7 +85,7 @@ def load(
         raise UserError(f"{name} has images without a label in its training or validation split.")
     scale = {"standardize": _standardize, "unit": _to_unit}[scaling]
     x_train, x_val = scale(x_train, x_val)
-    return Images(name, x_train, y_train, x_val, y_val, num_classes)
+    return Images(name, x_train, y_train, x_val, y_val, num_classes, note)
 
 
 def _digits(image_size: int | None) -> tfds_data.Loaded:

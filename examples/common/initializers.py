@@ -43,11 +43,12 @@ KERAS_IDS = (
 )
 
 
-def check(names: Sequence[str]) -> None:
+def check(names: Sequence[str], option: str = "--initializers") -> None:
     """Checks that each name is an initializer for convolution and dense kernels.
 
     Args:
         names: Ids as a layer's `kernel_initializer` takes them.
+        option: The one of the command line that names them.
 
     Raises:
         UserError: When Keras does not know one, or it cannot draw such kernels.
@@ -56,13 +57,13 @@ def check(names: Sequence[str]) -> None:
         try:
             initializer = keras.initializers.get(name)
         except ValueError as error:
-            raise UserError(_unknown(name)) from error
+            raise UserError(f"{option} {_unknown(name)}") from error
         for shape in ((3, 3, 4, 8), (8, 4)):
             try:
                 initializer(shape)
             except (TypeError, ValueError) as error:
                 raise UserError(
-                    f"--initializers {name}: cannot draw a kernel of shape {shape}: {error}"
+                    f"{option} {name}: cannot draw a kernel of shape {shape}: {error}"
                 ) from error
 
 
@@ -88,5 +89,5 @@ def _unknown(name: str) -> str:
     known = (*VARINIT_IDS, *KERAS_IDS)
     close = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
     if close:
-        return f"--initializers {name}: no such initializer. Did you mean {' or '.join(close)}?"
-    return f"--initializers {name}: no such initializer. There are: {', '.join(known)}."
+        return f"{name}: no such initializer. Did you mean {' or '.join(close)}?"
+    return f"{name}: no such initializer. There are: {', '.join(known)}."

@@ -5,14 +5,19 @@ from __future__ import annotations
 import argparse
 import pathlib
 from collections.abc import Callable, Sequence
+from typing import Any
 
+from common import data_options, presets
 from common.errors import UserError
 
 #: The usual choice of a ResNet, and one of each family of keras_varinit.
 DEFAULT_INITIALIZERS = ("he_normal", "enhanced_he_normal", "asv_backward", "depth_scaled")
 
-#: What `--smoke` puts in place of the defaults: every part runs, nothing is learned.
-SMOKE = {"epochs": 2, "seeds": 1, "width": 4, "batch_size": 32, "limit": 320}
+#: What two CPU cores do in minutes, and a try-out of seconds: every part runs, nothing is learned.
+PRESETS: dict[str, dict[str, Any]] = {
+    "smoke": {"epochs": 2, "seeds": 1, "width": 4, "batch_size": 32, "limit": 320},
+    "cpu": {"epochs": 20, "seeds": 3, "width": 16, "batch_size": 128},
+}
 
 _EPILOG = """\
 examples:
@@ -21,9 +26,7 @@ examples:
   python examples/train_resnet.py --data cifar10 --depth 20 --epochs 30 \\
       --learning-rate 0.1 --augment flip --target-accuracy 0.8
   python examples/train_resnet.py --data-dir FOLDER --image-size 32
-  KERAS_BACKEND=jax python examples/train_resnet.py --smoke
-
-FOLDER holds train/<class>/*.png (or .jpg) and val/<class>/*.png (or test/<class>/*.png).
+  KERAS_BACKEND=jax python examples/train_resnet.py --preset smoke
 """
 
 
@@ -39,10 +42,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     Raises:
         UserError: When options contradict each other.
     """
-    parser = _parser()
-    if parser.parse_known_args(argv)[0].smoke:
-        parser.set_defaults(**SMOKE)
-    options = parser.parse_args(argv)
+    options = presets.parse(_parser(), PRESETS, argv)
     options.initializers = list(dict.fromkeys(options.initializers))
     if (options.depth - 2) % 6:
         below = options.depth - (options.depth - 2) % 6
@@ -50,23 +50,8 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
         raise UserError(
             f"--depth {options.depth}: a ResNet has 6n + 2 layers; the nearest is {near}."
         )
-    _settle_data(options)
+    data_options.settle(options, "digits")
     return options
-
-
-def _settle_data(options: argparse.Namespace) -> None:
-    if options.data is None:
-        options.data = "digits"
-        if options.data_dir is not None:
-            if not (pathlib.Path(options.data_dir).expanduser() / "train").is_dir():
-                raise UserError(
-                    f"--data-dir {options.data_dir}: there is no folder train in it. Name a data "
-                    "set of TensorFlow Datasets with --data, or lay it out as the end of --help "
-                    "says."
-                )
-            options.data = "folder"
-    elif options.data == "digits" and options.data_dir is not None:
-        raise UserError("--data digits comes with scikit-learn and takes no --data-dir.")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -85,27 +70,17 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _add_data_options(group: argparse._ArgumentGroup) -> None:
-    group.add_argument(
-        "--data",
-        metavar="NAME",
-        help="digits (8×8, part of scikit-learn; the default), folder, or the name of any image "
-        "classification data set of TensorFlow Datasets: fashion_mnist, cifar10, cifar100, ...",
-    )
-    group.add_argument(
-        "--data-dir",
-        metavar="DIR",
-        help="your images, laid out as below (alone or with --data folder), or where TensorFlow "
-        "Datasets keeps its data",
-    )
+    group.add_argument("--data", metavar="NAME", help=f"{data_options.DATA} (default: digits)")
+    group.add_argument("--data-dir", metavar="DIR", help=data_options.DATA_DIR)
     group.add_argument(
         "--image-size",
-        type=_whole(4),
+        type=whole(4),
         metavar="PIXELS",
         help="resize images to this side (default: as they are; 32 where their sizes differ)",
     )
     group.add_argument(
         "--limit",
-        type=_whole(2),
+        type=whole(2),
         metavar="N",
         help="use at most N training and N validation images (default: all)",
     )
@@ -130,15 +105,14 @@ def _add_model_options(group: argparse._ArgumentGroup) -> None:
     )
     group.add_argument(
         "--depth",
-        type=_whole(8),
+        type=whole(8),
         default=8,
         metavar="N",
         help="layers of the ResNet: 8, 14, 20, 26, ... (default: %(default)s)",
     )
     group.add_argument(
         "--width",
-        type=_whole(1),
-        default=16,
+        type=whole(1),
         metavar="N",
         help="channels of its first stage (default: %(default)s)",
     )
@@ -152,17 +126,16 @@ def _add_model_options(group: argparse._ArgumentGroup) -> None:
 
 def _add_training_options(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
-        "--epochs", type=_whole(1), default=20, metavar="N", help="(default: %(default)s)"
+        "--epochs", type=whole(1), default=20, metavar="N", help="(default: %(default)s)"
     )
     group.add_argument(
         "--seeds",
-        type=_whole(1),
-        default=3,
+        type=whole(1),
         metavar="N",
         help="trainings of each initializer, with the seeds 0 to N-1 (default: %(default)s)",
     )
     group.add_argument(
-        "--batch-size", type=_whole(1), default=128, metavar="N", help="(default: %(default)s)"
+        "--batch-size", type=whole(1), default=128, metavar="N", help="(default: %(default)s)"
     )
     group.add_argument(
         "--optimizer",
@@ -195,15 +168,20 @@ def _add_report_options(group: argparse._ArgumentGroup) -> None:
         help="where history.csv, table.txt and curves.png go; files of an earlier call are "
         "replaced (default: %(default)s)",
     )
+    presets.add_option(group, PRESETS)
+    # The name that this app had for it.
     group.add_argument(
-        "--smoke",
-        action="store_true",
-        help="a try-out of seconds, as with "
-        + " ".join(f"--{name.replace('_', '-')} {value}" for name, value in SMOKE.items()),
+        "--smoke", action="store_const", const="smoke", dest="preset", help=argparse.SUPPRESS
     )
 
 
-def _whole(least: int) -> Callable[[str], int]:
+def whole(least: int) -> Callable[[str], int]:
+    """A type of options: a whole number that is large enough.
+
+    Args:
+        least: The smallest one.
+    """
+
     def convert(text: str) -> int:
         try:
             value = int(text)

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import os
 import re
 import sys
 import tempfile
+import types
 from collections.abc import Iterator
+
+from common.errors import UserError, require
 
 # TensorFlow reads this when it is first imported, which Keras does under every backend.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -36,3 +40,20 @@ def quiet_import() -> Iterator[None]:
             for line in captured:
                 if not _CHATTER.match(line):
                     sys.stderr.write(line.decode(errors="replace"))
+
+
+def import_keras() -> types.ModuleType:
+    """Imports Keras without TensorFlow's start-up messages.
+
+    Raises:
+        UserError: It is missing, or does not start.
+    """
+    try:
+        with quiet_import():
+            keras = require("keras", "keras", "for this example")
+            # Under other backends too, Keras imports TensorFlow where it is there, but later.
+            with contextlib.suppress(ImportError):
+                importlib.import_module("tensorflow")
+    except ValueError as error:
+        raise UserError(f"Keras does not start: {error}") from error
+    return keras

@@ -18,7 +18,7 @@ import platform
 import re
 import shutil
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import keras
@@ -126,13 +126,12 @@ class Study:
                 f"--out {self.out}: its results.json is not that of a study. Name another folder, "
                 "or replace it with --restart."
             ) from error
-        for key, value in self._head.items():
-            if found.get(key) != value:
-                other = found.get(key)
-                raise UserError(
-                    f"--out {self.out}: holds results with other settings ({key}: {other} and not "
-                    f"{value}). Name another folder, or drop them with --restart."
-                )
+        differences = list(_differences({key: found.get(key) for key in self._head}, self._head))
+        if differences:
+            raise UserError(
+                f"--out {self.out}: holds results with other settings ({'; '.join(differences)}). "
+                "Name another folder, or drop them with --restart."
+            )
         self.records = [_with_nan(record) for record in trainings]
 
     def _write(self) -> None:
@@ -150,6 +149,16 @@ class Study:
                 for epoch, values in enumerate(zip(*columns, strict=True), start=1):
                     writer.writerow([*cells, epoch, *(f"{value:.6g}" for value in values)])
         path.replace(self.out / "history.csv")
+
+
+def _differences(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> Iterator[str]:
+    """What differs, setting by setting: "epochs: 12 and not 20"."""
+    for key in dict.fromkeys((*wanted, *found)):
+        there, here = found.get(key), wanted.get(key)
+        if isinstance(there, Mapping) and isinstance(here, Mapping):
+            yield from _differences(there, here)
+        elif there != here:
+            yield f"{key}: {there} and not {here}"
 
 
 def fit(

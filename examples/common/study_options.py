@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import importlib
 import logging
 import os
 import pathlib
-import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+from common import app, data_options, presets
 from common.errors import UserError, require
-from common.quiet import quiet_import
+from common.quiet import import_keras
 
 # Read when torch is imported: its threads wait actively by default, which slows a machine with
 # few cores down many times over as soon as anything else runs on it.
@@ -38,13 +37,7 @@ def parser(file: str, description: str, epilog: str = "") -> argparse.ArgumentPa
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    result.add_argument(
-        "--preset",
-        choices=PRESETS,
-        default="cpu",
-        help="smoke: seconds, every part runs, nothing is learned; cpu: what two cores do; paper: "
-        "the source's setting, for a GPU. Options beside it win (default: %(default)s)",
-    )
+    presets.add_option(result, PRESETS)
     result.add_argument("--epochs", type=_whole, metavar="N")
     result.add_argument("--seeds", type=_whole, metavar="N", help="trainings with 0 to N-1")
     result.add_argument("--batch-size", type=_whole, metavar="N")
@@ -86,15 +79,10 @@ def add_data_options(group: Any, default: str) -> None:
         default: The data set's name.
     """
     group.add_argument(
-        "--data", default=default, metavar="NAME",
-        help="digits (8×8, part of scikit-learn), folder, or an image data set of TensorFlow "
-        "Datasets (default: %(default)s)",
-    )  # fmt: skip
-    group.add_argument(
-        "--data-dir", metavar="DIR",
-        help="with --data folder: holds train/<class>/*.png (or .jpg) and val/ or test/ alike; "
-        "else where TensorFlow Datasets keeps its data",
-    )  # fmt: skip
+        "--data", metavar="NAME", help=f"{data_options.DATA} (default: by preset, or {default})"
+    )
+    group.add_argument("--data-dir", metavar="DIR", help=data_options.DATA_DIR)
+    group.set_defaults(default_data=default)
     group.add_argument("--image-size", type=_whole, metavar="PIXELS")
     group.add_argument(
         "--data-on-device", action="store_true",
@@ -144,21 +132,24 @@ def check_baseline(options: argparse.Namespace) -> None:
 
 def parse(
     argument_parser: argparse.ArgumentParser,
-    presets: Mapping[str, Mapping[str, Any]],
+    settings: presets.Presets,
     argv: Sequence[str] | None = None,
 ) -> argparse.Namespace:
     """Reads the command line; a preset fills in what it does not have.
 
     Args:
         argument_parser: From `parser`.
-        presets: Defaults by the preset's name.
+        settings: Defaults by the preset's name.
         argv: The arguments; `None` takes those of the process.
+
+    Raises:
+        UserError: The options of the data contradict each other, or the folder holds no images.
     """
-    own = {name: argument_parser.get_default(name) for name in presets["cpu"]}
-    argument_parser.set_defaults(**presets["cpu"])  # what --help shows
-    known, _ = argument_parser.parse_known_args(argv)
-    argument_parser.set_defaults(**{**own, **presets[known.preset]})
-    return argument_parser.parse_args(argv)
+    options = presets.parse(argument_parser, settings, argv)
+    if hasattr(options, "default_data"):
+        data_options.settle(options, options.default_data)
+        del options.default_data
+    return options
 
 
 def record(options: argparse.Namespace, names: Sequence[str]) -> dict[str, Any]:
@@ -223,15 +214,7 @@ def import_packages(options: argparse.Namespace) -> None:
     """
     for package in ("matplotlib", "tqdm", "scipy"):
         require(package, package, "for this example")
-    try:
-        with quiet_import():
-            require("keras", "keras", "for this example")
-            # Under other backends too, Keras imports TensorFlow where it is there, but later.
-            with contextlib.suppress(ImportError):
-                importlib.import_module("tensorflow")
-    except ValueError as error:
-        raise UserError(f"Keras does not start: {error}") from error
-    import keras
+    keras = import_keras()
 
     if keras.config.backend() == "torch":
         for name, given in (
@@ -250,31 +233,26 @@ def import_packages(options: argparse.Namespace) -> None:
 
 def main(
     argument_parser: argparse.ArgumentParser,
-    presets: Mapping[str, Mapping[str, Any]],
+    settings: presets.Presets,
     run: Callable[[argparse.Namespace], None],
     argv: Sequence[str] | None = None,
 ) -> int:
-    """Runs an app with the options of its command line; a user's mistake becomes a line.
+    """Runs a study with the options of its command line; a user's mistake becomes a line.
 
     Args:
         argument_parser: From `parser`.
-        presets: Defaults by the preset's name.
-        run: The app.
+        settings: Defaults by the preset's name.
+        run: The study.
         argv: The arguments; `None` takes those of the process.
 
     Returns:
         The exit code: 0, 2 after a mistake of the user, 130 when stopped by the user.
     """
-    options = parse(argument_parser, presets, argv)
-    try:
-        run(options)
-    except UserError as error:
-        print(f"{argument_parser.prog}: error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("\nStopped; the same command goes on from here.")
-        return 130
-    return 0
+    return app.run(
+        argument_parser.prog,
+        lambda: run(parse(argument_parser, settings, argv)),
+        "Stopped; the same command goes on from here.",
+    )
 
 
 def _check_batch(batch_size: int, devices: int) -> None:

@@ -12,15 +12,13 @@ from typing import Any
 
 import numpy as np
 
+from common.data_options import LAYOUT, VALIDATION_SPLITS, check_folder
 from common.errors import UserError, require
 from common.quiet import quiet_import
 
 Arrays = tuple[np.ndarray, np.ndarray]
 #: Name, training images and labels, validation images and labels if there are any, classes.
 Loaded = tuple[str, Arrays, Arrays | None, int]
-
-LAYOUT = "train/<class>/*.png (or .jpg) and val/<class>/*.png (or test/<class>/*.png)"
-VALIDATION_SPLITS = ("validation", "val", "test")
 
 #: The side of images whose files differ in size, when the user names none.
 DEFAULT_SIZE = 32
@@ -85,13 +83,7 @@ def load_folder(data_dir: str | None, image_size: int | None, limit: int | None)
     Raises:
         UserError: When the folder is not laid out so, or a file cannot be read.
     """
-    if data_dir is None:
-        raise UserError(f"--data folder needs --data-dir FOLDER, laid out as {LAYOUT}.")
-    folder = pathlib.Path(data_dir).expanduser()
-    if not folder.is_dir():
-        raise UserError(f"--data-dir {data_dir}: there is no such folder.")
-    if not any((folder / "train").glob("*/*")):
-        raise UserError(f"--data-dir {data_dir}: no images in train/. Lay it out as {LAYOUT}.")
+    folder = check_folder(data_dir)
     tensorflow, tfds = _import_tfds()
     builder = tfds.ImageFolder(str(folder))
     try:
@@ -157,8 +149,8 @@ def _unavailable(name: str, builder: Any, reason: str) -> UserError:
         return UserError(f"{missing} fetch it by itself. Its instructions: {steps}")
     return UserError(
         f"{missing} fetch it: {reason}. Run once with network access, or name the folder of an "
-        "earlier download with --data-dir, or use your own images with --data folder --data-dir "
-        f"FOLDER, laid out as {LAYOUT}."
+        "earlier download with --data-dir, or use your own images with --data-dir FOLDER, laid out "
+        f"as {LAYOUT}, or --data digits, which needs no download."
     )
 
 
