@@ -76,10 +76,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         The exit code.
     """
     options = _parser().parse_args(argv)
+    _planned(1, 64, 100)  # what the backend takes once, however small the model
     before = _resident()
-    with kv.without_weights():
-        large = language_model(options.blocks, options.width, options.vocabulary)
-    report = kv.initialize(large, seed=0)
+    large, report = _planned(options.blocks, options.width, options.vocabulary)
     predicted = kv.analyze(large).predicted
     took = _resident() - before
     count = large.count_params()
@@ -91,9 +90,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     print(f"  memory that planning took: {took / 2**20:.0f} MiB")
 
     keras.distribution.set_distribution(distribution())
-    with kv.without_weights():
-        model = language_model(options.blocks, options.drawn_width, options.drawn_vocabulary)
-    kv.initialize(model, seed=0)
+    model, _ = _planned(options.blocks, options.drawn_width, options.drawn_vocabulary)
     kv.create_weights(model)
     kernel = model.get_layer("ffn_in_0").kernel
     shards = kernel.value.addressable_shards
@@ -101,6 +98,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     print(f"  {kernel.path} {tuple(kernel.shape)}: shards of {tuple(shards[0].data.shape)}")
     print(f"  lint: {len(kv.lint(model))} findings")
     return 0
+
+
+def _planned(blocks: int, width: int, vocabulary: int) -> tuple[keras.Model, kv.Report]:
+    """A model without weights, and what it will be drawn with."""
+    with kv.without_weights():
+        model = language_model(blocks, width, vocabulary)
+    return model, kv.initialize(model, seed=0)
 
 
 def _resident() -> int:

@@ -159,7 +159,17 @@ def to_tensor(values: AnyArray) -> ArrayLike:
 
         bits = torch.from_numpy(values.view(np.int16)).view(torch.bfloat16)
         return keras.ops.convert_to_tensor(bits)
-    return keras.ops.convert_to_tensor(values)
+    return _copied(keras.ops.convert_to_tensor(values))
+
+
+def _copied(tensor: ArrayLike) -> ArrayLike:
+    """A tensor once it has its entries: JAX copies them later, and arrays would wait for that."""
+    if keras.backend.backend() == "jax":
+        import jax
+
+        if not isinstance(tensor, jax.core.Tracer):
+            jax.block_until_ready(tensor)
+    return tensor
 
 
 def assembled(layout: Layout | None, shape: Sequence[int], parts: Parts) -> ArrayLike:
@@ -168,8 +178,10 @@ def assembled(layout: Layout | None, shape: Sequence[int], parts: Parts) -> Arra
         return to_tensor(parts[whole(shape)])
     import jax
 
-    return jax.make_array_from_callback(
-        tuple(shape), layout, lambda index: parts[_index(index, shape)]
+    return _copied(
+        jax.make_array_from_callback(
+            tuple(shape), layout, lambda index: parts[_index(index, shape)]
+        )
     )
 
 

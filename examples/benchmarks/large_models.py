@@ -13,6 +13,8 @@ size (Linux). With `--sharded`, one kernel is built on a mesh of all devices ins
 
 import argparse
 import concurrent.futures
+import contextlib
+import ctypes
 import gc
 import os
 import statistics
@@ -60,6 +62,8 @@ def chain(layers: int, width: int, name: str) -> keras.Model:
 def step(name: str, weights: int, action: Callable[[], Any]) -> tuple[Measured, Any]:
     """Measures an action and returns its result too."""
     gc.collect()
+    with contextlib.suppress(OSError):
+        ctypes.CDLL("libc.so.6").malloc_trim(0)  # what was freed, but not returned to the system
     before = _resident("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")  # the peak is that from here on
     start = time.perf_counter()
