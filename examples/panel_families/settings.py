@@ -1,8 +1,8 @@
 """What the panel trains: families of networks, each in two settings.
 
 Rules and schemes are chosen on the settings of one half, and the other half is reported. Which is
-which stands in `SETTINGS` and was fixed before any of it was trained: what is reported has other
-sizes and, but for the recurrent networks and the residual ones with Adam, other data.
+which stands in `SETTINGS` and was fixed before rules were chosen: what is reported has other sizes
+and other data.
 """
 
 from __future__ import annotations
