@@ -60,6 +60,9 @@ class PartialIdentity(Wrapper):
         >>> bool((kernel[1, 1] == np.eye(8)).all()), int(kernel.sum())
         (True, 8)
 
+    Measured here (examples/RESULTS.md, the panel): no difference from Keras's default, in six
+    convolutions without normalization and in a ResNet-14 with it.
+
     Reference: K. Jordan (2024), "94% on CIFAR-10 in 3.29 seconds on a single GPU", arXiv
     2404.00498. There: all convolutions after the first of a small network with batch normalization;
     18 instead of 21 epochs to 94 %. Ends of residual branches are untested.
