@@ -159,7 +159,8 @@ def to_tensor(values: AnyArray) -> ArrayLike:
 
         bits = torch.from_numpy(values.view(np.int16)).view(torch.bfloat16)
         return keras.ops.convert_to_tensor(bits)
-    return _copied(keras.ops.convert_to_tensor(values))
+    # Without a type, Keras on JAX makes float32 of bfloat16 where that is its floatx.
+    return _copied(keras.ops.convert_to_tensor(values, values.dtype.name))
 
 
 def _copied(tensor: ArrayLike) -> ArrayLike:
