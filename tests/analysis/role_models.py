@@ -371,8 +371,7 @@ def residual_in_residual():
 
 def one_by_one_and_pooling():
     """A classifier whose head is a convolution (SqueezeNet)."""
-    inputs = image()
-    x = conv("out", 4, size=1)(layers.ReLU()(conv("a")(inputs)))
+    x = conv("out", 4, size=1)(layers.ReLU()(conv("a")(inputs := image())))
     return model(inputs, layers.Softmax()(layers.GlobalAveragePooling2D()(x)))
 
 
@@ -397,5 +396,5 @@ def layer_scale():
     x = conv("stem")(inputs)
     x = layers.Add()([x, Scale()(conv("b")(layers.ReLU()(conv("a")(x))))])
     x = layers.Add()([x, ReZero()(conv("f")(layers.ReLU()(conv("e")(x))))])
-    y = conv("d")(layers.ReLU()(conv("c")(x))) * 0.5
-    return model(inputs, layers.ReLU()(layers.Add()([x, StochasticDepth()(y)])))
+    y = StochasticDepth()(conv("d")(layers.ReLU()(conv("c")(x))) * 0.5)
+    return model(inputs, layers.Add()([x, y]))
