@@ -2,9 +2,8 @@
 
 Seeds, schemes and learning rates differ in numbers alone, so a network is compiled once for all of
 its trainings. On a CPU that is what counts: compiling takes as long as several small trainings.
-Four trainings stacked by `jax.vmap` take as long as one by one in dense layers and transformers
-(0.8 to 1.05 times, on one core), and 2.4 times as long in convolutions; steps joined by
-`jax.lax.scan` take 8 times as long there, since XLA leaves its fast convolutions for both.
+Trainings stacked by `jax.vmap`, or steps joined by `jax.lax.scan`, gain little there, and slow
+convolutions down, since XLA leaves its fast ones for both.
 """
 
 from __future__ import annotations

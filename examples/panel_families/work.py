@@ -80,20 +80,29 @@ def read(path: pathlib.Path, setting: Setting) -> list[Record]:
     """The finished trainings of a setting.
 
     Raises:
-        UserError: They are of a setting with other sizes.
+        UserError: They are of a setting with other sizes, or the file is not the panel's.
     """
     if not path.exists():
         return []
     *lines, rest = path.read_text(encoding="utf-8").split("\n")
     if rest:  # Stopped while it was being written.
         path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
-    records = [_with_nan(json.loads(line)) for line in lines]
-    for record in records:
-        if record["sizes"] != _sizes(setting):
+    records = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            record = _with_nan(json.loads(line))
+            sizes, _, _ = record["sizes"], key(record), record["test"][-1]
+        except (ValueError, KeyError, TypeError, IndexError) as error:
             raise UserError(
-                f"{path}: holds trainings with other sizes ({record['sizes']}, not "
-                f"{_sizes(setting)}). Name another --out, or drop them with --restart."
+                f"{path}, line {number}: is not the record of a training. Name another --out, or "
+                "drop the trainings with --restart."
+            ) from error
+        if sizes != _sizes(setting):
+            raise UserError(
+                f"{path}: holds trainings with other sizes ({sizes}, not {_sizes(setting)}). Name "
+                "another --out, or drop them with --restart."
             )
+        records.append(record)
     return records
 
 

@@ -96,8 +96,10 @@ def plot_history(
     activations, gradients = figure.subplots(1, 2)
     figure.suptitle("\n".join(textwrap.wrap(caption, 150)), fontsize=10.5, x=0.01, ha="left")
     once = len(history["time"]) == 1
-    draw = _draw_profile if once else _draw_over_time
-    draw(matplotlib, activations, gradients, history, names)
+    if once:
+        _draw_profile(activations, gradients, history, names)
+    else:
+        _draw_over_time(matplotlib, activations, gradients, history, names)
     for axes, title in (
         (activations, "activations: mean ± standard deviation"),
         (gradients, "back-propagated gradients: root mean square"),
@@ -128,7 +130,6 @@ def _statistics(
 
 
 def _draw_profile(
-    matplotlib: Any,
     activations: Axes,
     gradients: Axes,
     history: dict[str, list[float | None]],

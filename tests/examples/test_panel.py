@@ -80,6 +80,7 @@ def test_a_training_is_that_of_keras(metric):
                 exponentials = np.exp(outputs)
                 likely = exponentials[np.arange(len(y)), y] / exponentials.sum(axis=-1)
                 scores.append(-np.log(likely).mean())
+    # The same sums in another order, over 120 steps in float32.
     np.testing.assert_allclose(history.test, scores, rtol=1e-3)
     assert history.test[-1] != task.trivial  # which bounds the others
     assert not history.is_lost
@@ -305,9 +306,20 @@ def test_smoke(tmp_path):
 
 def test_trainings_with_other_sizes_are_refused(tmp_path, setting):
     path = tmp_path / "f.jsonl"
-    path.write_text(json.dumps({"loss": [None], "sizes": {"depth": 9}}) + "\n", encoding="utf-8")
+    record = {"scheme": "new", "rate": 0.1, "seed": 0, "loss": [None], "test": [0.0]}
+    line = json.dumps({**record, "sizes": {"depth": 9}})
+    path.write_text(f"{line}\n", encoding="utf-8")
     with pytest.raises(UserError, match=r"holds trainings with other sizes .*--restart"):
         work.read(path, setting)
+
+
+@pytest.mark.parametrize("line", ["{", "[]", "{}", '{"loss": []}'])
+def test_a_file_of_something_else_is_refused(tmp_path, setting, line):
+    path = tmp_path / "f.jsonl"
+    path.write_text(f"{line}\n", encoding="utf-8")
+    with pytest.raises(UserError, match=r"line 1: is not the record of a training\..*--restart"):
+        work.read(path, setting)
+    assert path.read_text(encoding="utf-8") == f"{line}\n"
 
 
 @pytest.mark.parametrize("name", work.VECTOR_IDS)
