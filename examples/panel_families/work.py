@@ -201,11 +201,11 @@ def find_setting(name: str, preset: str, data_dir: str | None = None) -> Setting
     Args:
         name: Of the setting.
         preset: `"smoke"`, `"cpu"` or `"gpu"`.
-        data_dir: The folder of images for `"gpu"`.
+        data_dir: A folder of images, or None for the data of the setting.
     """
     setting = next(setting for setting in SETTINGS if setting.name == name)
-    if preset == "gpu" and data_dir is not None:
-        return setting.large(data_dir)
+    if data_dir is not None:
+        setting = setting.large(data_dir) if preset == "gpu" else setting.on_images(data_dir)
     return setting.tiny() if preset == "smoke" else setting
 
 
