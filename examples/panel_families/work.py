@@ -19,7 +19,7 @@ import keras
 import numpy as np
 from common import schemes
 from common.errors import UserError
-from common.population import Population, Task
+from common.population import Population
 
 import keras_varinit as kv
 from panel_families.settings import RATE_SEEDS, SETTINGS, Setting
@@ -230,7 +230,7 @@ def train(setting: Setting, names: Sequence[str], seeds: int, path: pathlib.Path
 
 def _trainer(setting: Setting) -> Callable[[str, float, int], Record]:
     """What does a training: scheme, learning rate, seed."""
-    population = _population(setting, setting.task())
+    trained = population(setting)
 
     @functools.lru_cache(maxsize=1)
     def weights(scheme: str, seed: int) -> list[np.ndarray]:
@@ -241,7 +241,7 @@ def _trainer(setting: Setting) -> Callable[[str, float, int], Record]:
     def do(scheme: str, rate: float, seed: int) -> Record:
         start = weights(scheme, seed)
         began = time.perf_counter()
-        history = population.train(start, rate, seed)
+        history = trained.train(start, rate, seed)
         return {
             **{"scheme": scheme, "rate": rate, "seed": seed},
             **dataclasses.asdict(history),
@@ -252,11 +252,12 @@ def _trainer(setting: Setting) -> Callable[[str, float, int], Record]:
     return do
 
 
-def _population(setting: Setting, task: Task) -> Population:
+def population(setting: Setting) -> Population:
+    """What trains a setting, with whatever weights, learning rate and order of data."""
     return Population(
         _build(setting, 0),
         setting.make_optimizer(),
-        task,
+        setting.task(),
         batch_size=setting.batch_size,
         steps=setting.steps,
         points=min(POINTS, setting.steps),

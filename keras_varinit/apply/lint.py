@@ -181,8 +181,10 @@ def _is_constant(variable: Variable, owned: Owned) -> bool:
 
 def _equal_weights(model: Model, reading: Reading, owned: Owned) -> Iterator[Finding]:
     first: dict[tuple[tuple[int, ...], str, Digests], str] = {}
-    for _, variable, context in _filled(model, reading):
-        if is_constant(variable) or _is_constant(variable, owned):
+    for layer, variable, context in _filled(model, reading):
+        # Not trained in a layer that is: a table, such as the frequencies of rotary positions.
+        is_table = layer.trainable and not variable.trainable
+        if is_table or is_constant(variable) or _is_constant(variable, owned):
             continue
         shape = tuple(int(n) for n in variable.shape)
         earlier = first.setdefault((shape, variable.dtype, digests(variable)), context.path)
