@@ -115,7 +115,7 @@ def run(options: argparse.Namespace) -> None:
             "--preset gpu trains on images of your own, which --data-dir names. For CIFAR-10 lay "
             "them out as train/<class>/*.png and test/<class>/*.png."
         )
-    if options.data_dir is not None and options.preset != "gpu" and options.suite != "deep":
+    if options.data_dir is not None and options.preset == "cpu" and options.suite != "deep":
         raise UserError(
             f"--data-dir {options.data_dir}: these settings have data that comes with Python and "
             "scikit-learn. Add --preset gpu or --suite deep, or leave it out."

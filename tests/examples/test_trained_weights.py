@@ -118,7 +118,7 @@ def networks():
         for name, network in group.items():
             yield name, network.make
     for setting in SETTINGS:
-        if setting.half == "report":
+        if setting.suite != "choice":
             yield f"panel {setting.family}", setting.tiny().build
 
 
