@@ -28,8 +28,8 @@ from panel_families.settings import RATE_SEEDS, SETTINGS, Setting
 DEFAULT = "default"
 #: How often in a training the metric is taken.
 POINTS = 10
-#: Schemes for what is not a kernel.
-VECTOR_IDS = ("fan_in_bias", "chrono_bias", "branch_end_zeros")
+#: Schemes for what is not a kernel, and for heads.
+VECTOR_IDS = ("fan_in_bias", "chrono_bias", "branch_end_zeros", "zero_head")
 
 Record = dict[str, Any]
 #: What tells trainings of one setting apart: scheme, learning rate, seed.
@@ -43,7 +43,7 @@ def check_scheme(name: str) -> None:
         UserError: There is no such scheme.
     """
     kernels, plus, vectors = name.partition("+")
-    if plus and (vectors not in VECTOR_IDS or kernels in ("recommended", *VECTOR_IDS)):
+    if plus and (vectors not in VECTOR_IDS or kernels in VECTOR_IDS):
         raise UserError(
             f"--schemes {name}: write KERNELS+VECTORS, with {', '.join(VECTOR_IDS)} for VECTORS."
         )
@@ -60,10 +60,20 @@ def apply_scheme(model: keras.Model, name: str, seed: int) -> None:
         seed: Of the draws.
     """
     for part in name.split("+"):
-        if part in VECTOR_IDS:
+        if part == "zero_head":
+            _empty_heads(model)
+        elif part in VECTOR_IDS:
             _draw_vectors(model, part, seed)
         elif part != DEFAULT:
             kv.initialize(model, schemes.make(part), seed=seed)
+
+
+def _empty_heads(model: keras.Model) -> None:
+    contexts = kv.analyze(model).contexts
+    for variable in model.trainable_variables:
+        context = contexts.get(variable.path)
+        if context is not None and context.role == "head":
+            variable.assign(keras.ops.zeros(variable.shape))
 
 
 def _draw_vectors(model: keras.Model, identifier: str, seed: int) -> None:
