@@ -241,6 +241,7 @@ SETTINGS = [
     _deep("f34", _f, 34, ADAM_DEEP[:3], 800, "adam", data.large_moved_digits),
     _deep("f50", _f, 50, ADAM_DEEP[:3], 800, "adam", data.large_moved_digits),
     _deep(
-        "dense-54", networks.relu_mlp, 54, ADAM_DEEP[:3], 2000, "adam", data.flat_moved_digits, 64
+        "dense-54", networks.relu_mlp, 54, (1e-4, *ADAM_DEEP[:3]), 2000, "adam",
+        data.flat_moved_digits, 64,
     ),
 ]  # fmt: skip
