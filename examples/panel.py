@@ -58,8 +58,8 @@ def _parser() -> argparse.ArgumentParser:
         "--schemes", nargs="+", metavar="ID",
         help="what is compared: recommended, an id of keras_varinit or Keras, "
         "residual_scaled:RULE[:BASE], signal_preserving:1/L, depth_scaled:SCHEDULE:VARIANCE, "
-        "fan_in_bias, chrono_bias, branch_end_zeros, or one for kernels and one for vectors with a "
-        "+ between them",
+        "fan_in_bias, chrono_bias, branch_end_zeros, zero_head, or one for kernels and one of the "
+        "last four with a + between them",
     )  # fmt: skip
     parser.add_argument(
         "--baseline", default="default", metavar="ID",
