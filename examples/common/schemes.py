@@ -93,7 +93,7 @@ def _residual_scaled(name: str, rule: str, *base: str) -> kv.ResidualScaled:
 
 
 def check(names: Sequence[str]) -> list[str]:
-    """Checks names, and drops those that stand there twice.
+    """Checks names, and drops duplicates.
 
     Raises:
         UserError: As `make`.
