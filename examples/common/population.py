@@ -49,7 +49,7 @@ class Task:
 
     @property
     def outputs(self) -> int:
-        """How many numbers a network puts out, for each target."""
+        """How many numbers a network outputs, for each target."""
         targets = self.train[1]
         return targets.shape[-1] if self.metric == "error" else int(targets.max()) + 1
 

@@ -107,7 +107,7 @@ def _depth_scaled(name: str, schedule: str, *variance: str) -> kv.DepthScaled:
 
 
 def check(names: Sequence[str]) -> list[str]:
-    """Checks names, and drops those that stand there twice.
+    """Checks names, and drops duplicates.
 
     Raises:
         UserError: As `make`.

@@ -199,7 +199,7 @@ def noisy_folder(path: str) -> Task:
 
 @functools.cache
 def digits_again() -> Task:
-    """Handwritten digits, which are to be put out again."""
+    """Handwritten digits, which are to be reconstructed."""
     task = digits()
     parts = [(x, x) for x, _ in (task.train, task.validation, task.test)]
     return _task("digits", parts, "error")

@@ -301,7 +301,8 @@ def _scales(reading: Reading, owned: Owned) -> Iterator[Finding]:
     """The first kernel whose output vanishes and the first whose output explodes.
 
     Predicted by the signal engine from the second moments of the present kernels. A kernel that is
-    zero because its initializer wants it so, or as it ends a residual branch, is no finding.
+    zero because its initializer makes it so, or because it ends a residual branch, is not a
+    finding.
     """
     zeros: set[int] = set()
 
