@@ -41,7 +41,7 @@ KERAS_BACKEND chooses the backend, as for any Keras program.
 
 
 class CommandError(Exception):
-    """A mistake that the user can mend; shown in one line."""
+    """A mistake that the user can fix; shown in one line."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -127,7 +127,7 @@ def _add(commands: Any, name: str, run: Any, description: str) -> argparse.Argum
     )  # fmt: skip
     command.add_argument(
         "--unsafe", action="store_true",
-        help="load Lambda layers too, which runs code of the file (safe_mode=False)",
+        help="load Lambda layers too, which runs code from the file (safe_mode=False)",
     )  # fmt: skip
     command.add_argument("--traceback", action="store_true", help="show where an error came from")
     return command
@@ -205,7 +205,7 @@ def _loaded(options: argparse.Namespace, *, compiled: bool = False) -> keras.Mod
 def _remedy(error: Exception) -> str:
     text = str(error)
     if "safe_mode" in text or "unsafe" in text.lower():
-        return " With --unsafe it is loaded all the same, which runs code of the file."
+        return " --unsafe loads it anyway, which runs code from the file."
     if "deserializ" in text or "Unknown" in text or "register" in text:
         return " If it has layers of its own, name the module that registers them with --import."
     return ""

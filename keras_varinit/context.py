@@ -139,13 +139,13 @@ class LayerContext:
         branch_size: Number m of kernels in this kernel's residual branch; 0 outside branches.
         branch_end: Whether the kernel ends a residual branch: its output reaches the addition
             through no other kernel.
-        layer_scale: Whether what the branch adds is scaled by a tensor behind the kernel that ends
-            it (LayerScale, ReZero), which may train together with the kernel.
+        layer_scale: Whether a tensor scales what the branch adds, after the kernel that ends it
+            (LayerScale, ReZero). It may train together with the kernel.
         normalized: Class name of the normalization that directly follows, or None.
         gates: Number of blocks in the kernels of a recurrent layer: 4 for LSTM (input, forget,
             cell, output), 3 for GRU (update, reset, candidate), 1 for a simple one; None outside.
         steps: Number of steps that the recurrent layer takes; None if unknown, or outside.
-        dense_prediction: Whether a head of the model puts out values for each position, as in
+        dense_prediction: Whether a head of the model outputs values for each position, as in
             segmentation, restoration of images and language models.
         branch_gain: What the residual branch adds, relative to its stream, for a branch end of
             variance 1 (for a γ of 1): E F²/E s², from the signal engine. None unless the

@@ -25,16 +25,13 @@ def analyze(
         input_variance: Variance of an entry of the model's inputs. Defaults to 1.0.
 
     Returns:
-        An `Analysis`, whose dictionaries have one entry per kernel, in the order of the graph:
-
-        * `.contexts[path]`: its `LayerContext`;
-        * `.predicted[path]`: a `Prediction` with `forward`, E u² of the kernel's output u, and
-          `backward`, E (dL/du)² for gradients at the model's outputs that are white noise of unit
-          variance. Kernels count with their current initializers, or with their current values if
-          they are frozen or their initializer is not known. Unknown quantities are None.
-
-        `.notes` explains what is not known. If two kernels have the same path (layers of the same
-        name in two nested models), the second one is `"path#2"`.
+        An `Analysis`. For each kernel, in the order of the graph, `.contexts[path]` is its
+        `LayerContext` and `.predicted[path]` a `Prediction` with `forward`, E u² of the kernel's
+        output u, and `backward`, E (dL/du)² for gradients at the model's outputs that are white
+        noise of unit variance. Kernels count with their current initializers, or with their current
+        values if they are frozen or their initializer is not known. Unknown quantities are None and
+        explained in `.notes`. If two kernels have the same path (layers of the same name in two
+        nested models), the second one is `"path#2"`.
 
     Units: `forward` and `backward` are second moments.
 

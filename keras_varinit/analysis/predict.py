@@ -22,7 +22,7 @@ _ALIKE = 0.9
 _FORWARD, _BACKWARD = 1.05, 1.15
 
 NOT_RENEWED = (
-    "the correlation of positions after the normalization of an unknown signal is not known, nor "
+    "the correlation between positions is unknown after an unknown signal is normalized, and so "
     "is what depends on it"
 )
 

@@ -60,7 +60,7 @@ class Analysis(Results[AnalysisRow]):
         Column("fan-out", "mean outputs per input", "number"),
         Column("activation"),
         Column("pooling", "kind and entries in a window"),
-        Column("tau", "second moment of the input behind a stage of unit variance", "number"),
+        Column("tau", "second moment of the input, after a stage of unit variance", "number"),
         Column("gamma", "fraction of gradient variance that the stage passes back", "number"),
         Column("forward", "predicted E u² of the kernel's output u", "number"),
         Column("backward", "predicted second moment of the gradient with respect to u", "number"),

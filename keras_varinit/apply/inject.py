@@ -65,7 +65,7 @@ def inject(model: keras.Model, *, force: bool = False) -> Report:
     they are a draw. Each weight gets its own copy of the initializer and its own random stream,
     derived from the seed and its place in the model; kernels that are drawn together (`Mimetic`)
     get one seed. A second call changes nothing. If an error is raised, no weight and no initializer
-    has changed: what was redrawn by then is put back, by drawing it as before.
+    has changed: what was redrawn by then is restored by drawing it again.
 
     Weights in shards (`keras.distribution`) are checked and drawn shard by shard, by each host its
     own; all hosts must call. In a model built `without_weights` the draws are planned.

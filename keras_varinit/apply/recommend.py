@@ -24,7 +24,7 @@ class Recommendation(Row):
         role: What it is for, as in `LayerContext`; `"other"` where that is not known.
         choice: The initializer, as a configuration that `keras.initializers.get` takes; None for a
             weight that is left as it is.
-        reason: The rule, and where its evidence stands.
+        reason: The rule, and where to find its evidence.
     """
 
     path: str

@@ -19,7 +19,7 @@ def without_weights() -> Iterator[None]:
     Such a model takes no memory for its weights, whatever its size. `analyze`, `recommend` and
     `lint` read it; `inject` and `initialize` report what they would draw, and it is drawn when
     `create_weights` gives the weights their values: each shard on the host that holds it, if a
-    `keras.distribution` has been set by then. There never are old weights beside the new ones.
+    `keras.distribution` has been set by then. Old and new weights are never held at the same time.
 
     Example:
         >>> import keras, keras_varinit as kv
@@ -30,7 +30,7 @@ def without_weights() -> Iterator[None]:
         >>> model.count_params() // 10**12, len(report.planned), len(report.drawn)
         (4, 8, 0)
 
-    Layers that are given their values when they are constructed, such as `Normalization(mean=…)`,
+    Layers that receive values in their constructor, such as `Normalization(mean=…)`,
     cannot be built in it; Keras raises an error.
     """
     with keras_private.without_values():
@@ -51,6 +51,16 @@ def create_weights(model: keras.Model) -> None:
     Raises:
         TypeError: `model` is not a Keras model.
         ValueError: it is not built, or drawn values are not finite.
+
+    Example:
+        >>> import keras, keras_varinit as kv
+        >>> with kv.without_weights():
+        ...     model = keras.Sequential([keras.Input((8,)), keras.layers.Dense(4)])
+        >>> report = kv.initialize(model, seed=0)
+        >>> kv.create_weights(model)
+        >>> tuple(model.layers[0].kernel.shape)
+        (8, 4)
+
     """
     for variable in keras_private.check_built(model).variables:
         if not keras_private.has_value(variable):

@@ -5,8 +5,8 @@ from keras_varinit.initializers.base import ContextualInitializer
 from keras_varinit.initializers.branch_end_zeros import BranchEndZeros
 from keras_varinit.initializers.chrono import ChronoBias
 from keras_varinit.initializers.depth import DepthScaled
-from keras_varinit.initializers.enhanced import (
-    Enhanced,
+from keras_varinit.initializers.enhanced import Enhanced
+from keras_varinit.initializers.enhanced_presets import (
     EnhancedGlorotNormal,
     EnhancedGlorotUniform,
     EnhancedHeNormal,

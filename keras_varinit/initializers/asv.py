@@ -128,10 +128,10 @@ class ASVForward(_ASV):
             initialization.
 
     Shape: any kernel; with a context the fans are the layer's true ones. An orthogonal kernel is
-    the matrix of its summed axes by its filter axes, per group; for convolutions it stands at the
-    central tap, (n-1)//2 of n, and is larger by the root of the number of taps (delta-orthogonal).
-    Without a context it is all axes but the last by the last. Transposed convolutions with strides
-    are drawn normal.
+    the matrix of its summed axes by its filter axes, per group. Convolutions have it at the
+    central tap, (n-1)//2 of n, larger by the root of the number of taps, and zeros elsewhere
+    (delta-orthogonal). Without a context the matrix is all axes but the last by the last.
+    Transposed convolutions with strides are drawn from a normal distribution.
 
     Units: `stddev` is a standard deviation; τ is a ratio of second moments; `max_gain` is a ratio
     of standard deviations.
@@ -179,10 +179,10 @@ class ASVBackward(_ASV):
             initialization.
 
     Shape: any kernel; with a context the fans are the layer's true ones. An orthogonal kernel is
-    the matrix of its summed axes by its filter axes, per group; for convolutions it stands at the
-    central tap, (n-1)//2 of n, and is larger by the root of the number of taps (delta-orthogonal).
-    Without a context it is all axes but the last by the last. Transposed convolutions with strides
-    are drawn normal.
+    the matrix of its summed axes by its filter axes, per group. Convolutions have it at the
+    central tap, (n-1)//2 of n, larger by the root of the number of taps, and zeros elsewhere
+    (delta-orthogonal). Without a context the matrix is all axes but the last by the last.
+    Transposed convolutions with strides are drawn from a normal distribution.
 
     Units: `stddev` is a standard deviation; γ is a ratio of variances; `max_gain` is a ratio of
     standard deviations.

@@ -18,8 +18,9 @@ from keras_varinit.typing import Config
 class BranchEndZeros(ContextualInitializer):
     """γ of a normalization: 0 where it ends a residual branch, else 1.
 
-    A normalization ends a branch if its output reaches the addition through no further kernel. It
-    depends on the optimizer: Adam moves a γ by about its rate at every step, which is slow from 0.
+    A normalization ends a branch if its output reaches the addition through no further kernel.
+    Whether zeros help depends on the optimizer: Adam moves a γ by about its learning rate per step,
+    which is slow from 0.
 
     Args:
         context: Set by `inject`. Without it γ is 1, Keras's default.
@@ -38,10 +39,11 @@ class BranchEndZeros(ContextualInitializer):
         >>> float(keras.ops.convert_to_numpy(layer.gamma)[0])
         1.0
 
-    Measured here (examples/RESULTS.md, the panel): ResNets with batch normalization end where they
-    end with ones, and start more slowly where the learning rate is small, with SGD as with Adam.
+    Measured here (examples/RESULTS.md, the panel): ResNets with batch normalization reach the same
+    accuracy as with ones, and start more slowly where the learning rate is small, with SGD as with
+    Adam.
 
-    Reference: Goyal et al. (2017), arXiv 1706.02677, section 5.1. Theirs: ResNet-50 with batch
+    Reference: Goyal et al. (2017), arXiv 1706.02677, section 5.1. There: ResNet-50 with batch
     normalization, SGD with momentum 0.9 and weight decay, ImageNet.
     """
 

@@ -62,7 +62,7 @@ class ChronoBias(ContextualInitializer):
     default.
 
     Reference: C. Tallec, Y. Ollivier (2018), "Can recurrent neural networks warp time?", ICLR.
-    Theirs: an LSTM of 128 units on copy and adding tasks, T the length of the task's dependence.
+    There: an LSTM of 128 units on copy and adding tasks, T the length of the task's dependence.
     """
 
     kinds = ("bias",)

@@ -35,7 +35,7 @@ from keras_varinit.typing import Config, FloatArray
 Granularity = Literal["filter", "position"]
 
 
-class _EnhancedBase(Wrapper):
+class EnhancedBase(Wrapper):
     """The sampler that `Enhanced` and its presets share."""
 
     def __init__(
@@ -104,7 +104,7 @@ class _EnhancedBase(Wrapper):
 
 
 @register("enhanced")
-class Enhanced(_EnhancedBase):
+class Enhanced(EnhancedBase):
     """Gives every filter of a base initializer's kernel its own random variance.
 
     A filter is drawn with variance σ²·g, where σ² is the base's variance and E g = 1, so the
@@ -165,96 +165,3 @@ class Enhanced(_EnhancedBase):
             "delta": self.delta,
             **super().get_config(),
         }
-
-
-class _Preset(_EnhancedBase):
-    """An `Enhanced` whose base is fixed by the class."""
-
-    base_name: str
-
-    def __init__(
-        self,
-        granularity: Granularity = "filter",
-        concentration: float = 0.5,
-        delta: float | None = None,
-        seed: int | None = None,
-        context: LayerContext | Mapping[str, object] | None = None,
-    ) -> None:
-        super().__init__(self.base_name, granularity, concentration, delta, seed, context)
-
-    def get_config(self) -> Config:
-        """Returns the configuration, JSON primitives only."""
-        return {
-            "granularity": self.granularity,
-            "concentration": self.concentration,
-            "delta": self.delta,
-            **super().get_config(),
-        }
-
-
-@register("enhanced_he_normal")
-class EnhancedHeNormal(_Preset):
-    """`Enhanced("he_normal")`: mean variance 2/fan_in, each filter's variance times χ²(1).
-
-    The choice for ReLU networks that would use `he_normal`. Arguments, shapes, units, errors and
-    reference: see `Enhanced`.
-
-    Example:
-        >>> import keras_varinit as kv
-        >>> tuple(kv.EnhancedHeNormal(seed=0)((64, 32)).shape)
-        (64, 32)
-    """
-
-    base_name = "he_normal"
-
-
-@register("enhanced_he_uniform")
-class EnhancedHeUniform(_Preset):
-    """`Enhanced("he_uniform")`: mean variance 2/fan_in, each filter uniform with its own bound.
-
-    Arguments, shapes, units, errors and reference: see `Enhanced`.
-    """
-
-    base_name = "he_uniform"
-
-
-@register("enhanced_glorot_normal")
-class EnhancedGlorotNormal(_Preset):
-    """`Enhanced("glorot_normal")`: mean variance 2/(fan_in + fan_out), χ²(1) filter variances.
-
-    The choice for symmetric activations such as tanh. Arguments, shapes, units, errors and
-    reference: see `Enhanced`.
-    """
-
-    base_name = "glorot_normal"
-
-
-@register("enhanced_glorot_uniform")
-class EnhancedGlorotUniform(_Preset):
-    """`Enhanced("glorot_uniform")`: mean variance 2/(fan_in + fan_out), uniform filters.
-
-    Arguments, shapes, units, errors and reference: see `Enhanced`.
-    """
-
-    base_name = "glorot_uniform"
-
-
-@register("enhanced_lecun_normal")
-class EnhancedLecunNormal(_Preset):
-    """`Enhanced("lecun_normal")`: mean variance 1/fan_in, χ²(1) filter variances.
-
-    The choice for SELU and linear layers. Arguments, shapes, units, errors and reference: see
-    `Enhanced`.
-    """
-
-    base_name = "lecun_normal"
-
-
-@register("enhanced_lecun_uniform")
-class EnhancedLecunUniform(_Preset):
-    """`Enhanced("lecun_uniform")`: mean variance 1/fan_in, uniform filters.
-
-    Arguments, shapes, units, errors and reference: see `Enhanced`.
-    """
-
-    base_name = "lecun_uniform"

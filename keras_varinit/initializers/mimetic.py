@@ -83,8 +83,8 @@ class Mimetic(Wrapper):
     Cost: for each key head the eigenvectors of a d×d matrix: about 0.1 s for d = 768 and 0.3 s for
     d = 1024 on one core, half as many where both kernels of a pair are drawn in a row.
 
-    The signal engine takes kernels as independent, which these are not: behind them its predictions
-    are None until a normalization.
+    The signal engine assumes independent kernels, which these are not: its predictions are None
+    from here to the next normalization.
 
     Raises:
         TypeError, ValueError: an argument has the wrong type; the base is not zero-mean or takes no
@@ -99,7 +99,7 @@ class Mimetic(Wrapper):
     and on a language model, where both have their best learning rate (the panel).
 
     Reference: A. Trockman, J. Z. Kolter (2023), "Mimetic initialization of self-attention layers",
-    arXiv 2305.09828. Theirs: ViT-Tiny on CIFAR-10 and ImageNet, with sinusoidal positions.
+    arXiv 2305.09828. There: ViT-Tiny on CIFAR-10 and ImageNet, with sinusoidal positions.
     """
 
     def __init__(

@@ -28,10 +28,10 @@ class PartialIdentity(Wrapper):
     copy would double the stream; the model's output and all kernels of another role than
     `"kernel"`.
 
-    The signal engine assumes independent, zero-mean entries, so where identity filters are present
-    `analyze` predicts nothing (None, with a note), nor for what follows. Wrappers such as
-    `Enhanced`, `DepthScaled` and `ResidualScaled` refuse this initializer as a base: a factor would
-    turn the identity into a gain. It takes them as its own base.
+    The signal engine assumes independent, zero-mean entries, so `analyze` predicts nothing for
+    kernels with identity filters, nor for what follows them: None, with a note. Wrappers such as
+    `Enhanced`, `DepthScaled` and `ResidualScaled` refuse this initializer as a base, as a factor
+    would turn the identity into a gain. It takes them as its own base.
 
     Args:
         initializer: The base: a string id, config or initializer object, of Keras or of this

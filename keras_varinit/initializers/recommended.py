@@ -34,7 +34,7 @@ class Rule:
         applies: Whether it applies to a weight with this context.
         choice: Name and arguments of the initializer. `initializer` among these is the base of a
             wrapper for layers that do not name one of their own.
-        reason: Why, and where the evidence stands.
+        reason: Why, and where to find the evidence.
     """
 
     kind: str

@@ -58,7 +58,7 @@ class SignalPreserving(ContextualInitializer):
 
         E F_b² = branch_share · E s(x_b)²,
 
-    whatever stands between it and the addition. With a share of 1/L the stream grows by at most
+    whatever lies between it and the addition. With a share of 1/L the stream grows by at most
     (1 + 1/L)^L < e over L branches. Behind a normalization at a branch's end the kernel's scale has
     no effect; there γ² is solved for instead, provided that γ is this initializer's too, as it is
     in `initialize`. Elsewhere γ is 1.
