@@ -23,11 +23,12 @@ EPILOG = """\
 examples:
   python examples/panel.py --out results/panel
   python examples/panel.py --families vit unet --schemes recommended mimetic --out results/few
-  python examples/panel.py --half choice --seeds 4 --schemes he_normal --out results/choice
+  python examples/panel.py --suite choice --seeds 4 --schemes he_normal --out results/choice
+  python examples/panel.py --suite deep --baseline he_normal --schemes asv_forward --out results/f
 
 Each family has two settings, of other sizes and mostly other data. Rules were chosen on one half
-and are reported on the other. All trainings of a network share one compiled step, so the panel
-needs JAX.
+and are reported on the other. The suite "deep" has families of its own. All trainings of a network
+share one compiled step, so the panel needs JAX.
 """
 
 
@@ -55,19 +56,25 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--families", nargs="+", metavar="NAME", help="(default: all)")
     parser.add_argument(
         "--schemes", nargs="+", metavar="ID",
-        help="what Keras's default is compared with: recommended, an id of keras_varinit or Keras, "
-        "residual_scaled:RULE[:BASE], signal_preserving:1/L, fan_in_bias, chrono_bias, "
-        "branch_end_zeros, or one for kernels and one for vectors with a + between them",
+        help="what is compared: recommended, an id of keras_varinit or Keras, "
+        "residual_scaled:RULE[:BASE], signal_preserving:1/L, depth_scaled:SCHEDULE:VARIANCE, "
+        "fan_in_bias, chrono_bias, branch_end_zeros, zero_head, or one for kernels and one of the "
+        "last four with a + between them",
+    )  # fmt: skip
+    parser.add_argument(
+        "--baseline", default="default", metavar="ID",
+        help="what it is compared with: default, the model as Keras builds it, or another scheme "
+        "(default: %(default)s)",
     )  # fmt: skip
     parser.add_argument(
         "--data-dir", metavar="DIR",
-        help="with --preset gpu: images of 32×32 as train/<class>/*.png (or .jpg) and val/ or "
-        "test/ alike, such as those of CIFAR-10",
+        help="images of 32×32 as train/<class>/*.png (or .jpg) and val/ or test/ alike, such as "
+        "those of CIFAR-10, for --preset gpu or --suite deep",
     )  # fmt: skip
     parser.add_argument(
-        "--half", choices=("report", "choice"), default="report",
-        help="report: the settings that nothing was chosen on; choice: the others (default: "
-        "%(default)s)",
+        "--suite", choices=("report", "choice", "deep"), default="report",
+        help="report: the settings that nothing was chosen on; choice: the others; deep: ResNet-56 "
+        "and 110, F34 and F50, 54 dense layers (default: %(default)s)",
     )  # fmt: skip
     parser.add_argument("--seeds", type=int, metavar="N", help="trainings with 0 to N-1")
     parser.add_argument(
@@ -103,27 +110,31 @@ def run(options: argparse.Namespace) -> None:
             f"KERAS_BACKEND={keras.config.backend()}: all trainings of a network share one step "
             "compiled by JAX. Set KERAS_BACKEND=jax, or leave it out."
         )
-    if (options.preset == "gpu") != (options.data_dir is not None):
+    if options.preset == "gpu" and options.data_dir is None:
         raise UserError(
-            "--preset gpu trains on images of your own, which --data-dir names, and the other "
-            "presets on data that comes with Python and scikit-learn. For CIFAR-10 lay its images "
-            "out as train/<class>/*.png and test/<class>/*.png."
+            "--preset gpu trains on images of your own, which --data-dir names. For CIFAR-10 lay "
+            "them out as train/<class>/*.png and test/<class>/*.png."
+        )
+    if options.data_dir is not None and options.preset == "cpu" and options.suite != "deep":
+        raise UserError(
+            f"--data-dir {options.data_dir}: these settings have data that comes with Python and "
+            "scikit-learn. Add --preset gpu or --suite deep, or leave it out."
         )
     for name in ("seeds", "workers"):
         if getattr(options, name) < 1:
             raise UserError(f"--{name} {getattr(options, name)}: must be 1 or more.")
     from panel_families import report, settings, work
 
-    names = list(dict.fromkeys(setting.family for setting in settings.SETTINGS))
+    every = [setting for setting in settings.SETTINGS if setting.suite == options.suite]
+    names = list(dict.fromkeys(setting.family for setting in every))
     families = options.families or names
     if unknown := [name for name in families if name not in names]:
         raise UserError(f"--families {unknown[0]}: no such family. There are: {', '.join(names)}.")
-    schemes = [name for name in dict.fromkeys(options.schemes) if name != work.DEFAULT]
+    schemes = list(dict.fromkeys([options.baseline, *options.schemes]))
     for name in schemes:
         work.check_scheme(name)
-    schemes = [work.DEFAULT, *schemes]
     chosen = [
-        work.find_setting(f"{family}-{options.half}", options.preset, options.data_dir)
+        work.find_setting(f"{family}-{options.suite}", options.preset, options.data_dir)
         for family in dict.fromkeys(families)
     ]
     paths = {s.name: options.out / "trainings" / f"{s.name}.jsonl" for s in chosen}

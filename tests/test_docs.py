@@ -1,6 +1,7 @@
 """README and guides: every snippet runs by itself and prints what it says; links lead somewhere."""
 
 import importlib.util
+import json
 import os
 import re
 import subprocess
@@ -48,27 +49,76 @@ def _snippets():
                 yield pytest.param(code, output, id=f"{_name(page)}-{number}")
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(("code", "output"), list(_snippets()))
-def test_snippet_runs_by_itself(code, output, tmp_path):
+# Imports are most of what a short snippet takes. This process does them once, and forks one of its
+# own for each snippet: it reads JSON (code, folder), and answers with the exit status.
+_FORKS = """
+import json, os, sys, traceback
+import keras, keras_varinit, numpy
+
+for line in sys.stdin:
+    code, folder = json.loads(line)
+    child = os.fork()
+    if not child:
+        status = 1
+        os.chdir(folder)
+        for number, name in ((1, "stdout"), (2, "stderr")):
+            os.dup2(os.open(name, os.O_WRONLY | os.O_CREAT), number)
+        try:
+            exec(compile(code, "<snippet>", "exec"), {"__name__": "__main__"})
+            status = 0
+        except BaseException:
+            traceback.print_exc()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+"""
+
+
+@pytest.fixture(scope="module")
+def run_snippet():
+    """Runs code in a folder, in a process of its own, and returns what it printed."""
     environment = {
         **os.environ,
         "KERAS_BACKEND": BACKEND,
         "PYTHONPATH": str(ROOT),
         "PYTHONIOENCODING": "utf-8",
     }
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        cwd=tmp_path,
+    process = subprocess.Popen(
+        [sys.executable, "-c", _FORKS],
         env=environment,
-        capture_output=True,
-        encoding="utf-8",
-        timeout=300,
-        check=False,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
     )
-    assert done.returncode == 0, done.stderr[-4000:]
+
+    def run(code, folder):
+        print(json.dumps([code, str(folder)]), file=process.stdin, flush=True)
+        status = process.stdout.readline().strip()
+        output, errors = (
+            (folder / name).read_text(encoding="utf-8") for name in ("stdout", "stderr")
+        )
+        assert status == "0", errors[-4000:]
+        return output
+
+    yield run
+    process.communicate(timeout=60)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("code", "output"), list(_snippets()))
+def test_snippet_runs_by_itself(code, output, run_snippet, tmp_path):
+    printed = run_snippet(code, tmp_path)
     if output:
-        assert done.stdout == output
+        assert printed == output
+
+
+@pytest.mark.slow
+def test_a_snippet_has_nothing_of_the_one_before(run_snippet, tmp_path):
+    run_snippet("import keras\nlayer = keras.layers.Dense(2)\nprint(layer.name)", tmp_path)
+    with pytest.raises(AssertionError, match="NameError"):
+        run_snippet("keras.layers.Dense(2)", tmp_path)
+    assert run_snippet("import keras\nprint(keras.layers.Dense(2).name)", tmp_path) == "dense\n"
 
 
 def test_pages_have_snippets():

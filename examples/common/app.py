@@ -1,4 +1,4 @@
-"""How every app ends: done, with a line on what the user can mend, or stopped by the user."""
+"""How every app ends: done, with a line on what the user can fix, or stopped by the user."""
 
 from __future__ import annotations
 

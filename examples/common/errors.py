@@ -1,4 +1,4 @@
-"""The error a user can mend, and the check for optional packages."""
+"""The error a user can fix, and the check for optional packages."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import types
 
 
 class UserError(Exception):
-    """A mistake or a missing thing that the user can mend; shown without a traceback."""
+    """A mistake or something missing that the user can fix; shown without a traceback."""
 
 
 def require(module: str, package: str, purpose: str) -> types.ModuleType:

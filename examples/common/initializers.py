@@ -21,6 +21,7 @@ VARINIT_IDS = (
     "asv_backward",
     "depth_scaled",
     "signal_preserving",
+    "isometric",
     "residual_scaled",
     "partial_identity",
     "mimetic",

@@ -2,8 +2,8 @@
 
 Seeds, schemes and learning rates differ in numbers alone, so a network is compiled once for all of
 its trainings. On a CPU that is what counts: compiling takes as long as several small trainings.
-Trainings stacked by `jax.vmap`, or steps joined by `jax.lax.scan`, gain little there, and slow
-convolutions down, since XLA leaves its fast ones for both.
+Trainings stacked by `jax.vmap`, or steps joined by `jax.lax.scan`, gain something in tiny networks
+only, and slow convolutions down: `examples/benchmarks/stacked_trainings.py` measures both.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class Task:
 
     @property
     def outputs(self) -> int:
-        """How many numbers a network puts out, for each target."""
+        """How many numbers a network outputs, for each target."""
         targets = self.train[1]
         return targets.shape[-1] if self.metric == "error" else int(targets.max()) + 1
 
@@ -123,7 +123,7 @@ class Population:
         self._rate = [v.name for v in optimizer.variables].index("learning_rate")
         jax = importlib.import_module("jax")
         self._gradient = jax.value_and_grad(self._loss, has_aux=True)
-        self._compiled_step = jax.jit(self._step, donate_argnums=(0,))
+        self._compiled_step = jax.jit(self.step, donate_argnums=(0,))
         self._compiled_scores = jax.jit(self._scores)
         parts = zip(task.validation, task.test, strict=True)
         self._x, self._y = (np.concatenate(part) for part in parts)
@@ -137,7 +137,7 @@ class Population:
             rate: The largest learning rate.
             seed: Of the order of the data.
         """
-        state = self._start(weights)
+        state = self.start(weights)
         batches = self._batches(seed)
         losses, validation, test = [], [], []
         ends = [round(self._steps * (n + 1) / self._points) for n in range(self._points)]
@@ -182,7 +182,12 @@ class Population:
             order = np.random.default_rng([seed, epoch]).permutation(rows)[:whole]
             yield from order.reshape(-1, self._batch_size)
 
-    def _start(self, weights: Sequence[np.ndarray]) -> Any:
+    def start(self, weights: Sequence[np.ndarray]) -> Any:
+        """What `step` begins with: trainable weights, the others, the optimizer's.
+
+        Args:
+            weights: Of the model, as its `get_weights` returns them.
+        """
         values = {id(v): ops.convert_to_numpy(v) for v in self._model.variables}
         values.update(zip(map(id, self._model.weights), weights, strict=True))
         trainable, others = (
@@ -201,7 +206,18 @@ class Population:
         losses = keras.losses.sparse_categorical_crossentropy(y, outputs, from_logits=True)
         return ops.mean(losses), others
 
-    def _step(self, state: Any, x: Any, y: Any, rate: Any) -> Any:
+    def step(self, state: Any, x: Any, y: Any, rate: Any) -> Any:
+        """One step, without effects: a function for JAX to compile.
+
+        Args:
+            state: As of `start`.
+            x: Inputs, `(batch_size, …)`.
+            y: Targets.
+            rate: The learning rate of this step.
+
+        Returns:
+            The next state, and the mean loss.
+        """
         trainable, others, variables = state
         (loss, others), gradients = self._gradient(trainable, others, x, y)
         variables = [rate if n == self._rate else v for n, v in enumerate(variables)]

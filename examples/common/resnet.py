@@ -23,7 +23,7 @@ def build_resnet(
 
     Args:
         input_shape: Height, width and channels of an image.
-        num_classes: How many logits to put out.
+        num_classes: The number of logits.
         kernel_initializer: The id that every convolution and the dense layer get. An id and
             not an object: each layer then builds an initializer, with a seed, of its own.
         depth: The number of layers with weights, shortcuts not counted.

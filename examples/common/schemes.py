@@ -17,7 +17,8 @@ SYNTAX = (
     "an id of keras_varinit or Keras, kaiming_backward (2 / fan_out), keras_before_3.15 "
     "(glorot_uniform, with the scale that attention had), for the enhanced ones "
     "ID:GRANULARITY[:CONCENTRATION], as in enhanced_he_normal:position:2, "
-    "residual_scaled:RULE[:BASE], as in residual_scaled:zero, signal_preserving:1/L, or "
+    "residual_scaled:RULE[:BASE], as in residual_scaled:zero, depth_scaled:SCHEDULE:VARIANCE, as "
+    "in depth_scaled:constant:22, signal_preserving:1/L, or "
     "ID:orthogonal for asv_forward, asv_backward and signal_preserving"
 )
 GRANULARITIES = ("filter", "position")
@@ -65,6 +66,8 @@ def make(name: str) -> Any:
         return type(keras.initializers.get(identifier))(distribution="orthogonal")
     if identifier == "residual_scaled":
         return _residual_scaled(name, *parts)
+    if identifier == "depth_scaled":
+        return _depth_scaled(name, *parts)
     cls = type(keras.initializers.get(identifier))
     if not identifier.startswith("enhanced_"):
         raise UserError(f"--initializers {name}: {identifier} takes nothing after a colon.")
@@ -92,8 +95,19 @@ def _residual_scaled(name: str, rule: str, *base: str) -> kv.ResidualScaled:
     return kv.ResidualScaled(*base, rule=rule)
 
 
+def _depth_scaled(name: str, schedule: str, *variance: str) -> kv.DepthScaled:
+    try:
+        (network_variance,) = map(float, variance)
+        return kv.DepthScaled(schedule=schedule, network_variance=network_variance)  # type: ignore[arg-type]
+    except ValueError as error:
+        raise UserError(
+            f"--initializers {name}: write depth_scaled:SCHEDULE:VARIANCE, with increasing, "
+            "constant or decreasing for SCHEDULE and a number for VARIANCE."
+        ) from error
+
+
 def check(names: Sequence[str]) -> list[str]:
-    """Checks names, and drops those that stand there twice.
+    """Checks names, and drops duplicates.
 
     Raises:
         UserError: As `make`.

@@ -10,7 +10,7 @@ class Positions(layers.Layer):
     """Adds a learned vector to each token.
 
     The look-up happens in `call`: an `Embedding` called on a range of numbers while a functional
-    model is built puts out a constant, and no weight of it is in the model.
+    model is built outputs a constant, and no weight of it is in the model.
 
     The vectors are drawn by `Embedding`'s default, U(-0.05, 0.05).
     """
@@ -41,7 +41,7 @@ def build(
 
     Args:
         image_shape: Height, width and channels.
-        num_classes: How many logits to put out.
+        num_classes: The number of logits.
         blocks: Pairs of attention and network.
         width: Of a token.
         patch: Side of a token's square.

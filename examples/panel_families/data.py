@@ -107,21 +107,33 @@ def _crops(size: int = 16) -> list[np.ndarray]:
     return parts
 
 
+def _moved(name: str, zoom: int, size: int, counts: tuple[int, int, int]) -> Task:
+    """Handwritten digits at random places of larger images, under noise."""
+    bunch = _datasets().load_digits()
+    rng = np.random.default_rng(1)
+    images, side = np.kron(bunch.images / 16, np.ones((zoom, zoom))), 8 * zoom
+    parts = []
+    for (x, y), count in zip(_parts(images, bunch.target), counts, strict=True):
+        rows = rng.integers(len(x), size=count) if count > len(x) else np.arange(count)
+        frames = 0.1 * rng.standard_normal((count, size, size))
+        for frame, row, (top, left) in zip(
+            frames, rows, rng.integers(size - side + 1, size=(count, 2)), strict=True
+        ):
+            frame[top : top + side, left : left + side] += x[row]
+        parts.append((frames[..., None], y[rows]))
+    return _task(name, _standardized(parts, (0, 1, 2)), "accuracy")
+
+
 @functools.cache
 def moved_digits() -> Task:
     """Handwritten digits at random places of 12×12 pixels, under noise."""
-    bunch = _datasets().load_digits()
-    rng = np.random.default_rng(1)
-    parts = []
-    for (x, y), count in zip(_parts(bunch.images / 16, bunch.target), _COUNTS, strict=True):
-        rows = rng.integers(len(x), size=count) if count > len(x) else np.arange(count)
-        frames = 0.1 * rng.standard_normal((count, 12, 12))
-        for frame, row, (top, left) in zip(
-            frames, rows, rng.integers(5, size=(count, 2)), strict=True
-        ):
-            frame[top : top + 8, left : left + 8] += x[row]
-        parts.append((frames[..., None], y[rows]))
-    return _task("moved digits", _standardized(parts, (0, 1, 2)), "accuracy")
+    return _moved("moved digits", 1, 12, _COUNTS)
+
+
+@functools.cache
+def large_moved_digits() -> Task:
+    """Handwritten digits, enlarged to 24×24, at random places of 32×32 pixels, under noise."""
+    return _moved("large moved digits", 3, 32, (10_000, VALIDATION, TEST))
 
 
 @functools.cache
@@ -187,7 +199,7 @@ def noisy_folder(path: str) -> Task:
 
 @functools.cache
 def digits_again() -> Task:
-    """Handwritten digits, which are to be put out again."""
+    """Handwritten digits, which are to be reconstructed."""
     task = digits()
     parts = [(x, x) for x, _ in (task.train, task.validation, task.test)]
     return _task("digits", parts, "error")

@@ -16,7 +16,7 @@ import numpy as np
 from common import paired, study, summary
 
 from panel_families.settings import RATE_SEEDS, Setting
-from panel_families.work import DEFAULT, Record, best_rate, key
+from panel_families.work import Record, best_rate, key
 
 Records = Mapping[str, Sequence[Record]]
 WORDS = {"better": "won", "worse": "lost", "undecided": "even"}
@@ -46,14 +46,15 @@ class Side:
 
 @dataclasses.dataclass(frozen=True)
 class Comparison:
-    """A scheme against Keras's default, on one setting.
+    """A scheme against another one, by default the model as Keras builds it, on one setting.
 
     Differences are positive where the scheme is better, whatever the metric.
     """
 
     setting: Setting
+    baseline: str
     scheme: str
-    default: Side
+    base: Side
     side: Side
     end: paired.Difference
     mean: paired.Difference
@@ -75,24 +76,42 @@ def best_side(records: Sequence[Record], setting: Setting, scheme: str, seeds: i
     return Side(rate, at_edge, [of_seed[seed] for seed in range(seeds)])
 
 
-def compare(setting: Setting, records: Sequence[Record], scheme: str, seeds: int) -> Comparison:
-    """Compares a scheme with the default, pair by pair."""
-    default, side = (best_side(records, setting, name, seeds) for name in (DEFAULT, scheme))
+def compare(
+    setting: Setting, records: Sequence[Record], scheme: str, seeds: int, baseline: str = "default"
+) -> Comparison:
+    """Compares a scheme with the baseline, pair by pair."""
+    base, side = (best_side(records, setting, name, seeds) for name in (baseline, scheme))
     sign = 1 if setting.task().higher_is_better else -1
     differences = [
-        paired.difference(*([sign * value for value in s.values(measure)] for s in (side, default)))
+        paired.difference(*([sign * value for value in s.values(measure)] for s in (side, base)))
         for measure in ("end", "mean")
     ]
-    return Comparison(setting, scheme, default, side, *differences)
+    return Comparison(setting, baseline, scheme, base, side, *differences)
 
 
 def table(comparisons: Sequence[Comparison]) -> str:
     """A line for each setting, of one scheme."""
     header = (
-        *("", "family", "network", "data", "metric", "default (rate)"),
+        *("", "family", "network", "data", "metric", f"{comparisons[0].baseline} (rate)"),
         *(f"{comparisons[0].scheme} (rate)", "difference at the end", "of the mean"),
     )
     return summary.table(header, [_row(comparison) for comparison in comparisons])
+
+
+def family_table(comparisons: Sequence[Comparison]) -> str:
+    """A line for each scheme, of one setting."""
+    c = comparisons[0]
+    header = ("", f"{_network(c.setting)} (rate)", "difference at the end", "of the mean")
+    rows = [("", f"{c.baseline}: {_side(c.base)}", "", "")]
+    for c in comparisons:
+        differences = (_difference(d) for d in (c.end, c.mean))
+        rows.append((c.verdict, f"{c.scheme}: {_side(c.side)}", *differences))
+    return summary.table(header, rows)
+
+
+def _network(setting: Setting) -> str:
+    task = setting.task()
+    return f"{setting.family}, {setting.depth} × {setting.width}, {task.name}, {task.metric}"
 
 
 def _row(c: Comparison) -> tuple[str, ...]:
@@ -100,7 +119,7 @@ def _row(c: Comparison) -> tuple[str, ...]:
     task = c.setting.task()
     return (
         *(c.verdict, c.setting.family, sizes, task.name, task.metric),
-        *(_side(side) for side in (c.default, c.side)),
+        *(_side(side) for side in (c.base, c.side)),
         *(_difference(d) for d in (c.end, c.mean)),
     )
 
@@ -121,7 +140,9 @@ def count(comparisons: Sequence[Comparison]) -> str:
     """How many are won, lost and even."""
     verdicts = [comparison.verdict for comparison in comparisons]
     parts = ", ".join(f"{verdicts.count(word)} {word}" for word in WORDS.values())
-    return f"{comparisons[0].scheme} against Keras's default: {parts}, of {len(verdicts)}."
+    return (
+        f"{comparisons[0].scheme} against {comparisons[0].baseline}: {parts}, of {len(verdicts)}."
+    )
 
 
 def write(
@@ -135,23 +156,22 @@ def write(
     Args:
         settings: Those that were trained.
         records: By the setting's name, all trainings.
-        schemes: Names, the default first.
+        schemes: Names, the baseline first.
         options: From the command line.
     """
     out = options.out
     _write_csv(settings, records, out / "history.csv")
     if options.seeds < 2 or len(schemes) < 2:
-        print(f"In {out}: history.csv. Intervals need two seeds and a scheme beside the default.")
+        print(f"In {out}: history.csv. Intervals need two seeds and a scheme beside the baseline.")
         return
     every = {
-        scheme: [compare(s, records[s.name], scheme, options.seeds) for s in settings]
+        scheme: [compare(s, records[s.name], scheme, options.seeds, schemes[0]) for s in settings]
         for scheme in schemes[1:]
     }
-    text = "\n\n".join(f"{count(rows)}\n\n{table(rows)}" for rows in every.values())
-    text += f"\n\n{_legend(options.seeds)}"
+    text = "\n\n".join([*_tables(every, len(settings)), _legend(options.seeds)])
     (out / "table.txt").write_text(f"{text}\n", encoding="utf-8")
     content = {
-        "half": options.half,
+        "suite": options.suite,
         "seeds": options.seeds,
         "machine": study.machine(),
         "comparisons": [_as_json(c) for rows in every.values() for c in rows],
@@ -159,6 +179,17 @@ def write(
     (out / "panel.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     plot(every, out / "curves.png", options.seeds)
     print(f"\n{text}\nIn {out}: panel.json, history.csv, table.txt, curves.png")
+
+
+def _tables(every: Mapping[str, Sequence[Comparison]], settings: int) -> list[str]:
+    """A table for each scheme or, where there are more of these, for each setting."""
+    if len(every) > settings:
+        counts = "\n".join(count(rows) for rows in every.values())
+        return [
+            counts,
+            *(family_table([rows[n] for rows in every.values()]) for n in range(settings)),
+        ]
+    return [f"{count(rows)}\n\n{table(rows)}" for rows in every.values()]
 
 
 def _legend(seeds: int) -> str:
@@ -175,13 +206,14 @@ def _legend(seeds: int) -> str:
 
 def _as_json(c: Comparison) -> dict[str, Any]:
     return {
-        **{"setting": c.setting.name, "scheme": c.scheme, "verdict": c.verdict},
+        **{"setting": c.setting.name, "baseline": c.baseline, "scheme": c.scheme},
+        "verdict": c.verdict,
         **{
             f"{name}_{measure}": side.values(measure)
-            for name, side in (("default", c.default), ("scheme", c.side))
+            for name, side in (("baseline", c.base), ("scheme", c.side))
             for measure in ("end", "mean")
         },
-        **{"default_rate": c.default.rate, "scheme_rate": c.side.rate},
+        **{"baseline_rate": c.base.rate, "scheme_rate": c.side.rate},
         **{"end": dataclasses.asdict(c.end), "mean": dataclasses.asdict(c.mean)},
     }
 
@@ -215,7 +247,7 @@ def plot(every: Mapping[str, Sequence[Comparison]], path: pathlib.Path, seeds: i
         axes.remove()
     for n, axes in enumerate(panels.flat[: len(first)]):
         setting = first[n].setting
-        sides = {DEFAULT: first[n].default} | {s: rows[n].side for s, rows in every.items()}
+        sides = {first[n].baseline: first[n].base} | {s: rows[n].side for s, rows in every.items()}
         for line, (name, side) in enumerate(sides.items()):
             values = np.array([record["test"] for record in side.records])
             steps = setting.steps * np.arange(1, values.shape[1] + 1) / values.shape[1]

@@ -1,8 +1,9 @@
-"""What the panel trains: families of networks, each in two settings.
+"""What the panel trains: families of networks, each in two settings, and the sources' deep ones.
 
 Rules and schemes are chosen on the settings of one half, and the other half is reported. Which is
 which stands in `SETTINGS` and was fixed before rules were chosen: what is reported has other sizes
-and other data.
+and other data. The third suite, `"deep"`, has the networks that the sources of the initializers
+are about, thin.
 """
 
 from __future__ import annotations
@@ -13,11 +14,12 @@ from collections.abc import Callable
 from typing import Literal
 
 import keras
+from common import plain_networks
 from common.population import Task
 
 from panel_families import data, networks
 
-Half = Literal["choice", "report"]
+Suite = Literal["choice", "report", "deep"]
 
 SGD = (0.003, 0.01, 0.03, 0.1)
 SGD_WITH_NORMS = (0.01, 0.03, 0.1, 0.3)
@@ -35,7 +37,7 @@ class Setting:
 
     Args:
         family: What it stands for.
-        half: What it is used for.
+        suite: What it is used for.
         task: Loads the data.
         network: Builds it from the shape of an input, the number of outputs, depth and width.
         depth: Of the network, in its own units.
@@ -49,7 +51,7 @@ class Setting:
     """
 
     family: str
-    half: Half
+    suite: Suite
     task: Callable[[], Task]
     network: Callable[..., keras.Model]
     depth: int
@@ -64,7 +66,7 @@ class Setting:
     @property
     def name(self) -> str:
         """For files and the command line."""
-        return f"{self.family}-{self.half}"
+        return f"{self.family}-{self.suite}"
 
     def build(self) -> keras.Model:
         """The model with Keras's default initializers."""
@@ -80,11 +82,27 @@ class Setting:
     def tiny(self) -> Setting:
         """The same in a moment: every part runs, nothing is learned."""
         depth = {networks.resnet: 6, networks.normalized_resnet: 6, networks.plain: 4}
-        depth |= {networks.vgg: 4}
+        depth |= {networks.vgg: 4, _f: self.depth}
         smallest = depth.get(self.network, min(self.depth, 2))
         return dataclasses.replace(
             self, depth=smallest, width=8, rates=self.rates[1:3], steps=4, batch_size=16
         )
+
+    def on_images(self, folder: str) -> Setting:
+        """The same on the images of a folder, where it is about images.
+
+        Args:
+            folder: As `data.folder` takes it.
+        """
+        of_folder = {
+            data.moved_digits: data.folder,
+            data.large_moved_digits: data.folder,
+            data.flat_moved_digits: data.flat_folder,
+            data.noisy_photographs: data.noisy_folder,
+        }
+        load = of_folder.get(self.task)
+        task = self.task if load is None else functools.partial(load, folder)
+        return dataclasses.replace(self, task=task)
 
     def large(self, folder: str) -> Setting:
         """The same for a GPU: four times as wide, ten times as long, on the images of a folder.
@@ -92,15 +110,8 @@ class Setting:
         Args:
             folder: As `data.folder` takes it.
         """
-        of_folder = {
-            data.moved_digits: data.folder,
-            data.flat_moved_digits: data.flat_folder,
-            data.noisy_photographs: data.noisy_folder,
-        }
-        load = of_folder.get(self.task)
         return dataclasses.replace(
-            self,
-            task=self.task if load is None else functools.partial(load, folder),
+            self.on_images(folder),
             width=4 * self.width,
             steps=10 * self.steps,
             batch_size=2 * self.batch_size,
@@ -118,11 +129,31 @@ def _pair(
     **more: float,
 ) -> list[Setting]:
     """Both settings of a family: task, depth and width of each."""
-    halves: tuple[Half, Half] = ("choice", "report")
+    halves: tuple[Suite, Suite] = ("choice", "report")
     return [
         Setting(family, half, task, network, depth, width, optimizer, rates, steps, **more)  # type: ignore[arg-type]
         for half, (task, depth, width) in zip(halves, (choice, report), strict=True)
     ]
+
+
+def _f(shape: tuple[int, ...], outputs: int, depth: int, width: int) -> keras.Model:
+    """The plain networks of 34 and 50 layers of the ASV paper."""
+    height, width_of_image, channels = shape
+    return plain_networks.build(f"F{depth}", (height, width_of_image, channels), outputs, width)
+
+
+def _deep(
+    family: str,
+    network: Callable[..., keras.Model],
+    depth: int,
+    rates: tuple[float, ...],
+    steps: int,
+    optimizer: Literal["sgd", "adam"] = "sgd",
+    task: Callable[[], Task] = data.moved_digits,
+    width: int = 8,
+) -> Setting:
+    """A setting of the sources' networks."""
+    return Setting(family, "deep", task, network, depth, width, optimizer, rates, steps)
 
 
 _LONG = functools.partial(data.adding, 120)
@@ -202,5 +233,15 @@ SETTINGS = [
     *_pair(
         "unet", networks.unet,
         (data.digits_again, 1, 8), (data.noisy_photographs, 2, 8), "adam", ADAM, 300,
+    ),
+    _deep("resnet-56", networks.resnet, 56, SGD[:3], 300),
+    _deep("resnet-110", networks.resnet, 110, (0.001, *SGD[:2]), 300),
+    _deep("resnet-56-bn", networks.normalized_resnet, 56, SGD_WITH_NORMS[:3], 300),
+    _deep("resnet-110-bn", networks.normalized_resnet, 110, SGD_WITH_NORMS[:3], 300),
+    _deep("f34", _f, 34, ADAM_DEEP[:3], 800, "adam", data.large_moved_digits),
+    _deep("f50", _f, 50, ADAM_DEEP[:3], 800, "adam", data.large_moved_digits),
+    _deep(
+        "dense-54", networks.relu_mlp, 54, (1e-4, *ADAM_DEEP[:3]), 2000, "adam",
+        data.flat_moved_digits, 64,
     ),
 ]  # fmt: skip

@@ -19,7 +19,7 @@ import keras
 import numpy as np
 from common import schemes
 from common.errors import UserError
-from common.population import Population, Task
+from common.population import Population
 
 import keras_varinit as kv
 from panel_families.settings import RATE_SEEDS, SETTINGS, Setting
@@ -28,8 +28,8 @@ from panel_families.settings import RATE_SEEDS, SETTINGS, Setting
 DEFAULT = "default"
 #: How often in a training the metric is taken.
 POINTS = 10
-#: Schemes for what is not a kernel.
-VECTOR_IDS = ("fan_in_bias", "chrono_bias", "branch_end_zeros")
+#: Schemes for what is not a kernel, and for heads.
+VECTOR_IDS = ("fan_in_bias", "chrono_bias", "branch_end_zeros", "zero_head")
 
 Record = dict[str, Any]
 #: What tells trainings of one setting apart: scheme, learning rate, seed.
@@ -43,7 +43,7 @@ def check_scheme(name: str) -> None:
         UserError: There is no such scheme.
     """
     kernels, plus, vectors = name.partition("+")
-    if plus and (vectors not in VECTOR_IDS or kernels in ("recommended", *VECTOR_IDS)):
+    if plus and (vectors not in VECTOR_IDS or kernels in VECTOR_IDS):
         raise UserError(
             f"--schemes {name}: write KERNELS+VECTORS, with {', '.join(VECTOR_IDS)} for VECTORS."
         )
@@ -60,10 +60,20 @@ def apply_scheme(model: keras.Model, name: str, seed: int) -> None:
         seed: Of the draws.
     """
     for part in name.split("+"):
-        if part in VECTOR_IDS:
+        if part == "zero_head":
+            _empty_heads(model)
+        elif part in VECTOR_IDS:
             _draw_vectors(model, part, seed)
         elif part != DEFAULT:
             kv.initialize(model, schemes.make(part), seed=seed)
+
+
+def _empty_heads(model: keras.Model) -> None:
+    contexts = kv.analyze(model).contexts
+    for variable in model.trainable_variables:
+        context = contexts.get(variable.path)
+        if context is not None and context.role == "head":
+            variable.assign(keras.ops.zeros(variable.shape))
 
 
 def _draw_vectors(model: keras.Model, identifier: str, seed: int) -> None:
@@ -201,11 +211,11 @@ def find_setting(name: str, preset: str, data_dir: str | None = None) -> Setting
     Args:
         name: Of the setting.
         preset: `"smoke"`, `"cpu"` or `"gpu"`.
-        data_dir: The folder of images for `"gpu"`.
+        data_dir: A folder of images, or None for the data of the setting.
     """
     setting = next(setting for setting in SETTINGS if setting.name == name)
-    if preset == "gpu" and data_dir is not None:
-        return setting.large(data_dir)
+    if data_dir is not None:
+        setting = setting.large(data_dir) if preset == "gpu" else setting.on_images(data_dir)
     return setting.tiny() if preset == "smoke" else setting
 
 
@@ -230,7 +240,7 @@ def train(setting: Setting, names: Sequence[str], seeds: int, path: pathlib.Path
 
 def _trainer(setting: Setting) -> Callable[[str, float, int], Record]:
     """What does a training: scheme, learning rate, seed."""
-    population = _population(setting, setting.task())
+    trained = population(setting)
 
     @functools.lru_cache(maxsize=1)
     def weights(scheme: str, seed: int) -> list[np.ndarray]:
@@ -241,7 +251,7 @@ def _trainer(setting: Setting) -> Callable[[str, float, int], Record]:
     def do(scheme: str, rate: float, seed: int) -> Record:
         start = weights(scheme, seed)
         began = time.perf_counter()
-        history = population.train(start, rate, seed)
+        history = trained.train(start, rate, seed)
         return {
             **{"scheme": scheme, "rate": rate, "seed": seed},
             **dataclasses.asdict(history),
@@ -252,11 +262,12 @@ def _trainer(setting: Setting) -> Callable[[str, float, int], Record]:
     return do
 
 
-def _population(setting: Setting, task: Task) -> Population:
+def population(setting: Setting) -> Population:
+    """What trains a setting, with whatever weights, learning rate and order of data."""
     return Population(
         _build(setting, 0),
         setting.make_optimizer(),
-        task,
+        setting.task(),
         batch_size=setting.batch_size,
         steps=setting.steps,
         points=min(POINTS, setting.steps),

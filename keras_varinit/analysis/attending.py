@@ -1,19 +1,19 @@
 """The parts that kernels play in attention, read off a graph.
 
 Keras's attention layers name their parts. In attention written by hand, query and key are the
-factors of the product in front of a softmax, the key being the one whose positions the softmax runs
+factors of the product before a softmax, the key being the one whose positions the softmax runs
 over; the value is the factor that the softmax multiplies; the output projection reads that product.
 Rules, also for what is ambiguous:
 
 * From a factor, the graph is followed back to the nearest kernels, through reshaping,
-  normalization, rotary embeddings and the like. If these are several, or none, the part is not
-  assigned. Neither is it if one kernel makes two of query, key and value (a fused projection).
+  normalization, rotary embeddings and the like. If there are several, or none, the part is not
+  assigned; nor is it if one kernel makes two of query, key and value (a fused projection).
 * The output projection is the only kernel that reads the product of weights and values before any
   addition.
-* A softmax that no product of two signals precedes is no attention.
+* A softmax without a preceding product of two signals is not attention.
 * Self-attention: query, key and value kernels read one tensor, reshaping apart.
-* Causal: a mask hides every later position from every query and none from itself. A mask of unknown
-  values leaves it open (None).
+* Causal: a mask hides every later position from every query, and none from itself. With a mask of
+  unknown values this is None.
 * A kernel used in several attentions plays the part of the first.
 """
 

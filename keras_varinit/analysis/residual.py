@@ -4,26 +4,26 @@ Rules, also for what is ambiguous:
 
 * A residual addition is an addition or a subtraction of signals with one common ancestor from which
   one of them, the *shortcut*, is reached through fewer kernels than the others, the *branches*.
-  A signal that the others come from is the ancestor itself. Otherwise it is the tensor from which
-  the shortcut is reached through the fewest kernels; of several such, the one from which all are
-  reached through the fewest, and of these the latest.
-* Kernels are counted along the path that has fewest. Where the paths have equally many, the
-  signals' kernels since the ancestor are counted; where these are equally many too, or several
-  signals have none, there is no residual branch: two towers, an Inception block, positions added to
-  tokens, a highway layer (whose signals share the gate).
-* A branch has a kernel that the ancestor's signal passes through: the terms of a sum of products of
-  queries with keys and with relative positions are none.
-* Where both are reached through equally many kernels, a part cut out of the ancestor is no
-  shortcut: it is a shift from the modulation that also scales the stream (diffusion transformers).
-* Concatenations (dense blocks, U-Net) make no branch. A sum over a whole network (an additive U) is
-  a residual addition like any other.
+  If one signal is the source of the others, it is the ancestor itself. Otherwise the ancestor is
+  the tensor from which the shortcut is reached through the fewest kernels; of several, the one from
+  which all signals are reached through the fewest, and among those the latest.
+* Kernels are counted along the path with the fewest. On a tie, all kernels of a signal since the
+  ancestor are counted; if these tie too, or several signals have none, there is no residual branch:
+  two towers, an Inception block, positions added to tokens, a highway layer (whose signals share
+  the gate).
+* A branch has a kernel that the ancestor's signal passes through. So the terms of a sum of products
+  of queries with keys and with relative positions are not branches.
+* Where both are reached through equally many kernels, a part cut out of the ancestor is not a
+  shortcut, but a shift from the modulation that also scales the stream (diffusion transformers).
+* Concatenations (dense blocks, U-Net) do not form a branch. A sum over a whole network (an additive
+  U) is a residual addition like any other.
 * A branch ends with each kernel whose output reaches the addition through no other kernel. Of a
-  product, one factor counts: not a gate (a factor behind a sigmoid or softmax), not one that the
-  ancestor has no part in; of what remains the one with most kernels, the first on a tie. Kernels of
-  recurrent layers end no branch, since their output is not proportional to them.
-* A branch is made of the kernels between ancestor and addition, those that read an outside signal
-  for it (keys and values of cross-attention) included. In nested branches, a kernel belongs to the
-  innermost; it ends each branch that it ends.
+  product, one factor counts: not a gate (a factor after a sigmoid or softmax), nor one that does
+  not depend on the ancestor; of the others, the one with the most kernels, or the first on a tie.
+  Kernels of recurrent layers do not end a branch, since their output is not proportional to them.
+* A branch consists of the kernels between ancestor and addition, including those that read an
+  outside signal for it (keys and values of cross-attention). In nested branches, a kernel belongs
+  to the innermost; it ends each branch that it ends.
 * The stream of an addition goes on from its output and back from its shortcut, through anything but
   a branch. L is the number of additions on the longest path of the stream through the addition, so
   an encoder's additions do not count for its decoder.

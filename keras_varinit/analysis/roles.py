@@ -8,7 +8,7 @@ Rules, in this order; the first that applies decides:
 * query, key, value and output kernels of attention (see `attending`);
 * `"head"`: the model's output is made of the kernel's by nothing but reshaping, dropout, averages
   over positions and functions that heads end with (softmax, sigmoid, tanh, softplus). A kernel
-  behind which there is a rectifier, a normalization or an addition is no head: such a model is the
+  followed by a rectifier, a normalization or an addition is not a head: such a model is the
   backbone of another;
 * all others: `"kernel"`.
 

@@ -41,7 +41,7 @@ def initialize(
     initializers get the scale that follows from the true fans, and the report's notes say so. If an
     error is raised, no weight has changed.
 
-    Weights in shards (`keras.distribution`) are drawn shard by shard, by each host its own; all
+    Sharded weights (`keras.distribution`) are drawn shard by shard, each host drawing its own; all
     hosts must call. In a model built `without_weights` the draws are planned.
 
     Args:

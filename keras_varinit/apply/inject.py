@@ -60,15 +60,15 @@ def inject(model: keras.Model, *, force: bool = False) -> Report:
     """Gives every initializer of this library in a model its context and redraws its weight.
 
     Only weights that still equal their initializer's own draw are redrawn. Kernels that were
-    trained, loaded or set since, and frozen ones, are listed as skipped, unless `force`. So are
-    biases and normalization scales γ beside such kernels: their zeros and ones do not tell whether
-    they are a draw. Each weight gets its own copy of the initializer and its own random stream,
-    derived from the seed and its place in the model; kernels that are drawn together (`Mimetic`)
-    get one seed. A second call changes nothing. If an error is raised, no weight and no initializer
-    has changed: what was redrawn by then is restored by drawing it again.
+    trained, loaded or set since, and frozen ones, are listed as skipped, unless `force`. Biases and
+    normalization scales γ beside such kernels are skipped too, since zeros and ones do not show
+    whether they are still a draw. Each weight gets its own copy of the initializer and its own
+    random stream, derived from the seed and its place in the model; kernels that are drawn together
+    (`Mimetic`) get one seed. A second call changes nothing. If an error is raised, no weight and no
+    initializer has changed: what was redrawn by then is restored by drawing it again.
 
-    Weights in shards (`keras.distribution`) are checked and drawn shard by shard, by each host its
-    own; all hosts must call. In a model built `without_weights` the draws are planned.
+    Sharded weights (`keras.distribution`) are checked and drawn shard by shard, each host drawing
+    its own; all hosts must call. In a model built `without_weights` the draws are planned.
 
     Args:
         model: A built `keras.Model` of any kind.

@@ -181,8 +181,10 @@ def _is_constant(variable: Variable, owned: Owned) -> bool:
 
 def _equal_weights(model: Model, reading: Reading, owned: Owned) -> Iterator[Finding]:
     first: dict[tuple[tuple[int, ...], str, Digests], str] = {}
-    for _, variable, context in _filled(model, reading):
-        if is_constant(variable) or _is_constant(variable, owned):
+    for layer, variable, context in _filled(model, reading):
+        # Not trained in a layer that is: a table, such as the frequencies of rotary positions.
+        is_table = layer.trainable and not variable.trainable
+        if is_table or is_constant(variable) or _is_constant(variable, owned):
             continue
         shape = tuple(int(n) for n in variable.shape)
         earlier = first.setdefault((shape, variable.dtype, digests(variable)), context.path)
@@ -299,7 +301,8 @@ def _scales(reading: Reading, owned: Owned) -> Iterator[Finding]:
     """The first kernel whose output vanishes and the first whose output explodes.
 
     Predicted by the signal engine from the second moments of the present kernels. A kernel that is
-    zero because its initializer wants it so, or as it ends a residual branch, is no finding.
+    zero because its initializer makes it so, or because it ends a residual branch, is not a
+    finding.
     """
     zeros: set[int] = set()
 

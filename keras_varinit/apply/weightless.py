@@ -14,7 +14,7 @@ from keras_varinit.typing import Model
 
 @contextlib.contextmanager
 def without_weights() -> Iterator[None]:
-    """Layers that are built in this context get weights that have a shape and a type, no value.
+    """Layers built in this context get weights with a shape and a type, but no value.
 
     Such a model takes no memory for its weights, whatever its size. `analyze`, `recommend` and
     `lint` read it; `inject` and `initialize` report what they would draw, and it is drawn when

@@ -15,6 +15,7 @@ from keras_varinit.initializers.enhanced_presets import (
     EnhancedLecunUniform,
 )
 from keras_varinit.initializers.fan_in_bias import FanInBias
+from keras_varinit.initializers.isometric import Isometric
 from keras_varinit.initializers.mimetic import Mimetic
 from keras_varinit.initializers.partial_identity import PartialIdentity
 from keras_varinit.initializers.recommended import Recommended
@@ -36,6 +37,7 @@ __all__ = [
     "EnhancedLecunNormal",
     "EnhancedLecunUniform",
     "FanInBias",
+    "Isometric",
     "Mimetic",
     "PartialIdentity",
     "Recommended",

@@ -1,4 +1,4 @@
-"""What initializers that are not of this library draw: as ever, or shard by shard.
+"""What the initializers of Keras and of other libraries draw: whole, or shard by shard.
 
 On a mesh, such an initializer is compiled with the layout of its result (`jax.jit` with
 `out_shardings`), so that every device computes its own part. JAX's random numbers do not depend on

@@ -21,12 +21,11 @@ class PartialIdentity(Wrapper):
     Of a kernel with c_in input channels and c_out >= c_in filters, filter i < c_in copies channel
     i: its central tap is 1 at channel i, all else 0. The other c_out - c_in filters are the base's.
 
-    Kernels of which none is made the identity, and which are the base's as a whole: those of other
-    layers than convolutions (Dense, attention, recurrent), depthwise, grouped and transposed
-    convolutions; windows of an even size, which have no centre; fewer filters than channels; the
-    first layer (depth 1), whose channels are not features; the end of a residual branch, where a
-    copy would double the stream; the model's output and all kernels of another role than
-    `"kernel"`.
+    These kernels get no identity filters and come entirely from the base: those of layers other
+    than convolutions (Dense, attention, recurrent), depthwise, grouped and transposed convolutions;
+    windows of an even size, which have no centre; fewer filters than channels; the first layer
+    (depth 1), whose channels are not features; the end of a residual branch, where a copy would
+    double the stream; the model's output and all kernels of another role than `"kernel"`.
 
     The signal engine assumes independent, zero-mean entries, so `analyze` predicts nothing for
     kernels with identity filters, nor for what follows them: None, with a note. Wrappers such as

@@ -93,6 +93,12 @@ def _is_in_a_deep_rectifier_network(context: LayerContext) -> bool:
     return _is_dense(context) and _is_rectified(context) and context.total_depth > 4
 
 
+def _is_in_a_deep_tanh_network(context: LayerContext) -> bool:
+    is_kernel = context.role == "kernel" and context.normalized is None
+    is_tanh = is_kernel and context.activation == "tanh"
+    return is_tanh and _is_dense(context) and context.total_depth >= 16
+
+
 def _remembers_long(context: LayerContext) -> bool:
     return context.gates in (3, 4) and context.steps is not None and context.steps >= 50
 
@@ -113,8 +119,15 @@ RULES = (
     Rule(
         "kernel",
         _is_in_a_deep_rectifier_network,
-        ("SignalPreserving", {}),
+        ("SignalPreserving", {"distribution": "orthogonal"}),
         "deep rectifier network, no normalization: unit signal (RESULTS.md, deep-mlp-relu)",
+    ),
+    Rule(
+        "kernel",
+        _is_in_a_deep_tanh_network,
+        ("Isometric", {}),
+        "deep tanh network, no normalization: isometry (Saxe et al. 2014; RESULTS.md, "
+        "deep-mlp-tanh)",
     ),
     Rule(
         "bias",

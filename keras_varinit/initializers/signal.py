@@ -97,7 +97,7 @@ class SignalPreserving(ContextualInitializer):
     convolutional networks of 8 and 34 layers and in 32 dense layers with ReLU, worse in
     autoencoders and U-Nets of fewer than 16 layers, and, on all kernels, in a vision transformer.
     In residual networks without normalization zeros at the ends of branches do as well as shares of
-    1/L. Orthogonal draws are no better than normal ones.
+    1/L. Orthogonal draws learn faster than normal ones in deep dense networks.
 
     Reference: this library; the recursion is that of mean-field theory (Poole et al. 2016; Xiao et
     al. 2018) with borders, strides and pooling. Shares of 1/L: as a factor 1/√L on the branches,

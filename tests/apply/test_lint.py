@@ -40,6 +40,28 @@ def test_equal_constants_are_no_finding():
     assert {rule for rule, _ in rules(model)} == {"vanishing-scale"}
 
 
+class Frequencies(L.Layer):
+    """Turns its inputs by angles from a table, which is a weight or, if `trains`, is learned."""
+
+    def __init__(self, trains, **more):
+        super().__init__(**more)
+        self.trains = trains
+
+    def build(self, shape):
+        table = np.linspace(1, 2, shape[-1] * 8).reshape(-1, 8)
+        constant = keras.initializers.Constant(table)
+        self.table = self.add_weight(table.shape, constant, trainable=self.trains, name="table")
+
+    def call(self, x):
+        return ops.sin(ops.matmul(x, self.table))
+
+
+@pytest.mark.parametrize(("trains", "findings"), [(False, 0), (True, 1)])
+def test_equal_tables_that_are_not_trained_are_no_finding(trains, findings):
+    model = keras.Sequential([keras.Input((8,)), Frequencies(trains), Frequencies(trains)])
+    assert [rule for rule, _ in rules(model)].count("equal-weights") == findings
+
+
 @pytest.mark.parametrize(
     ("layer", "argument"),
     [

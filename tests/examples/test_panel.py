@@ -138,7 +138,7 @@ def test_rates_are_chosen_on_validation_and_reported_on_test_data(setting):
         *records_of("new", {0.1: [(0.1, 1.0)] * 2, 0.2: [(0.2, 0.8), (0.8, 0.6)]}),
     ]
     found = report.compare(setting, records, "new", seeds=2)
-    assert (found.default.rate, found.side.rate) == (0.2, 0.2)
+    assert (found.base.rate, found.side.rate) == (0.2, 0.2)
     assert found.side.at_edge
     assert math.isclose(found.end.mean, 0.15)  # (0.8 − 0.6 + 0.6 − 0.5) / 2
     assert math.isclose(found.mean.mean, 0.75 * 0.15)
@@ -204,12 +204,43 @@ def test_where_the_end_is_even_the_mean_decides(setting):
     assert found.verdict == "won"
 
 
+def test_a_line_for_each_scheme(setting):
+    records = [
+        *records_of("he_normal", {rate: [(0.5, 0.5), (0.5, 0.6)] for rate in (0.1, 0.2)}),
+        *records_of("first", {rate: [(0.5, 0.8), (0.5, 0.9)] for rate in (0.1, 0.2)}),
+        *records_of("second", {rate: [(0.5, 0.2), (0.5, 0.3)] for rate in (0.1, 0.2)}),
+    ]
+    compared = [report.compare(setting, records, s, 2, "he_normal") for s in ("first", "second")]
+    lines = report.family_table(compared).splitlines()
+    assert "he_normal: 0.550 ± 0.071 (0.1*)" in lines[2]
+    for line, parts in zip(
+        lines[3:],
+        [("won ", "first: 0.850", "+0.300 "), ("lost ", "second: 0.250", "-0.300 ")],
+        strict=True,
+    ):
+        assert all(part in line for part in parts), line
+
+
+def test_the_deep_suite_is_that_of_the_sources(monkeypatch):
+    deep = {s.family: s for s in settings.SETTINGS if s.suite == "deep"}
+    layers = {"resnet-56": 57, "resnet-110": 111, "f34": 32 + 2, "f50": 48 + 2, "dense-54": 54}
+    for family, count in layers.items():  # the ResNets have a projection
+        kernels = [v for v in deep[family].build().trainable_variables if v.name == "kernel"]
+        assert len(kernels) == count, family
+    images = Images("images", *(np.zeros((9, 32, 32, 3)), np.arange(9) % 3) * 2, 3)
+    monkeypatch.setattr(data.image_data, "load", lambda *arguments: images)
+    assert {s.on_images("somewhere").task().name for s in deep.values()} == {"images"}
+    for cached in (data.folder, data.flat_folder):
+        cached.cache_clear()
+
+
 def test_halves_have_the_same_families_and_other_settings():
     halves = [
-        {s.family: s for s in settings.SETTINGS if s.half == half} for half in ("choice", "report")
+        {s.family: s for s in settings.SETTINGS if s.suite == suite}
+        for suite in ("choice", "report")
     ]
     assert halves[0].keys() == halves[1].keys()
-    assert len(settings.SETTINGS) == 2 * len(halves[0])
+    assert sum(s.suite != "deep" for s in settings.SETTINGS) == 2 * len(halves[0])
     for family, choice in halves[0].items():
         reported = halves[1][family]
         assert (choice.depth, choice.width) != (reported.depth, reported.width), family
@@ -241,6 +272,10 @@ def test_parts_of_the_data_do_not_overlap(name):
         (["--schemes", "he_norml"], "no such initializer. Did you mean he_normal"),
         (["--schemes", "he_normal+asv_forward"], "with fan_in_bias, chrono_bias"),
         (["--seeds", "0"], "--seeds 0: must be 1 or more."),
+        (["--suite", "deep", "--families", "vit"], "There are: resnet-56, "),
+        (["--baseline", "he_norml"], "no such initializer. Did you mean he_normal"),
+        (["--data-dir", "images"], "Add --preset gpu or --suite deep, or leave it out."),
+        (["--preset", "gpu"], "images of your own, which --data-dir names."),
     ],
 )
 @on_jax
@@ -257,7 +292,7 @@ def test_the_large_settings_train_on_images_of_a_folder(monkeypatch):
     monkeypatch.setattr(data.image_data, "load", lambda *arguments: images)
     names = set()
     for setting in settings.SETTINGS:
-        if setting.half == "report":
+        if setting.suite == "report":
             large = setting.large("somewhere")
             names.add(large.task().name)
             assert large.width == 4 * setting.width
@@ -286,7 +321,7 @@ def test_smoke(tmp_path):
 
     first = run()
     assert first.stderr == ""
-    assert "recommended against Keras's default: " in first.stdout
+    assert "recommended against default: " in first.stdout
     assert_picture(tmp_path / "curves.png")
     (file,) = (tmp_path / "trainings").glob("*.jsonl")
     whole = file.read_text(encoding="utf-8")

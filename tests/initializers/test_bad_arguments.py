@@ -34,7 +34,8 @@ SIGNAL = [kv.SignalPreserving]
 RESIDUAL = [kv.ResidualScaled]
 PARTIAL = [kv.PartialIdentity]
 MIMETIC = [kv.Mimetic]
-ALL = [*ASV, *ENHANCED, *DEPTH, *SIGNAL, *RESIDUAL, *PARTIAL, *MIMETIC]
+ISOMETRIC = [kv.Isometric]
+ALL = [*ASV, *ENHANCED, *DEPTH, *SIGNAL, *RESIDUAL, *PARTIAL, *MIMETIC, *ISOMETRIC]
 
 DISTRIBUTIONS = "one of 'normal', 'truncated_normal', 'uniform', 'orthogonal'"
 RULES = "one of 'depth', 'fixup', 'zero'"
@@ -64,6 +65,8 @@ ARGUMENTS = [
     (DEPTH, "schedule", [None, 3], TypeError, SCHEDULES),
     (DEPTH, "network_variance", [0, -22, NAN, INF], ValueError, "finite and greater than 0"),
     (DEPTH, "network_variance", ["x", True], TypeError, "a number"),
+    (ISOMETRIC, "gain", [0, -1, NAN, INF], ValueError, "finite and greater than 0"),
+    (ISOMETRIC, "gain", ["1", None, True, [1]], TypeError, "a number"),
     (RESIDUAL, "rule", ["gpt", "Depth"], ValueError, RULES),
     (RESIDUAL, "rule", [None, 3], TypeError, RULES),
 ]

@@ -16,6 +16,9 @@ VARIANCES = {
     "2/out": lambda fan_in, fan_out: 2 / fan_out,
     "2/(in+out)": lambda fan_in, fan_out: 2 / (fan_in + fan_out),
     "1/in": lambda fan_in, fan_out: 1 / fan_in,
+    # The longer side of one matrix of all taps; the kernels here have 8 filters, one has 6,000.
+    "1/longer": lambda fan_in, fan_out: 1 / max(fan_in, 6000 if fan_out == 54000 else 8),
+    "2/longer": lambda fan_in, fan_out: 2 / max(fan_in, 6000 if fan_out == 54000 else 8),
 }
 ORTHOGONAL = {"class_name": "ASVForward", "config": {"distribution": "orthogonal"}}
 # Class, arguments, and the documented variance without a context.
@@ -60,6 +63,8 @@ CASES = {
     "glorot_uniform": (kv.EnhancedGlorotUniform, {}, "2/(in+out)"),
     "lecun_normal": (kv.EnhancedLecunNormal, {"concentration": 3.0}, "1/in"),
     "lecun_uniform": (kv.EnhancedLecunUniform, {}, "1/in"),
+    "isometric": (kv.Isometric, {}, "1/longer"),
+    "isometric gain": (kv.Isometric, {"gain": math.sqrt(2)}, "2/longer"),
     "mimetic": (kv.Mimetic, {}, "2/(in+out)"),
     "mimetic of ours": (kv.Mimetic, {"initializer": "asv_forward"}, "2/in"),
     "signal": (kv.SignalPreserving, {}, "2/in"),
@@ -78,6 +83,7 @@ STRING_IDS = {
     "enhanced_glorot_uniform": kv.EnhancedGlorotUniform,
     "enhanced_lecun_normal": kv.EnhancedLecunNormal,
     "enhanced_lecun_uniform": kv.EnhancedLecunUniform,
+    "isometric": kv.Isometric,
     "mimetic": kv.Mimetic,
     "partial_identity": kv.PartialIdentity,
     "recommended": kv.Recommended,

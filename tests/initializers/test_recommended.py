@@ -22,10 +22,10 @@ def convolutions():
     return keras.Model(inputs, layers.Dense(2, name="top")(layers.Flatten()(x)))
 
 
-def perceptron(depth):
+def perceptron(depth, activation="relu"):
     x = inputs = keras.Input((8,))
     for n in range(depth):
-        x = layers.Dense(16, "relu", name=f"d{n}")(x)
+        x = layers.Dense(16, activation, name=f"d{n}")(x)
     return keras.Model(inputs, layers.Dense(2, name="top")(x))
 
 
@@ -41,7 +41,8 @@ def test_every_rule_applies_somewhere():
     """A rule that no model here meets would not be tested."""
     met = set()
     long = keras.Sequential([keras.Input((200, 3)), layers.LSTM(4), layers.Dense(1)])
-    for model in (convolutions(), perceptron(6), models.by_hand(), models.swiglu(), long):
+    tanh = perceptron(16, "tanh")
+    for model in (convolutions(), perceptron(6), tanh, models.by_hand(), models.swiglu(), long):
         analysis = kv.analyze(model)
         for context in (*analysis.contexts.values(), *analysis.vectors.values()):
             rule = rule_for(context)
@@ -55,6 +56,8 @@ def test_choices_by_role():
     assert choices(convolutions())["top/kernel"] == "GlorotUniform"
     assert choices(perceptron(6))["d0/kernel"] == "SignalPreserving"
     assert choices(perceptron(2))["d0/kernel"] == "GlorotUniform"
+    assert choices(perceptron(16, "tanh"))["d0/kernel"] == "Isometric"
+    assert choices(perceptron(10, "tanh"))["d0/kernel"] == "GlorotUniform"
     attention = choices(models.by_hand())
     assert attention["o/kernel"] == "ResidualScaled"
     assert {attention[f"{name}/kernel"] for name in "qkv"} == {"GlorotUniform"}

@@ -37,3 +37,13 @@ class Docstrings(griffe.Extension):
         for pattern, replacement in _REWRITES:
             text = pattern.sub(replacement, text)
         obj.docstring.value = text
+
+    def on_package(self, *, pkg: Any, **_: Any) -> None:
+        """Points public names at functions where a module of the same name hides them."""
+        for name, member in list(pkg.members.items()):
+            if not member.is_alias:
+                continue
+            module = pkg.modules_collection.get_member(member.target_path)
+            if module.is_module and name in module.members:
+                path = f"{module.path}.{name}"
+                pkg.set_member(name, griffe.Alias(name, path, parent=pkg))
