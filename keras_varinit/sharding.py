@@ -19,6 +19,9 @@ Layout: TypeAlias = Any
 # Entries of what may be gathered from other hosts.
 _SMALL = 2**16
 
+# Bytes.
+_ALIGNMENT = 64
+
 # Start and stop along each axis.
 Index: TypeAlias = tuple[tuple[int, int], ...]
 
@@ -152,13 +155,27 @@ def on_host(value: ArrayLike) -> AnyArray:
     return np.asarray(keras.ops.convert_to_numpy(value))
 
 
+def empty(shape: Sequence[int], dtype: str) -> AnyArray:
+    """An array without values, in memory that tensors of JAX on a CPU can share: it is aligned."""
+    size = math.prod(shape) * np.dtype(dtype).itemsize
+    memory = np.empty(size + _ALIGNMENT, np.uint8)
+    start = -memory.ctypes.data % _ALIGNMENT
+    return memory[start : start + size].view(dtype).reshape(shape)
+
+
 def to_tensor(values: AnyArray) -> ArrayLike:
-    """A tensor of the backend with an array's entries and type, sharing its memory if it can."""
-    if keras.backend.backend() == "torch" and values.dtype == "bfloat16":
+    """A tensor of the backend with an array's entries and type.
+
+    It shares the array's memory if it can, so that nothing may be written there any more.
+    """
+    if keras.backend.backend() == "torch":
         import torch
 
-        bits = torch.from_numpy(values.view(np.int16)).view(torch.bfloat16)
-        return keras.ops.convert_to_tensor(bits)
+        if values.dtype == "bfloat16":
+            tensor = torch.from_numpy(values.view(np.int16)).view(torch.bfloat16)
+        else:
+            tensor = torch.from_numpy(values)
+        return keras.ops.convert_to_tensor(tensor)
     # Without a type, Keras on JAX makes float32 of bfloat16 where that is its floatx.
     return _copied(keras.ops.convert_to_tensor(values, values.dtype.name))
 

@@ -10,10 +10,11 @@ from keras_varinit import keras_private
 from keras_varinit.analysis.result import Reading
 from keras_varinit.apply.transaction import holds_own_draw
 from keras_varinit.context import LayerContext
-from keras_varinit.initializers import of_keras
+from keras_varinit.initializers import draws, of_keras
 from keras_varinit.initializers.base import ContextualInitializer
 from keras_varinit.initializers.laws import as_drawn
-from keras_varinit.sharding import everywhere, layout_of
+from keras_varinit.initializers.same_law import drawn_by_law
+from keras_varinit.sharding import everywhere, layout_of, parts_of
 from keras_varinit.tensors import is_same, tensor_of
 from keras_varinit.typing import Initializer, Layer, Model, Variable
 
@@ -84,5 +85,10 @@ def _place(context: LayerContext) -> dict[str, Any]:
 def _repeats(initializer: Initializer, variable: Variable) -> bool:
     """Whether an initializer, called again, draws a variable's present value."""
     tensor, shape = tensor_of(variable), tuple(int(n) for n in variable.shape)
-    again = of_keras.drawn(initializer, shape, layout_of(tensor), variable.dtype)
+    layout, by_law = layout_of(tensor), drawn_by_law(initializer, shape, variable.dtype)
+    if by_law is not None:  # what `initialize` draws
+        is_own = draws.equals(by_law, parts_of(tensor), variable.dtype, layout)
+        if everywhere(is_own, [tensor]):
+            return True
+    again = of_keras.drawn(initializer, shape, layout, variable.dtype)
     return everywhere(is_same(variable, again), [tensor])

@@ -50,9 +50,10 @@ def initialize(
             `LayerContext` and returns either, or None to leave that kernel alone. Defaults to
             `"recommended"`: each weight by what it is for, as `recommend(model)` shows; where no
             rule applies, by the layer's own initializer.
-        seed: Integer or None. An integer gives the same weights on every machine and leaves
-            Python's `random` untouched; None gives fresh weights at every call (unless `scheme` is
-            an object with its own seed).
+        seed: Integer or None. An integer gives the same weights on every machine, also on every
+            backend (except by initializers that draw with the backend's generator, such as Keras's
+            `Orthogonal`), and leaves Python's `random` untouched; None gives fresh weights at every
+            call (unless `scheme` is an object with its own seed).
         layers: Which layers: a list of names, each of which selects that layer and all layers
             inside it; a predicate, called with every layer, inner ones included; or None for all.
             Embeddings are drawn by `scheme` only if they are selected themselves.

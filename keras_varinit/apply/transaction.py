@@ -12,12 +12,14 @@ import numpy as np
 
 from keras_varinit import keras_private
 from keras_varinit.context import LayerContext
-from keras_varinit.initializers import of_keras
+from keras_varinit.initializers import draws, of_keras
 from keras_varinit.initializers.base import ContextualInitializer
+from keras_varinit.initializers.same_law import drawn_by_law
 from keras_varinit.sharding import (
     Index,
     Layout,
     assembled,
+    check_same_on_all_hosts,
     checked_layout,
     cut,
     everywhere,
@@ -167,6 +169,8 @@ def drawn_value(
 ) -> ArrayLike:
     """Draws a value for a variable, in its layout: each host draws the shards that it holds.
 
+    Laws of Keras's are drawn from this library's streams: one seed, one value on every backend.
+
     Raises:
         ValueError: the value has another shape, or is not finite.
     """
@@ -180,6 +184,10 @@ def drawn_value(
             value, is_finite = drawn.value, drawn.is_finite
         elif isinstance(initializer, InPieces):
             value = initializer(asked, variable.dtype, layout)
+        elif (by_law := drawn_by_law(initializer, asked, variable.dtype)) is not None:
+            check_same_on_all_hosts(_name(initializer), layout, initializer.seed)
+            drawn = draws.make(by_law, variable.dtype, layout, finite=True)
+            value, is_finite = drawn.value, drawn.is_finite
         else:
             value = of_keras.drawn(initializer, asked, layout, variable.dtype)
     value = keras.ops.convert_to_tensor(value)

@@ -201,7 +201,7 @@ def _draw_parts(
 ) -> tuple[dict[Index, AnyArray], dict[Index, bytes], bool | None]:
     """The parts, their digests and whether they are finite."""
     indices = sharding.indices(layout, draw.shape)
-    parts = {index: np.empty(sharding.shape_of(index), dtype) for index in indices}
+    parts = {index: sharding.empty(sharding.shape_of(index), dtype) for index in indices}
     whole = sharding.whole(draw.shape)
     chunks = [b""] * math.ceil(math.prod(draw.shape) / BLOCK)
     infinite: list[bool] = []

@@ -4,7 +4,8 @@ On a mesh, such an initializer is compiled with the layout of its result (`jax.j
 `out_shardings`), so that every device computes its own part. JAX's random numbers do not depend on
 the layout, so the entries are those of one device, bit for bit. Weights of at most one block are
 drawn on each host instead, which takes less time than compiling. Keras's `Orthogonal` is the
-exception to the memory: its decomposition needs the whole matrix, on every device.
+exception to the memory: its decomposition needs the whole matrix, on every device. `initialize`
+draws the laws of Keras's independent entries otherwise (`same_law.py`).
 """
 
 import copy

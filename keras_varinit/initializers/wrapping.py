@@ -6,8 +6,9 @@ import keras
 
 from keras_varinit.context import LayerContext
 from keras_varinit.initializers.base import ContextualInitializer, Family
-from keras_varinit.initializers.draws import Draw, Foreign, constant
+from keras_varinit.initializers.draws import Draw, Foreign, constant, independent
 from keras_varinit.initializers.laws import Law, describe, reseeded, resolve_base, seed_of
+from keras_varinit.initializers.same_law import has_blocks
 from keras_varinit.typing import Config
 
 
@@ -64,14 +65,20 @@ class Wrapper(ContextualInitializer):
         return describe(self.initializer, shape, self._context_for(shape))
 
     def _base_draw(self, shape: tuple[int, ...]) -> Draw:
-        """The base's draw; with a context, in the kernel's stream and with its true fans."""
+        """The base's draw; with a context, in the kernel's stream and with its true fans.
+
+        With a context, laws of Keras's are drawn from blocks, so alike on every backend.
+        """
         context = self._context_for(shape)
         if context is None:
             return draw_of(self.initializer, shape)
+        law = self._law(shape)
+        if has_blocks(self.initializer) and law.stddev is not None:
+            return independent(self._stream_key(), shape, law.family, law.stddev)
         base = reseeded(self.initializer, self._stream_key() % 2**31)
         if isinstance(base, ContextualInitializer):
             base = base.with_context(context)
-        return draw_of(base, shape).scaled(self._law(shape).correction)
+        return draw_of(base, shape).scaled(law.correction)
 
 
 class ScaledWrapper(Wrapper):

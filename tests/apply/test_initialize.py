@@ -5,11 +5,15 @@ import re
 import keras
 import numpy as np
 import pytest
+from scipy import stats
 
 import keras_varinit as kv
 from keras_varinit import keras_private
 
 L = keras.layers
+
+# Entries of a (300, 1000) kernel of He's initialization with seed 1, in four blocks.
+HE_NORMAL = [-0.15389526, -0.03152224, -0.04985351, -0.07072121]
 
 
 def network(name="network"):
@@ -74,20 +78,43 @@ def test_keras_schemes_get_the_true_fans_and_the_notes_say_so():
             assert within(kernel_std(model, row.layer), expected[row.layer], count)
     corrected = [note.split("/")[0] for note in report.notes if "miscounts" in note]
     assert corrected == ["depthwise", "transpose"]
-    held = model.get_layer("depthwise").depthwise_initializer
-    assert type(held) is keras.initializers.TruncatedNormal  # saved with Keras alone
-    kernel = model.get_layer("depthwise").kernel
-    drawn = keras.ops.convert_to_numpy(held(kernel.shape))
-    np.testing.assert_array_equal(drawn, keras.ops.convert_to_numpy(kernel))
+    stored = model.get_layer("depthwise").depthwise_initializer
+    assert type(stored) is keras.initializers.TruncatedNormal  # saved with Keras alone
+    drawn = keras.ops.convert_to_numpy(stored((3, 3, 64, 1)))
+    assert within(float(np.std(drawn)), expected["depthwise"], drawn.size)
 
 
-def test_layers_that_keras_counts_rightly_get_its_own_draw():
-    model = network()
+K = keras.initializers
+LAWS = {
+    "he_normal": K.HeNormal(seed=3),
+    "glorot_uniform": K.GlorotUniform(seed=3),
+    "normal, not truncated": K.VarianceScaling(2.0, "fan_avg", "untruncated_normal", seed=3),
+    "normal": K.RandomNormal(mean=0.1, stddev=0.2, seed=3),
+    "truncated normal": K.TruncatedNormal(mean=-0.1, stddev=0.2, seed=3),
+    "uniform": K.RandomUniform(-0.1, 0.5, seed=3),
+}
+
+
+@pytest.mark.parametrize("law", LAWS)
+def test_initializers_of_keras_are_drawn_by_their_law(law):
+    """Against Keras's draws: two-sample Kolmogorov-Smirnov, 40,000 each, at a level of 1e-4."""
+    model = keras.Sequential([keras.Input((200,)), L.Dense(200, name="dense")])
+    kv.initialize(model, LAWS[law], seed=1)
+    layer = model.get_layer("dense")
+    assert type(layer.kernel_initializer) is type(LAWS[law])
+    drawn = keras.ops.convert_to_numpy(layer.kernel).ravel()
+    of_keras = keras.ops.convert_to_numpy(layer.kernel_initializer((200, 200))).ravel()
+    assert not np.array_equal(drawn, of_keras)
+    assert stats.ks_2samp(drawn, of_keras).pvalue > 1e-4
+    if law not in ("normal", "normal, not truncated"):
+        assert abs(drawn).max() == pytest.approx(abs(of_keras).max(), rel=1e-3)
+
+
+def test_initializers_of_keras_draw_the_reference_on_every_backend():
+    model = keras.Sequential([keras.Input((300,)), L.Dense(1000, name="dense")])
     kv.initialize(model, "he_normal", seed=1)
-    layer = model.get_layer("conv")
-    assert type(layer.kernel_initializer) is keras.initializers.HeNormal
-    drawn = layer.kernel_initializer(layer.kernel.shape)
-    assert_equal([keras.ops.convert_to_numpy(drawn)], [keras.ops.convert_to_numpy(layer.kernel)])
+    kernel = keras.ops.convert_to_numpy(model.get_layer("dense").kernel).ravel()
+    np.testing.assert_allclose(kernel[[0, 65536, 150000, -1]], HE_NORMAL, rtol=1e-5)
 
 
 def test_scheme_may_be_a_function_of_the_context():
