@@ -7,7 +7,7 @@ from keras import ops
 import keras_varinit as kv
 
 L = keras.layers
-NOISE = "after the normalization of an unknown signal"
+NOISE = "unknown after an unknown signal is normalized"
 
 
 def network(back):
