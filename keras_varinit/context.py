@@ -52,7 +52,7 @@ def _checks() -> dict[str, tuple[_Check, ...]]:
         **dict.fromkeys((*sizes, "head_size", "gates", "steps"), (size, known_size)),
         **dict.fromkeys(("activation", "group", "normalized"), (name,)),
         **dict.fromkeys(("causal", "self_attention"), (known_flag,)),
-        **dict.fromkeys(("branch_end", "layer_scale", "dense_prediction"), (flag,)),
+        **dict.fromkeys(("branch_end", "layer_scale", "dense_prediction", "plain_dense"), (flag,)),
     }
     positive: _Check = (
         lambda v: math.isfinite(v) and v > 0,
@@ -147,6 +147,8 @@ class LayerContext:
         steps: Number of steps that the recurrent layer takes; None if unknown, or outside.
         dense_prediction: Whether a head of the model outputs values for each position, as in
             segmentation, restoration of images and language models.
+        plain_dense: Whether the model consists of dense layers alone: no kernel with a window, no
+            recurrence, attention, embedding, normalization or residual branch.
         branch_gain: What the residual branch adds, relative to its stream, for a branch end of
             variance 1 (for a γ of 1): E F²/E s², from the signal engine. None unless the
             initializer uses it.
@@ -192,6 +194,7 @@ class LayerContext:
     gates: int | None = None
     steps: int | None = None
     dense_prediction: bool = False
+    plain_dense: bool = False
     branch_gain: float | None = None
 
     def __post_init__(self) -> None:

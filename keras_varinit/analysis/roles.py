@@ -26,7 +26,7 @@ the number of channels.
 import dataclasses
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, cast
 
 import keras
@@ -112,6 +112,7 @@ class _Roles:
                 part = {"role": name, "heads": heads, "kv_heads": kv_heads, "head_size": size}
                 fields.setdefault(key, part)
         of_model = {"branches": self.most, "dense_prediction": self.predicts_densely}
+        of_model["plain_dense"] = self._is_plain_dense(fields.values())
         by_variable = {
             key: context.with_role(**{**of_model, **fields.get(key, {})})
             for key, context in self.read.by_variable.items()
@@ -121,6 +122,16 @@ class _Roles:
         vectors = dict(self._vectors(by_variable))
         ends = self._branch_ends(by_variable)
         return dataclasses.replace(read, vectors=vectors, branch_ends=tuple(ends))
+
+    def _is_plain_dense(self, fields: Iterable[Mapping[str, Any]]) -> bool:
+        """Whether the model consists of dense layers alone."""
+        contexts = self.read.by_variable.values()
+        return (
+            not self.normalizations
+            and self.most == 0
+            and not any(context.spatial_axes for context in contexts)
+            and all(f["role"] in ("kernel", "head") and "gates" not in f for f in fields)
+        )
 
     def _branch_ends(self, kernels: Mapping[int, LayerContext]) -> Iterator[BranchEnds]:
         """What ends the branches of each addition, with the scales of normalizations."""

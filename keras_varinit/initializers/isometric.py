@@ -44,8 +44,8 @@ class Isometric(ContextualInitializer):
         >>> [round(float(s), 4) for s in keras.ops.svd(kernel, compute_uv=False)]
         [2.0, 2.0, 2.0, 2.0, 2.0, 2.0]
 
-    Measured here (examples/RESULTS.md, the panel): better than Keras's default in 20 and 32 dense
-    layers with tanh; no difference in 4 and 6.
+    Measured here (examples/RESULTS.md, the panel): better than Keras's default in 32 dense layers
+    with tanh, as Keras's `Orthogonal` is in 20.
 
     Reference: Saxe, McClelland, Ganguli (2014), arXiv 1312.6120; Pennington, Schoenholz, Ganguli
     (2017), arXiv 1711.04735; for convolutions Xiao et al. (2018), arXiv 1806.05393.

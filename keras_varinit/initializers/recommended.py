@@ -93,10 +93,18 @@ def _is_in_a_deep_rectifier_network(context: LayerContext) -> bool:
     return _is_dense(context) and _is_rectified(context) and context.total_depth > 4
 
 
+def _can_be_orthogonal(context: LayerContext) -> bool:
+    """In networks like those that were measured; the decomposition costs the cube of the width."""
+    return context.plain_dense and max(context.kernel_shape) <= 1024
+
+
+def _is_in_a_deep_rectifier_network_alone(context: LayerContext) -> bool:
+    return _can_be_orthogonal(context) and _is_in_a_deep_rectifier_network(context)
+
+
 def _is_in_a_deep_tanh_network(context: LayerContext) -> bool:
-    is_kernel = context.role == "kernel" and context.normalized is None
-    is_tanh = is_kernel and context.activation == "tanh"
-    return is_tanh and _is_dense(context) and context.total_depth >= 16
+    is_kernel = context.role == "kernel" and context.activation == "tanh"
+    return is_kernel and _can_be_orthogonal(context) and context.total_depth >= 16
 
 
 def _remembers_long(context: LayerContext) -> bool:
@@ -118,16 +126,22 @@ RULES = (
     ),
     Rule(
         "kernel",
-        _is_in_a_deep_rectifier_network,
+        _is_in_a_deep_rectifier_network_alone,
         ("SignalPreserving", {"distribution": "orthogonal"}),
-        "deep rectifier network, no normalization: unit signal (RESULTS.md, deep-mlp-relu)",
+        "deep dense network with rectifiers: unit signal, orthogonal (RESULTS.md, deep-mlp-relu)",
+    ),
+    Rule(
+        "kernel",
+        _is_in_a_deep_rectifier_network,
+        ("SignalPreserving", {}),
+        "dense, rectified, in a deep network, no normalization: unit signal (RESULTS.md, "
+        "plain-cnn)",
     ),
     Rule(
         "kernel",
         _is_in_a_deep_tanh_network,
         ("Isometric", {}),
-        "deep tanh network, no normalization: isometry (Saxe et al. 2014; RESULTS.md, "
-        "deep-mlp-tanh)",
+        "deep dense network with tanh: isometry (Saxe et al. 2014; RESULTS.md, deep-mlp-tanh)",
     ),
     Rule(
         "bias",

@@ -142,6 +142,24 @@ def test_models_that_predict_densely(name, expected):
     assert {context.dense_prediction for context in found.vectors.values()} <= {expected}
 
 
+@pytest.mark.parametrize(
+    ("make", "expected"),
+    [
+        (lambda x: x, True),
+        (lambda x: keras.layers.Dropout(0.1)(keras.ops.tanh(x)), True),
+        (keras.layers.BatchNormalization(), False),
+        (lambda x: x + keras.layers.Dense(8)(x), False),
+        (lambda x: keras.layers.GRU(8)(x[:, None]), False),
+        (lambda x: keras.layers.Conv1D(8, 1)(x[:, None])[:, 0], False),
+    ],
+)
+def test_models_of_dense_layers_alone(make, expected):
+    inputs = keras.Input((8,))
+    x = make(keras.layers.Dense(8, "relu")(inputs))
+    found = kv.analyze(keras.Model(inputs, keras.layers.Dense(2)(x)))
+    assert {context.plain_dense for context in found.contexts.values()} == {expected}
+
+
 def test_embeddings_positions_and_tied_tables():
     roles = {path: c.role for path, c in contexts(models.tokens_and_positions()).items()}
     assert roles["words/embeddings"] == "embedding"

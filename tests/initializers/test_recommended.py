@@ -41,8 +41,9 @@ def test_every_rule_applies_somewhere():
     """A rule that no model here meets would not be tested."""
     met = set()
     long = keras.Sequential([keras.Input((200, 3)), layers.LSTM(4), layers.Dense(1)])
-    tanh = perceptron(16, "tanh")
-    for model in (convolutions(), perceptron(6), tanh, models.by_hand(), models.swiglu(), long):
+    wide = keras.Sequential([keras.Input((2000,)), *[layers.Dense(8, "relu") for _ in range(5)]])
+    dense = (perceptron(6), perceptron(16, "tanh"), wide)
+    for model in (convolutions(), *dense, models.by_hand(), models.swiglu(), long):
         analysis = kv.analyze(model)
         for context in (*analysis.contexts.values(), *analysis.vectors.values()):
             rule = rule_for(context)
@@ -58,6 +59,34 @@ def test_choices_by_role():
     assert choices(perceptron(2))["d0/kernel"] == "GlorotUniform"
     assert choices(perceptron(16, "tanh"))["d0/kernel"] == "Isometric"
     assert choices(perceptron(10, "tanh"))["d0/kernel"] == "GlorotUniform"
+
+
+def distribution(model, path):
+    (row,) = [row for row in kv.recommend(model) if row.path == path]
+    return row.choice["config"].get("distribution")
+
+
+def test_orthogonal_draws_are_for_dense_networks_of_a_size_that_can_be_decomposed():
+    assert distribution(perceptron(6), "d1/kernel") == "orthogonal"
+    x = inputs = keras.Input((8, 8, 3))
+    for _ in range(5):
+        x = layers.Conv2D(4, 3, activation="relu", padding="same")(x)
+    x = layers.Dense(16, "relu", name="d1")(layers.Flatten()(x))
+    assert distribution(keras.Model(inputs, layers.Dense(2)(x)), "d1/kernel") == "normal"
+    wide = keras.Sequential(
+        [keras.Input((8,)), *[layers.Dense(1025, "relu", name=f"w{n}") for n in range(5)]]
+    )
+    assert distribution(wide, "sequential/w1/kernel") == "normal"
+
+
+def test_one_dense_layer_with_tanh_behind_another_network_is_not_a_tanh_network():
+    """As the pooler of BERT is."""
+    x = inputs = keras.Input((8, 8, 3))
+    for _ in range(16):
+        x = layers.Conv2D(4, 3, activation="relu", padding="same")(x)
+    x = layers.Dense(16, "tanh", name="pooler")(layers.GlobalAveragePooling2D()(x))
+    model = keras.Model(inputs, layers.Dense(2)(x))
+    assert choices(model)["pooler/kernel"] == "GlorotUniform"
     attention = choices(models.by_hand())
     assert attention["o/kernel"] == "ResidualScaled"
     assert {attention[f"{name}/kernel"] for name in "qkv"} == {"GlorotUniform"}
