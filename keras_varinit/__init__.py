@@ -6,6 +6,7 @@ from keras_varinit.apply.callbacks import ContextInjector
 from keras_varinit.apply.initialize import initialize
 from keras_varinit.apply.inject import inject
 from keras_varinit.apply.lint import Finding, Findings, lint
+from keras_varinit.apply.neutral import watch_trainings as _watch_trainings
 from keras_varinit.apply.recommend import Recommendation, Recommendations, recommend
 from keras_varinit.apply.report import Report, ReportRow
 from keras_varinit.apply.to_builtin import to_builtin
@@ -40,6 +41,8 @@ from keras_varinit.signals.outcome import Gradient, Outcome, Signal, Visit
 from keras_varinit.signals.registry import signal_rule
 
 __version__ = "0.1.0"
+
+_watch_trainings()
 
 __all__ = [
     "ASVBackward",

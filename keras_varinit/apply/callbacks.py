@@ -7,6 +7,7 @@ from typing import Any
 import keras
 
 from keras_varinit.apply.inject import NothingToInjectError, inject
+from keras_varinit.apply.neutral import settle
 from keras_varinit.apply.report import Report
 from keras_varinit.arguments import Arguments, is_integer
 from keras_varinit.keras_private import before_first_step
@@ -79,6 +80,7 @@ class ContextInjector(keras.callbacks.Callback):
         except NothingToInjectError as error:
             if self.strict:
                 raise
+            settle(self.model)
             if not self._warned:
                 self._warned = True
                 warnings.warn(

@@ -12,6 +12,7 @@ from keras_varinit.analysis.contexts import read
 from keras_varinit.analysis.planned import with_signal_gains
 from keras_varinit.analysis.result import Reading
 from keras_varinit.apply.beside import Kernels
+from keras_varinit.apply.neutral import settle
 from keras_varinit.apply.owners import owners
 from keras_varinit.apply.report import DRAWN, Report, ReportRow
 from keras_varinit.apply.transaction import (
@@ -103,6 +104,7 @@ def inject(model: keras.Model, *, force: bool = False) -> Report:
         if change is not None:
             changes.append(change)
     commit(model, changes)
+    settle(model)
     return Report(with_planned(model, rows), tuple(dict.fromkeys(reading.notes)))
 
 

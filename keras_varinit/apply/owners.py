@@ -11,7 +11,7 @@ from keras_varinit.initializers.base import ContextualInitializer
 from keras_varinit.initializers.memory import drawer_of, remembered
 from keras_varinit.sharding import everywhere, parts_of
 from keras_varinit.tensors import digests, key_of, tensor_of
-from keras_varinit.typing import Layer, Model, Variable
+from keras_varinit.typing import Layer, Variable
 
 Owner = tuple[str, Variable, ContextualInitializer]
 
@@ -44,16 +44,6 @@ def owners(layer: Layer) -> Iterator[Owner]:
                 break
     claimed.update(key for key, _ in keras_private.initializers_of(layer))
     yield from _inline(layer, claimed, stored)
-
-
-def never_injected(model: Model) -> list[str]:
-    """The paths of weights whose initializers of this library have no context."""
-    return [
-        variable.path
-        for layer in [model, *keras_private.layers_of(model)]
-        for _, variable, initializer in owners(layer)
-        if initializer.context is None
-    ]
 
 
 def _inline(

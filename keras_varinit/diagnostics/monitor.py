@@ -5,19 +5,16 @@ import math
 import os
 import pathlib
 import time
-import warnings
 from typing import Any
 
 import keras
 
-from keras_varinit.apply.owners import never_injected
 from keras_varinit.arguments import Arguments
 from keras_varinit.diagnostics.measure import Meter
 from keras_varinit.diagnostics.plotting import Figure, plot_history
 from keras_varinit.diagnostics.report import SignalReport
 from keras_varinit.running.batches import Batches
-from keras_varinit.tensors import training_steps
-from keras_varinit.typing import Model, Nested
+from keras_varinit.typing import Nested
 
 Logs = dict[str, Any] | None
 
@@ -43,9 +40,8 @@ class SignalMonitor(keras.callbacks.Callback):
     """Records mean, spread and gradients of every layer over the course of training.
 
     Measures on the same few examples each time, before the first step and at the end of epochs,
-    without affecting training (see `measure_signal`) and without output, except for a warning if
-    training starts with contexts that were never injected. A model that `fit` builds in its first
-    step is measured from the end of the first epoch on.
+    without affecting training (see `measure_signal`) and without output. A model that `fit` builds
+    in its first step is measured from the end of the first epoch on.
 
     Args:
         data: Data to measure on: an array (or arrays, in a list or dictionary), a tuple `(x, y)`,
@@ -187,10 +183,8 @@ class SignalMonitor(keras.callbacks.Callback):
         measured = self.history["epoch"]
         if not measured:
             self._start_file(self._epochs)
-        if self.model.built:
-            _warn_of_neutral_draws(self.model)
-            if not measured or measured[-1] != self._epochs:
-                self._measure()
+        if self.model.built and (not measured or measured[-1] != self._epochs):
+            self._measure()
 
     def on_train_batch_end(self, batch: int, logs: Logs = None) -> None:
         """Measures, if `unit` is "batch" and a measurement is due."""
@@ -329,18 +323,6 @@ class SignalMonitor(keras.callbacks.Callback):
                         tag = f"signal/{name}/{row.name}"
                         tf.summary.write(tag, tf.constant(value, tf.float32), step, scalars)
         self._writer.flush()
-
-
-def _warn_of_neutral_draws(model: Model) -> None:
-    """Warns of a training that starts with initializers that were never given a context."""
-    paths = never_injected(model) if training_steps(model) == 0 else []
-    if paths:
-        warnings.warn(
-            f"SignalMonitor: training starts with contexts never injected: {len(paths)} weights, "
-            f"the first of them {paths[0]!r}, are the neutral draw of their initializers. Call "
-            "keras_varinit.inject(model) before `fit`, or pass it keras_varinit.ContextInjector().",
-            stacklevel=2,
-        )
 
 
 def _check(

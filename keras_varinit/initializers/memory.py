@@ -54,3 +54,15 @@ def drawer_of(digest: bytes) -> Initializer | None:
     """The initializer that drew values with that digest when no layer was known, or None."""
     with _lock:
         return _by_digest.get(digest)
+
+
+def has_drawn() -> bool:
+    """Whether any draw is remembered."""
+    with _lock:
+        return bool(_by_layer or _by_digest)
+
+
+def has_drawn_for_no_layer() -> bool:
+    """Whether any draw is remembered for which no layer was known."""
+    with _lock:
+        return bool(_by_digest)

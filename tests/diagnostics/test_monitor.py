@@ -3,7 +3,6 @@
 import csv
 import sys
 import time
-import warnings
 
 import keras
 import numpy as np
@@ -181,21 +180,6 @@ def test_sequential_without_an_input(sized):
     fit(model, [monitor, kv.ContextInjector()], epochs=1)
     builds_late = not sized and keras.backend.backend() == "tensorflow"
     assert monitor.history["time"] == ([1] if builds_late else [0, 1])
-
-
-def test_a_training_that_starts_without_contexts_is_warned_of():
-    x, _ = data()
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        fit(compiled("asv_backward"), [kv.SignalMonitor(x, every=1)], epochs=2)
-    (message,) = [str(each.message) for each in caught if "inject" in str(each.message)]
-    assert "training starts with contexts never injected: 3 weights" in message
-    assert "keras_varinit.inject(model)" in message
-    injected = compiled("asv_backward")
-    kv.inject(injected)
-    fit(injected, [kv.SignalMonitor(x, every=1)])  # warnings are errors here
-    for callbacks in ([kv.SignalMonitor(x), kv.ContextInjector()], [kv.ContextInjector()]):
-        fit(compiled("asv_backward"), callbacks)
 
 
 def test_custom_training_step_without_a_compiled_loss():
