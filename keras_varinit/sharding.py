@@ -156,7 +156,7 @@ def on_host(value: ArrayLike) -> AnyArray:
 
 
 def empty(shape: Sequence[int], dtype: str) -> AnyArray:
-    """An array without values, in memory that tensors of JAX on a CPU can share: it is aligned."""
+    """An array without values, in memory that tensors on a CPU can share: it is aligned."""
     size = math.prod(shape) * np.dtype(dtype).itemsize
     memory = np.empty(size + _ALIGNMENT, np.uint8)
     start = -memory.ctypes.data % _ALIGNMENT
@@ -176,8 +176,21 @@ def to_tensor(values: AnyArray) -> ArrayLike:
         else:
             tensor = torch.from_numpy(values)
         return keras.ops.convert_to_tensor(tensor)
+    if keras.backend.backend() == "tensorflow":
+        return keras.ops.convert_to_tensor(_Shared(values), values.dtype.name)
     # Without a type, Keras on JAX makes float32 of bfloat16 where that is its floatx.
     return _copied(keras.ops.convert_to_tensor(values, values.dtype.name))
+
+
+class _Shared:
+    """An array that TensorFlow does not know for one: it copies those before it looks at them."""
+
+    def __init__(self, values: AnyArray) -> None:
+        self.values = values
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> AnyArray:
+        """The array itself."""
+        return self.values
 
 
 def _copied(tensor: ArrayLike) -> ArrayLike:

@@ -58,29 +58,45 @@ def test_weights_created_inline():
     assert "1 weight is drawn without one ('" in message
 
 
-def test_no_warning_where_nothing_is_missing():
-    """Warnings are errors here."""
-    for callbacks in ([kv.ContextInjector()], [kv.SignalMonitor(data()[0]), kv.ContextInjector()]):
-        fit(compiled(cnn("asv_backward")), callbacks)
-    fit(compiled(cnn("he_normal")))
-    injected = compiled(cnn("asv_backward"))
-    kv.inject(injected)
-    fit(injected)
-    redrawn = compiled(cnn("asv_backward"))
-    kv.initialize(redrawn, "he_normal")
-    fit(redrawn)
-
-    class Own(keras.callbacks.Callback):
-        def on_train_begin(self, logs=None):
-            kv.inject(self.model)
-
-    fit(compiled(cnn("asv_backward")), [Own()])
+def inject_before(model):
+    kv.inject(model)
+    return []
 
 
-def test_loaded_weights_are_not_neutral():
-    model, other = cnn("asv_backward"), cnn("asv_backward")
-    model.set_weights([w + 0.01 for w in other.get_weights()])
-    fit(compiled(model))
+def initialize_before(model):
+    kv.initialize(model, "he_normal")
+    return []
+
+
+def load_before(model):
+    model.set_weights([w + 0.01 for w in model.get_weights()])
+    return []
+
+
+class Own(keras.callbacks.Callback):
+    def on_train_begin(self, logs=None):
+        kv.inject(self.model)
+
+
+@pytest.mark.parametrize(
+    "prepare",
+    [
+        inject_before,
+        initialize_before,
+        load_before,
+        lambda model: [kv.ContextInjector()],
+        lambda model: [kv.SignalMonitor(data()[0]), kv.ContextInjector()],
+        lambda model: [Own()],
+    ],
+)
+def test_no_warning_where_nothing_is_missing(prepare):
+    model = compiled(cnn("asv_backward"))
+    assert warnings_of(lambda: fit(model, prepare(model))) == []
+
+
+def test_keras_own_initializers():
+    fit(compiled(cnn("asv_backward")))  # something of this library has drawn
+    assert warnings_of(lambda: fit(compiled(cnn("he_normal")))) == []
 
 
 def test_head_over_a_trained_backbone_is_found():
