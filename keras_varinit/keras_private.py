@@ -209,20 +209,20 @@ def before_first_step(model: Model, action: Callable[[], None]) -> Callable[[], 
     """Builds an unbuilt model and runs `action` right before its first training step.
 
     On TensorFlow, Keras builds a model while it traces the first step, which then trains it
-    immediately; the other backends build it before training begins. The shapes are those of the
-    data iterator. Returns a function that cancels this.
+    immediately; other backends build it before training. Returns a function that cancels this.
     """
-    step = model.train_function
+    step, waits = model.train_function, True
 
     def first_step(iterator: Any) -> Any:
         model.train_function = step
-        model._symbolic_build(data_batch=iterator.element_spec)
-        action()
+        if waits:
+            model._symbolic_build(data_batch=iterator.element_spec)
+            action()
         return step(iterator)
 
     def cancel() -> None:
-        if model.train_function is first_step:
-            model.train_function = step
+        nonlocal waits  # the step may be wrapped
+        waits = False
 
     model.train_function = first_step
     return cancel
