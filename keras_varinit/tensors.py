@@ -11,12 +11,14 @@ import numpy as np
 from keras_varinit.keras_private import has_value
 from keras_varinit.sharding import (
     Index,
+    Layout,
     assembled,
     counted_parts,
     indices,
     layout_of,
     on_host,
     parts_of,
+    replicas_of,
     shape_of,
     summed,
 )
@@ -101,6 +103,11 @@ def tensor_of(value: Variable | ArrayLike) -> ArrayLike:
     return tensor.read_value() if hasattr(tensor, "read_value") else tensor
 
 
+def layout_of_variable(variable: Variable) -> Layout | None:
+    """The layout of a variable that lies on several devices; None for any other."""
+    return layout_of(tensor_of(variable)) if keras.backend.backend() == "jax" else None
+
+
 def moments(value: Variable | ArrayLike) -> tuple[float, float]:
     """The mean and the mean square of all entries, summed where they are; nothing is gathered."""
     tensor = tensor_of(value)
@@ -142,9 +149,15 @@ def is_same(variable: Variable, value: ArrayLike) -> bool:
     return all(np.array_equal(values, others[index]) for index, values in parts.items())
 
 
+def is_known_to_be(variable: Variable, value: ArrayLike) -> bool:
+    """Whether a small variable of which there is one copy has a value, bit for bit."""
+    is_small = math.prod(variable.shape) <= CHUNK
+    return is_small and not replicas_of(variable.value) and is_same(variable, value)
+
+
 def zeros_like(variable: Variable) -> ArrayLike:
     """Zeros of a variable's shape and type, in its layout."""
-    shape, layout = tuple(int(n) for n in variable.shape), layout_of(tensor_of(variable))
+    shape, layout = tuple(int(n) for n in variable.shape), layout_of_variable(variable)
     parts = {index: np.zeros(shape_of(index), variable.dtype) for index in indices(layout, shape)}
     return assembled(layout, shape, parts)
 

@@ -14,7 +14,7 @@ from keras_varinit import keras_private
 from keras_varinit.context import LayerContext
 from keras_varinit.initializers import draws, of_keras
 from keras_varinit.initializers.base import ContextualInitializer
-from keras_varinit.initializers.same_law import drawn_by_law
+from keras_varinit.initializers.same_law import constant_draw, drawn_by_law
 from keras_varinit.sharding import (
     Index,
     Layout,
@@ -28,7 +28,9 @@ from keras_varinit.sharding import (
 )
 from keras_varinit.tensors import (
     CHUNK,
+    is_known_to_be,
     is_same,
+    layout_of_variable,
     local_parts,
     snapshot,
     tensor_of,
@@ -176,7 +178,7 @@ def drawn_value(
     """
     is_finite = None
     if keras_private.has_value(variable):
-        layout = layout_of(tensor_of(variable))
+        layout = layout_of_variable(variable)
     asked = tuple(int(n) for n in variable.shape)
     with _drawing(initializer, variable):
         if isinstance(initializer, ContextualInitializer):
@@ -184,6 +186,8 @@ def drawn_value(
             value, is_finite = drawn.value, drawn.is_finite
         elif isinstance(initializer, InPieces):
             value = initializer(asked, variable.dtype, layout)
+        elif (fixed := constant_draw(initializer, asked, variable.dtype)) is not None:
+            value, is_finite = draws.make(fixed, variable.dtype, layout).value, True
         elif (by_law := drawn_by_law(initializer, asked, variable.dtype)) is not None:
             check_same_on_all_hosts(_name(initializer), layout, initializer.seed)
             drawn = draws.make(by_law, variable.dtype, layout, finite=True)
@@ -235,6 +239,8 @@ def commit(model: Model, changes: Sequence[Change], *, reset_optimizer: bool = F
     def assign(
         target: Variable, value: ArrayLike, before: Callable[[], ArrayLike] | None = None
     ) -> None:
+        if is_known_to_be(target, value):
+            return  # such as the zeros of a bias; reading takes less time than assigning
         undo.append((target, before or known(snapshot(target))))
         keras_private.assign(target, value)
 

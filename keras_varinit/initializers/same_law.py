@@ -13,7 +13,7 @@ import keras
 import numpy as np
 
 from keras_varinit import keras_private
-from keras_varinit.initializers.draws import Draw, independent
+from keras_varinit.initializers.draws import Draw, constant, independent
 from keras_varinit.initializers.laws import describe, mean_of
 from keras_varinit.initializers.streams import Float32Array, stream_key
 
@@ -26,10 +26,22 @@ _CLASSES = (
     keras.initializers.RandomUniform,
 )
 
+_CONSTANTS = {keras.initializers.Zeros: 0.0, keras.initializers.Ones: 1.0}
+
 
 def has_blocks(initializer: keras.initializers.Initializer) -> bool:
     """Whether an initializer is one of Keras's whose law this library draws too."""
     return isinstance(initializer, _CLASSES) and keras_private.is_keras_class(type(initializer))
+
+
+def constant_draw(
+    initializer: keras.initializers.Initializer, shape: Sequence[int], dtype: str
+) -> Draw | None:
+    """The draw of Keras's zeros and ones, which takes a backend several times as long as NumPy."""
+    value = _CONSTANTS.get(type(initializer))
+    if value is None or not keras.backend.is_float_dtype(dtype):
+        return None
+    return constant(tuple(shape), value)
 
 
 def drawn_by_law(
