@@ -6,7 +6,8 @@
 
 A chain of dense layers is built with Keras's own initializers and with ours, injected and
 initialized. Times are beside what NumPy's float32 normals take in as many threads in the same
-process, right after each step; the medians of the paired ratios are printed with their range.
+process, right after each step; the medians of the paired ratios are printed with their range. The
+first row is the system's part of them: memory for the weights, to which the threads write once.
 Memory is the greatest resident memory during a step less that before it, in units of the model's
 size (Linux). With `--sharded`, one kernel is built on a mesh of all devices instead (JAX).
 """
@@ -16,6 +17,7 @@ import concurrent.futures
 import contextlib
 import ctypes
 import gc
+import math
 import os
 import statistics
 import time
@@ -52,6 +54,17 @@ def bare(weights: int) -> float:
     return time.perf_counter() - start
 
 
+def fresh_memory(layers: int, width: int) -> list[np.ndarray]:
+    """New arrays of the model's kernels, to which the same threads write."""
+    kernels = []
+    for _ in range(layers):
+        kernels.append(np.empty((width, width), np.float32))
+        parts = np.array_split(kernels[-1], _THREADS)
+        with concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:
+            list(pool.map(lambda part: part.fill(0), parts))
+    return kernels
+
+
 def chain(layers: int, width: int, name: str) -> keras.Model:
     """Dense layers of one width."""
     options = {"use_bias": False, "kernel_initializer": name}
@@ -85,6 +98,7 @@ def _resident(field: str) -> int:
 def steps(layers: int, width: int) -> Iterator[Measured]:
     """Builds, injects and initializes."""
     weights = layers * width**2
+    yield step("fresh memory", weights, lambda: fresh_memory(layers, width))[0]
     for name in ("glorot_uniform", "asv_forward"):
         keras.utils.clear_session()
         build = lambda name=name: chain(layers, width, name)  # noqa: E731
@@ -117,10 +131,10 @@ def whole_models(layers: int, width: int, repeats: int) -> None:
     for _ in range(repeats):
         by_keras = 0.0
         for name, seconds, generator, peak in steps(layers, width):
-            by_keras = by_keras or seconds  # the first step
+            by_keras = seconds if name == "build with glorot_uniform" else by_keras
             times.setdefault(name, []).append(seconds / generator)
             memory.setdefault(name, []).append(peak / (4 * weights))
-            builds.setdefault(name, []).append(seconds / by_keras)
+            builds.setdefault(name, []).append(seconds / by_keras if by_keras else math.nan)
     print(f"{'step':<28}{'time / generator':<26}{'memory / model':<26}time / build by Keras")
     for name in times:
         columns = (shown(each[name]) for each in (times, memory, builds))

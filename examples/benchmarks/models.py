@@ -4,10 +4,12 @@
 
 All are timed side by side in one process. Each model is built twice in every run, in turn first and
 second: with Keras's own initializers, and with kernels named `asv_backward`. Both are analyzed
-(contexts and predicted signal); then the second is injected and the first initialized. The medians
-of the paired ratios are printed with their range; one whole run before them is not counted. The
-models of `keras.applications` are built by their functions for Keras's initializers, and from their
-configurations for ours. Growth compares plain networks of 1,000 and 100 layers.
+(contexts and predicted signal); then the second is injected and the first initialized. The last
+column is what NumPy's float32 normals take for as many weights in as many threads, without which
+none is drawn. The medians of the paired ratios are printed with their range; one whole run before
+them is not counted. The models of `keras.applications` are built by their functions for Keras's
+initializers, and from their configurations for ours. Growth compares plain networks of 1,000 and
+100 layers.
 """
 
 import argparse
@@ -27,6 +29,9 @@ import keras
 import numpy as np
 
 import keras_varinit as kv
+
+# isort: split
+from large_models import bare
 
 L = keras.layers
 # Builds a model with kernels of one initializer, or with None as Keras does.
@@ -110,6 +115,7 @@ class Times:
     analyze_ours: float
     inject: float
     initialize: float
+    generator: float
 
 
 def measure(build: Build, repeats: int) -> list[Times]:
@@ -127,8 +133,12 @@ def measure(build: Build, repeats: int) -> list[Times]:
         if len(report.drawn) != len(report):
             raise RuntimeError(f"not every kernel was drawn:\n{report}")
         initializing, _ = timed(lambda: kv.initialize(own, NAME, seed=0))  # noqa: B023
+        generating, _ = timed(lambda: bare(own.count_params()))  # noqa: B023
         if repeat:
-            times = build_own, build_ours, analyze_own, analyze_ours, injecting, initializing
+            times = (
+                *(build_own, build_ours, analyze_own, analyze_ours, injecting, initializing),
+                generating,
+            )
             rows.append(Times(*times))
     return rows
 
@@ -147,6 +157,7 @@ def line(name: str, rows: Sequence[Times]) -> str:
         ratio([row.analyze_ours / row.build_ours for row in rows]),
         ratio([row.inject / row.build_ours for row in rows]),
         ratio([row.initialize / row.build_own for row in rows]),
+        ratio([row.generator / row.build_own for row in rows]),
     ]
     return f"{name:<24}{own:8.2f}{ours:8.2f}  " + "  ".join(f"{each:<24}" for each in ratios)
 
@@ -164,7 +175,10 @@ def main() -> None:
         f"{options.repeats} runs, median (range)"
     )
     print("build: seconds with Keras's own initializers, and with ours; ratios to either of them\n")
-    heads = ("analyze ÷ Keras's", "analyze ÷ ours", "inject ÷ ours", "initialize ÷ Keras's")
+    heads = (
+        *("analyze ÷ Keras's", "analyze ÷ ours", "inject ÷ ours", "initialize ÷ Keras's"),
+        "generator ÷ Keras's",
+    )
     print(f"{'model':<24}{'Keras’s':>8}{'ours':>8}  " + "  ".join(f"{h:<24}" for h in heads))
     for name in options.models:
         print(line(name, measure(MODELS[name](), options.repeats)), flush=True)
