@@ -7,10 +7,8 @@ import random
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "-1")
-# Two virtual CPU devices, so that distribution is tested on any machine. Read at first use. JAX
-# compiles thousands of small programs here, and runs each a few times, so it need not optimize.
-_FLAGS = {"jax": " --xla_backend_optimization_level=0"}.get(os.environ.get("KERAS_BACKEND", ""), "")
-os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=2" + _FLAGS)
+# Two virtual CPU devices, so that distribution is tested on any machine. Read at first use.
+os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=2")
 # Of the random runs; set here so that the worker processes have the same.
 os.environ.setdefault("NEVER_LOST_SEED", str(random.SystemRandom().randrange(2**32)))
 
