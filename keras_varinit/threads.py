@@ -1,9 +1,16 @@
-"""Work that several threads share; NumPy and hashlib release the interpreter's lock in it."""
+"""Work that several threads share, and work for which one is enough.
+
+NumPy and hashlib release the interpreter's lock in what is shared.
+"""
 
 import concurrent.futures
+import contextlib
+import functools
 import itertools
 import os
 from collections.abc import Callable
+
+import threadpoolctl
 
 THREADS = min(8, os.cpu_count() or 1)
 
@@ -40,6 +47,22 @@ def in_threads(work: Callable[[int], None], count: int) -> None:
     finally:
         failed.append(True)
         concurrent.futures.wait(futures)
+
+
+def one_thread() -> contextlib.AbstractContextManager[object]:
+    """Keeps NumPy's linear algebra to the calling thread, for as long as the context lasts.
+
+    For matrices of a hundred rows, waking a thread on every core and waiting for the last takes
+    longer than the product; where other programs keep the cores busy, many times as long.
+    """
+    context: contextlib.AbstractContextManager[object]
+    context = _blas().limit(limits=1, user_api="blas")
+    return context
+
+
+@functools.cache
+def _blas() -> threadpoolctl.ThreadpoolController:
+    return threadpoolctl.ThreadpoolController()
 
 
 def _pool() -> concurrent.futures.ThreadPoolExecutor:

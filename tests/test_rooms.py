@@ -25,7 +25,7 @@ ROOMS = {
     "tables": set(),
     "results": {"arguments", "pandas", "tables"},
     "keras_private": {"keras"},
-    "threads": set(),
+    "threads": {"threadpoolctl"},
     "sharding": {"keras", "numpy", "jax", "torch"},
     "tensors": {"keras", "numpy", "keras_private", "sharding", "threads"},
     "maths": {"numpy"},
@@ -38,7 +38,7 @@ ROOMS = {
     },
     "analysis": {
         *("keras", "numpy", "arguments", "context", "families", "initializers", "keras_private"),
-        *("maths", "results", "sharding", "signals", "tables", "tensors", "tracing"),
+        *("maths", "results", "sharding", "signals", "tables", "tensors", "threads", "tracing"),
     },
     "apply": {
         *("keras", "numpy", "analysis", "arguments", "context", "initializers", "keras_private"),

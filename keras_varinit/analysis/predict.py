@@ -14,6 +14,7 @@ import numpy as np
 
 from keras_varinit.analysis.propagate import Deltas, Engine, Scales, Variances, no_delta, no_scale
 from keras_varinit.signals.roles import Role
+from keras_varinit.threads import one_thread
 from keras_varinit.tracing.reader import Graph
 
 _ALIKE = 0.9
@@ -82,7 +83,7 @@ def propagate(
 
     def walked(alike: float) -> Engine:
         engine = Engine(graph, roles, variance_of, alike, is_delta, scale_of, watched)
-        with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
+        with one_thread(), np.errstate(over="ignore", invalid="ignore", divide="ignore"):
             engine.forward(input_mean, input_variance)
             if backward:
                 engine.backward()
