@@ -169,13 +169,11 @@ class Moments:
 
     @property
     def _offset_zero(self) -> tuple[int | slice, ...]:
-        return self.offset_of((0,) * len(self.axes))
+        return _place_of(self.radius, (0,) * len(self.radius))
 
     def offset_of(self, offset: Sequence[int]) -> tuple[int | slice, ...]:
         """The index into `excess` of the pairs at an offset."""
-        return tuple(
-            i for r, o in zip(self.radius, offset, strict=True) for i in (r + o, slice(None))
-        )
+        return _place_of(self.radius, tuple(offset))
 
     def average(self, values: Array) -> float:
         """Mean over positions of values by class, (n₁, n₂, …)."""
@@ -296,6 +294,11 @@ def uniform(axes: Axes, mean: float, second: float, pair: float) -> Moments:
         np.full([n for a in axes for n in (1, a.count)], second - pair),
         (0,) * len(axes),
     )
+
+
+@functools.lru_cache(maxsize=512)
+def _place_of(radius: tuple[int, ...], offset: tuple[int, ...]) -> tuple[int | slice, ...]:
+    return tuple(i for r, o in zip(radius, offset, strict=True) for i in (r + o, slice(None)))
 
 
 @functools.lru_cache(maxsize=512)

@@ -231,7 +231,8 @@ def read_off(table: Array, correlation: Array) -> Array:
     with np.errstate(invalid="ignore"):  # NaN stays NaN
         steps = places.astype(np.int32)
     places -= steps
-    places *= np.diff(table, append=table[-1]).take(steps, mode="clip")
+    slopes = np.append(table[1:] - table[:-1], 0.0)
+    places *= slopes.take(steps, mode="clip")
     places += table.take(steps, mode="clip")
     return np.asarray(places)
 
