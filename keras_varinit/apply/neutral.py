@@ -38,7 +38,7 @@ def watch_trainings() -> None:
     @functools.wraps(begin)
     def on_train_begin(callbacks: Any, *args: Any, **options: Any) -> Any:
         result = begin(callbacks, *args, **options)
-        model = callbacks.model
+        model = getattr(callbacks, "model", None)  # a list may be without a model
         if isinstance(model, keras.Model) and model not in _settled:
             _check(model)
         return result

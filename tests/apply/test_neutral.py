@@ -107,3 +107,7 @@ def test_head_over_a_trained_backbone_is_found():
     (message,) = warnings_of(lambda: fit(compiled(model)))
     assert "1 weight is" in message
     assert kernels[-1].path in message
+
+
+def test_a_list_of_callbacks_without_a_model():
+    keras.callbacks.CallbackList([keras.callbacks.History()]).on_train_begin()
