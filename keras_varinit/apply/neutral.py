@@ -53,13 +53,15 @@ def _check(model: Model) -> None:
         if has_drawn() and training_steps(model) == 0:
             _warn(model, [each for each in _neutral(model) if holds_own_draw(each[2], each[1])])
         return
-    step = model.train_function
+    step = getattr(model, "train_function", None)
+    if step is None:
+        return  # a training loop of the user's own
 
     def first_step(*args: Any) -> Any:
         if model.train_function is first_step:
             model.train_function = step
         result = step(*args)
-        _warn(model, _neutral(model))
+        _warn(model, _neutral(model) if has_drawn() else [])
         return result
 
     model.train_function = first_step

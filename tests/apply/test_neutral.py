@@ -111,3 +111,9 @@ def test_head_over_a_trained_backbone_is_found():
 
 def test_a_list_of_callbacks_without_a_model():
     keras.callbacks.CallbackList([keras.callbacks.History()]).on_train_begin()
+
+
+def test_callbacks_of_a_training_loop_of_ones_own():
+    model = compiled(cnn("asv_backward", sized=False))
+    keras.callbacks.CallbackList([], model=model).on_train_begin()
+    assert model.train_function is None
