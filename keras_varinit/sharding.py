@@ -183,7 +183,7 @@ def to_tensor(values: AnyArray) -> ArrayLike:
 
 
 class _Shared:
-    """An array that TensorFlow does not know for one: it copies those before it looks at them."""
+    """Hides an array's type from TensorFlow, which copies arrays before it converts them."""
 
     def __init__(self, values: AnyArray) -> None:
         self.values = values

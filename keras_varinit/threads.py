@@ -8,11 +8,17 @@ import contextlib
 import functools
 import itertools
 import os
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import threadpoolctl
 
 THREADS = min(8, os.cpu_count() or 1)
+
+# For each context of `one_thread` that has not ended, what the first of them restores.
+_inside: list[Any] = []
+_lock = threading.Lock()
 
 _pools: dict[int, concurrent.futures.ThreadPoolExecutor] = {}
 
@@ -49,15 +55,25 @@ def in_threads(work: Callable[[int], None], count: int) -> None:
         concurrent.futures.wait(futures)
 
 
-def one_thread() -> contextlib.AbstractContextManager[object]:
+@contextlib.contextmanager
+def one_thread() -> Iterator[None]:
     """Keeps NumPy's linear algebra to the calling thread, for as long as the context lasts.
 
     For matrices of a hundred rows, waking a thread on every core and waiting for the last takes
-    longer than the product; where other programs keep the cores busy, many times as long.
+    longer than the product; where other programs keep the cores busy, many times as long. Some
+    builds of BLAS count threads for each calling thread, others for the process; so every context
+    that ends restores what was there before the first of those that overlap.
     """
-    context: contextlib.AbstractContextManager[object]
-    context = _blas().limit(limits=1, user_api="blas")
-    return context
+    with _lock:
+        limit = _blas().limit(limits=1, user_api="blas")
+        first = _inside[0] if _inside else limit
+        _inside.append(first)
+    try:
+        yield
+    finally:
+        with _lock:
+            _inside.pop()
+            first.restore_original_limits()
 
 
 @functools.cache

@@ -17,7 +17,6 @@ import concurrent.futures
 import contextlib
 import ctypes
 import gc
-import math
 import os
 import statistics
 import time
@@ -134,10 +133,11 @@ def whole_models(layers: int, width: int, repeats: int) -> None:
             by_keras = seconds if name == "build with glorot_uniform" else by_keras
             times.setdefault(name, []).append(seconds / generator)
             memory.setdefault(name, []).append(peak / (4 * weights))
-            builds.setdefault(name, []).append(seconds / by_keras if by_keras else math.nan)
+            if by_keras:
+                builds.setdefault(name, []).append(seconds / by_keras)
     print(f"{'step':<28}{'time / generator':<26}{'memory / model':<26}time / build by Keras")
     for name in times:
-        columns = (shown(each[name]) for each in (times, memory, builds))
+        columns = (shown(each[name]) for each in (times, memory, builds) if name in each)
         print(f"{name:<28}" + "".join(f"{column:<26}" for column in columns).rstrip())
 
 

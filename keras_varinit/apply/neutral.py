@@ -25,7 +25,7 @@ _settled: weakref.WeakSet[Model] = weakref.WeakSet()
 
 
 def settle(model: Model) -> None:
-    """Remembers that a model needs no warning: it was injected, and the report says the rest."""
+    """Remembers that a model needs no warning (any more)."""
     _settled.add(model)
 
 

@@ -37,7 +37,7 @@ def has_blocks(initializer: keras.initializers.Initializer) -> bool:
 def constant_draw(
     initializer: keras.initializers.Initializer, shape: Sequence[int], dtype: str
 ) -> Draw | None:
-    """The draw of Keras's zeros and ones, which takes a backend several times as long as NumPy."""
+    """The draw of Keras's zeros and ones; None for any other initializer."""
     value = _CONSTANTS.get(type(initializer))
     if value is None or not keras.backend.is_float_dtype(dtype):
         return None

@@ -59,6 +59,14 @@ def test_choices_by_role():
     assert choices(perceptron(2))["d0/kernel"] == "GlorotUniform"
     assert choices(perceptron(16, "tanh"))["d0/kernel"] == "Isometric"
     assert choices(perceptron(10, "tanh"))["d0/kernel"] == "GlorotUniform"
+    attention = choices(models.by_hand())
+    assert attention["o/kernel"] == "ResidualScaled"
+    assert {attention[f"{name}/kernel"] for name in "qkv"} == {"GlorotUniform"}
+    swiglu = choices(models.swiglu())
+    assert swiglu["down/kernel"] == "ResidualScaled"
+    assert swiglu["up/kernel"] == "GlorotUniform"
+    normalized = choices(models.projection())
+    assert {normalized[f"{name}/kernel"] for name in ("b", "top")} == {"GlorotUniform"}
 
 
 def distribution(model, path):
@@ -87,14 +95,6 @@ def test_one_dense_layer_with_tanh_behind_another_network_is_not_a_tanh_network(
     x = layers.Dense(16, "tanh", name="pooler")(layers.GlobalAveragePooling2D()(x))
     model = keras.Model(inputs, layers.Dense(2)(x))
     assert choices(model)["pooler/kernel"] == "GlorotUniform"
-    attention = choices(models.by_hand())
-    assert attention["o/kernel"] == "ResidualScaled"
-    assert {attention[f"{name}/kernel"] for name in "qkv"} == {"GlorotUniform"}
-    swiglu = choices(models.swiglu())
-    assert swiglu["down/kernel"] == "ResidualScaled"
-    assert swiglu["up/kernel"] == "GlorotUniform"
-    normalized = choices(models.projection())
-    assert {normalized[f"{name}/kernel"] for name in ("b", "top")} == {"GlorotUniform"}
 
 
 @pytest.mark.parametrize(("depth", "choice"), [(4, "GlorotUniform"), (20, "SignalPreserving")])
