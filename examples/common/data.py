@@ -6,7 +6,7 @@ import dataclasses
 
 import numpy as np
 
-from common import tfds_data
+from common import folder, tfds_data
 from common.data_options import VALIDATION_SPLITS
 from common.errors import UserError, require
 
@@ -64,7 +64,7 @@ def load(
     if data == "digits":
         name, train, val, num_classes = _digits(image_size)
     elif data == "folder":
-        name, train, val, num_classes = tfds_data.load_folder(data_dir, image_size, limit)
+        name, train, val, num_classes = folder.load(data_dir, image_size, limit)
     else:
         name, train, val, num_classes = tfds_data.load_named(data, data_dir, image_size, limit)
     note = ""
@@ -88,7 +88,7 @@ def load(
     return Images(name, x_train, y_train, x_val, y_val, num_classes, note)
 
 
-def _digits(image_size: int | None) -> tfds_data.Loaded:
+def _digits(image_size: int | None) -> folder.Loaded:
     datasets = require("sklearn.datasets", "scikit-learn", "for --data digits")
     bunch = datasets.load_digits()
     x = bunch.images[..., None].astype("float32")
@@ -100,7 +100,7 @@ def _digits(image_size: int | None) -> tfds_data.Loaded:
     return "digits", (x, bunch.target.astype("int32")), None, 10
 
 
-def _split(x: np.ndarray, y: np.ndarray) -> tuple[tfds_data.Arrays, tfds_data.Arrays]:
+def _split(x: np.ndarray, y: np.ndarray) -> tuple[folder.Arrays, folder.Arrays]:
     """Keeps the same share of each class for validation; both parts come out shuffled."""
     order = np.random.default_rng(0).permutation(len(y))
     held_out = np.zeros(len(y), dtype=bool)

@@ -13,7 +13,7 @@ LAYOUT = "train/<class>/*.png (or .jpg) and val/<class>/*.png (or test/<class>/*
 VALIDATION_SPLITS = ("validation", "val", "test")
 
 #: Endings of the files that are read.
-_ENDINGS = (".jpg", ".jpeg", ".png")
+ENDINGS = (".jpg", ".jpeg", ".png")
 
 DATA = (
     "digits (8×8, part of scikit-learn), folder, or the name of any image classification data set "
@@ -69,7 +69,7 @@ def check_folder(data_dir: str | None) -> pathlib.Path:
         )
     split = validation_split(folder)
     for name in ("train", *([split] if split else [])):
-        if not any(path.suffix.lower() in _ENDINGS for path in (folder / name).glob("*/*")):
+        if not any(path.suffix.lower() in ENDINGS for path in (folder / name).glob("*/*")):
             raise UserError(f"--data-dir {data_dir}: no images in {name}/<class>/. {layout}")
     return folder
 

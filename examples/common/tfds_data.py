@@ -1,4 +1,4 @@
-"""Image classification data through TensorFlow Datasets: by name, or from a folder of files."""
+"""Image classification data of TensorFlow Datasets."""
 
 from __future__ import annotations
 
@@ -12,16 +12,11 @@ from typing import Any
 
 import numpy as np
 
-from common.data_options import LAYOUT, VALIDATION_SPLITS, check_folder
+from common.data_options import LAYOUT, VALIDATION_SPLITS
 from common.errors import UserError, require
+from common.folder import DEFAULT_SIZE, Arrays, Loaded
 from common.quiet import quiet_import
 
-Arrays = tuple[np.ndarray, np.ndarray]
-#: Name, training images and labels, validation images and labels if there are any, classes.
-Loaded = tuple[str, Arrays, Arrays | None, int]
-
-#: The side of images whose files differ in size, when the user names none.
-DEFAULT_SIZE = 32
 # TensorFlow Datasets looks here for prepared copies before it turns to a data set's own hosts.
 _PREPARED_COPIES = "https://storage.googleapis.com"
 _PROBE_SECONDS = 5
@@ -69,44 +64,8 @@ def load_named(
         raise UserError(f"--data {name}: reading failed: {_first_line(error)}") from error
 
 
-def load_folder(data_dir: str | None, image_size: int | None, limit: int | None) -> Loaded:
-    """Loads image files laid out as `train/<class>/*.png` and `val/<class>/*.png`.
-
-    Args:
-        data_dir: The folder that holds `train` and `val` (or `validation`, or `test`).
-        image_size: The side to resize images to; `None` means `DEFAULT_SIZE`.
-        limit: The most images to read of each split.
-
-    Returns:
-        The folder's name, arrays of training and of validation images, number of classes.
-
-    Raises:
-        UserError: When the folder is not laid out so, or a file cannot be read.
-    """
-    folder = check_folder(data_dir)
-    tensorflow, tfds = _import_tfds()
-    builder = tfds.ImageFolder(str(folder))
-    try:
-        return _load_splits(builder, folder.resolve().name, image_size, limit)
-    except (OSError, tensorflow.errors.OpError) as error:
-        raise UserError(
-            f"--data-dir {data_dir}: {_find_broken(folder, tensorflow) or _first_line(error)}"
-        ) from error
-
-
-def _find_broken(folder: pathlib.Path, tensorflow: types.ModuleType) -> str | None:
-    """Names the first file that is no image, which the data pipeline's error does not do."""
-    for path in sorted(folder.glob("*/*/*")):
-        if path.suffix.lower() in (".jpg", ".jpeg", ".png"):
-            try:
-                tensorflow.io.decode_image(path.read_bytes(), expand_animations=False)
-            except (OSError, tensorflow.errors.OpError):
-                return f"{path.relative_to(folder)} cannot be read as an image."
-    return None
-
-
 def _import_tfds() -> tuple[types.ModuleType, types.ModuleType]:
-    purpose = "for every --data but digits"
+    purpose = "for --data with a name of TensorFlow Datasets"
     with quiet_import():
         tensorflow = require("tensorflow", "tensorflow", purpose)
     # With another backend, TensorFlow only reads files here and must not take the GPU's memory.
