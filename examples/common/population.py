@@ -19,6 +19,9 @@ import keras
 import numpy as np
 from keras import ops
 
+#: Rows that are scored at once; of 32×32 images a wide ResNet takes some 4 GB for as many.
+_ROWS = 2048
+
 Arrays = tuple[np.ndarray, np.ndarray]
 Metric = Literal["accuracy", "error", "nats"]
 
@@ -149,7 +152,7 @@ class Population:
                 state, loss = self._compiled_step(state, x, y, np.float32(rate * self.share(step)))
                 since.append(loss)
             losses.append(float(np.mean([float(loss) for loss in since])))
-            scores = np.asarray(self._compiled_scores(*state[:2], self._x, self._y))
+            scores = self._all_scores(state)
             on_validation, on_test = np.split(scores, [len(self._task.validation[0])])
             if not (math.isfinite(losses[-1]) and np.isfinite(on_validation).all()):
                 missing = self._points - len(validation)
@@ -223,6 +226,18 @@ class Population:
         variables = [rate if n == self._rate else v for n, v in enumerate(variables)]
         trainable, variables = self._optimizer.stateless_apply(variables, gradients, trainable)
         return (trainable, others, variables), loss
+
+    def _all_scores(self, state: Any) -> np.ndarray:
+        """The metric of each row, by blocks of one length, so that any number of rows fits."""
+        rows = len(self._x)
+        size = min(rows, _ROWS)
+        # The last block is filled up with rows from the front, whose scores are dropped.
+        order = np.arange(math.ceil(rows / size) * size) % rows
+        scores = [
+            self._compiled_scores(*state[:2], self._x[block], self._y[block])
+            for block in order.reshape(-1, size)
+        ]
+        return np.concatenate([np.asarray(block) for block in scores])[:rows]
 
     def _scores(self, trainable: Any, others: Any, x: Any, y: Any) -> Any:
         """The metric of each row, that of `"error"` squared."""

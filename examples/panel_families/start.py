@@ -13,13 +13,15 @@ _ONE_CORE = "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1"
 
 
 def in_new_process(processes: int) -> None:
-    """Leaves Ctrl-C to the process that started this one, and takes one core of several.
+    """Leaves Ctrl-C to the process that started this one, and shares its machine with the others.
 
     Args:
         processes: How many there are; a single one takes all cores.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if processes > 1:
+        # JAX would give the first of them three quarters of a GPU's memory.
+        os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
         os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_ONE_CORE}".strip()
     import_keras()
 
