@@ -5,6 +5,7 @@ A layout is what `keras.distribution` places a variable by: a `TensorLayout` of 
 of `tf.distribute` are mirrored, and what is assigned to them is, by TensorFlow itself.
 """
 
+import contextlib
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TypeAlias
@@ -108,7 +109,7 @@ def parts_of(value: ArrayLike) -> dict[Index, AnyArray]:
     for shard in value.addressable_shards:
         index = _index(shard.index, value.shape)
         if index not in found:
-            found[index] = np.asarray(shard.data)
+            found[index] = _read(shard.data)
     return found
 
 
@@ -116,7 +117,7 @@ def counted_parts(value: ArrayLike) -> list[AnyArray]:
     """The parts that this host holds, of which no host holds a copy that is counted too."""
     if layout_of(value) is None:
         return [on_host(value)]
-    return [np.asarray(each.data) for each in value.addressable_shards if each.replica_id == 0]
+    return [_read(each.data) for each in value.addressable_shards if each.replica_id == 0]
 
 
 def replicas_of(value: ArrayLike) -> dict[Index, list[AnyArray]]:
@@ -127,7 +128,7 @@ def replicas_of(value: ArrayLike) -> dict[Index, list[AnyArray]]:
     copies: dict[Index, list[AnyArray]] = {}
     if layout_of(value) is not None:
         for shard in value.addressable_shards:
-            copies.setdefault(_index(shard.index, value.shape), []).append(np.asarray(shard.data))
+            copies.setdefault(_index(shard.index, value.shape), []).append(_read(shard.data))
     elif isinstance(getattr(value, "values", None), tuple):
         copies[whole(value.shape)] = [np.asarray(each) for each in value.values]
     return copies
@@ -146,13 +147,42 @@ def on_host(value: ArrayLike) -> AnyArray:
 
         return np.asarray(multihost_utils.process_allgather(value, tiled=True))
     if keras.backend.backend() != "torch" or not keras.ops.is_tensor(value):
-        return np.asarray(value)
+        return _read(value)
     if keras.backend.standardize_dtype(value.dtype) == "bfloat16":
         import torch  # NumPy's bfloat16 is unknown to it
 
         bits = value.detach().cpu().view(torch.int16)
         return np.asarray(bits.numpy().view(np.dtype("bfloat16")))
     return np.asarray(keras.ops.convert_to_numpy(value))
+
+
+def _read(value: ArrayLike) -> AnyArray:
+    """The entries of what this host holds whole, without a copy that stays.
+
+    JAX keeps what NumPy reads off an accelerator as long as the array lives, so that a model would
+    be in host memory too once it has been looked at.
+    """
+    if keras.backend.backend() == "jax" and not is_in_host_memory(value):
+        with contextlib.suppress(RuntimeError):  # JAX_PLATFORMS may leave the CPU out
+            value = to_host(value)
+    return np.asarray(value)
+
+
+def is_in_host_memory(value: ArrayLike) -> bool:
+    """Whether NumPy can read a tensor of JAX where it is."""
+    devices = getattr(getattr(value, "sharding", None), "device_set", ())
+    return all(device.platform == "cpu" for device in devices)
+
+
+def to_host(value: ArrayLike) -> ArrayLike:
+    """A tensor of JAX in host memory.
+
+    Raises:
+        RuntimeError: JAX runs without its CPU.
+    """
+    import jax
+
+    return jax.device_put(value, jax.local_devices(backend="cpu")[0])
 
 
 def empty(shape: Sequence[int], dtype: str) -> AnyArray:

@@ -33,7 +33,7 @@ CHUNK = 2**16
 
 def to_numpy(variable: Variable) -> AnyArray:
     """A copy of a variable's value as a NumPy array."""
-    return np.array(keras.ops.convert_to_numpy(variable))
+    return np.array(view(variable))
 
 
 def view(value: Variable | ArrayLike) -> AnyArray:
