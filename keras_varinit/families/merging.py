@@ -15,6 +15,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+import keras
 import numpy as np
 
 from keras_varinit.families.activations import elementwise
@@ -113,10 +114,12 @@ def joined(visit: Visit, name: str, arguments: Sequence[Any]) -> Outcome:
     shape = visit.output_shape
     numbers = [a for a in arguments if isinstance(a, int)]
     target = max((visit.inputs[n] for n in numbers), key=lambda s: (len(s.axes), s.channels))
+    by_layer = isinstance(visit.operation, keras.layers.Layer)
     aligned: list[Aligned] = []
     for argument in arguments:
         if isinstance(argument, int):
-            one = align(visit.inputs[argument], visit.call.input_shapes[argument], shape, target)
+            before = visit.call.input_shapes[argument]
+            one = align(visit.inputs[argument], before, shape, target, by_layer=by_layer)
             if one is None:
                 return unknown(visit, "it joins signals of different layouts")
             aligned.append(one)

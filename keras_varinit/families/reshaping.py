@@ -23,6 +23,7 @@ from keras_varinit.signals.layouts import (
     sizes_of,
     squeeze,
     stretched,
+    with_batch,
     with_channel_axes,
     with_new_axis,
     without_axes,
@@ -201,9 +202,13 @@ def _transposed(visit: Visit) -> Outcome:
 def _expanded(visit: Visit) -> Outcome:
     rank = len(visit.output_shape)
     added = {int(a) % rank for a in _as_list(visit.operation.axis)}
+    signal, before = visit.inputs[0], visit.call.input_shapes[0]
     if 0 in added:
-        return unknown(visit, "it inserts a dimension before the batch")
-    return reordering(visit, expand(visit.inputs[0], rank, added))
+        batched = with_batch(signal, before)
+        if batched is None:
+            return unknown(visit, "it inserts a dimension before the batch")
+        signal, added = batched, added - {0}
+    return reordering(visit, expand(signal, rank, added) if added else signal)
 
 
 def _as_list(value: int | Sequence[int]) -> list[int]:

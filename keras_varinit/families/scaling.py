@@ -93,12 +93,21 @@ def with_numbers(
         singular = "Divide" in name and not signal_first
         if singular and not is_integrable(visit.inputs[index], function):
             return unknown(visit, "the inverse of a signal that may be 0 has no second moment")
-        return _only(visit, index, after_activation(visit.inputs[index], function))
+        outcome = after_activation(visit.inputs[index], function)
+        if name == "Multiply" or ("Divide" in name and signal_first):
+            outcome = _without_batch(outcome, visit.inputs[index].lead)
+        return _only(visit, index, outcome)
     if "Divide" in name:
         if not signal_first:
             return unknown(visit, "it divides numbers that differ by a signal")
         name, values = "Multiply", 1 / np.asarray(values)
     return _affine(visit, index, name, values, signal_first)
+
+
+def _without_batch(outcome: Outcome, lead: float | None) -> Outcome:
+    """Places along the first dimension of a tensor without a batch are as alike as before."""
+    outputs = tuple(dataclasses.replace(output, lead=lead) for output in outcome.outputs)
+    return dataclasses.replace(outcome, outputs=outputs)
 
 
 def _function(name: str, number: float, signal_first: bool) -> Activation:

@@ -18,6 +18,7 @@ from keras_varinit.signals.layouts import (
     position_axes,
     sizes_of,
     stretched,
+    with_batch,
     with_channel_axes,
 )
 from keras_varinit.signals.outcome import Gradient, Signal
@@ -85,18 +86,33 @@ def parts_for(gradients: Sequence[Array], output: Signal, source: Signal) -> lis
     return regrouped_gradients
 
 
-def align(signal: Signal, before: Shape, shape: Shape, target: Signal) -> Aligned | None:
-    """Broadcasts a signal of shape `before` to `shape`, laid out like `target`.
+def align(
+    signal: Signal, before: Shape, shape: Shape, target: Signal, *, by_layer: bool
+) -> Aligned | None:
+    """Broadcasts a signal to a result's shape.
 
-    Returns None if it cannot be broadcast. For a tensor of lower rank, the missing dimensions
-    follow the batch dimension, as in Keras's merging layers.
+    Args:
+        signal: The signal.
+        before: Shape of its tensor.
+        shape: That of the result.
+        target: A signal with the layout of the result.
+        by_layer: Whether dimensions that are missing follow the batch, as in Keras's merging
+            layers; in `keras.ops`, as in NumPy, they are in front of all.
+
+    Returns:
+        None if it cannot be broadcast.
     """
     rank = len(shape)
     channels = channel_axes(target, rank)
-    missing = rank - len(before)
     known = signal
+    if len(before) < rank and not by_layer:
+        batched = with_batch(signal, before)
+        if batched is None:
+            return None
+        known, before = batched, (1, *before)
+    missing = rank - len(before)
     if missing:
-        known = expand(signal, rank, set(range(1, 1 + missing)))
+        known = expand(known, rank, set(range(1, 1 + missing)))
         before = (before[0], *(1,) * missing, *before[1:])
     laid_out = _with_channels(known, before, channels)
     if laid_out is None:

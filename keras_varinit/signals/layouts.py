@@ -274,6 +274,30 @@ def expand(signal: Signal, rank: int, added: set[int]) -> Signal:
     return signal_at(signal.each(moved).parts, target, rank)
 
 
+def with_batch(signal: Signal, shape: Shape) -> Signal | None:
+    """A tensor without a batch, such as a table's rows by position, with a batch of one in front.
+
+    Args:
+        signal: The signal.
+        shape: Shape of its tensor, without a batch.
+
+    Returns:
+        None where it is not known how places along the first dimension are related.
+    """
+    if len(shape) == 1 or shape[0] == 1:
+        return signal if len(shape) == 1 else expand(signal, len(shape) + 1, {1})
+    if signal.lead is None or signal.axes:
+        return None
+    share = signal.lead
+
+    def spread(moments: Moments) -> Moments:
+        mean, second = moments.average(moments.mean), moments.second_moment
+        placed = uniform(axes_of(shape[:1]), mean, second, share * second)
+        return dataclasses.replace(placed, law=moments.own_law, third=moments.third)
+
+    return signal.each(spread)
+
+
 def squeeze(signal: Signal, shape: Shape, removed: Sequence[int]) -> Signal:
     """Removes dimensions of size 1; the last dimension holds the channels if none are left."""
     rank = len(shape)

@@ -26,11 +26,14 @@ class Signal:
         channel_axis: The tensor's main channel dimension.
         other_axes: Further channel dimensions, counted from the right, such as the heads of
             attention. All remaining dimensions except the batch are positions.
+        lead: Of a tensor that does not depend on the model's inputs, so that its first dimension
+            is no batch: E z_p z_q ÷ E z² of two places along it. None: not known.
     """
 
     parts: tuple[tuple[int, Moments], ...]
     channel_axis: int = -1
     other_axes: tuple[int, ...] = ()
+    lead: float | None = None
 
     @property
     def axes(self) -> Axes:
@@ -64,11 +67,11 @@ class Signal:
             if id(moments) not in done:
                 done[id(moments)] = function(moments)
             parts.append((n, done[id(moments)]))
-        return dataclasses.replace(self, parts=tuple(parts))
+        return dataclasses.replace(self, parts=tuple(parts), lead=None)
 
     def scaled(self, factor: float) -> "Signal":
         """Second moments times `factor`."""
-        return self.each(lambda m: m.scaled(factor))
+        return dataclasses.replace(self.each(lambda m: m.scaled(factor)), lead=self.lead)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -26,6 +26,7 @@ from tests.analysis.chains import (
     dense,
     maps,
 )
+from tests.families.rule_cases.linear import Placed
 
 pytestmark = pytest.mark.once
 
@@ -200,6 +201,16 @@ def test_embeddings():
         return dense(64)(L.GlobalAveragePooling1D()(dense(activation="relu")(x)))
 
     check(front, back, (12,), APPROXIMATE, inputs=tokens, draws=40)
+
+
+def test_places_of_a_table_are_not_known_behind_a_function():
+    """Without a batch: the first dimension of its rows is that of places."""
+    inputs = keras.Input((10, 64))
+    for function, known in ((lambda rows: 2 * rows, True), (ops.relu, False)):
+        placed = Placed(range(10), lambda x, rows, function=function: x + function(rows))
+        analysis = kv.analyze(keras.Model(inputs, L.Dense(64, name="end")(placed(inputs))))
+        assert (analysis.predicted["end/kernel"].forward is not None) == known
+        assert any("joins signals of different layouts" in n for n in analysis.notes) != known
 
 
 def attended(x):

@@ -105,7 +105,7 @@ def rows_of(visit: Visit, number: int = 0) -> Rows | None:
 
 def with_rows(signal: Signal, rows: Rows) -> RowSignal:
     """Adds rows to a signal."""
-    return RowSignal(signal.parts, signal.channel_axis, signal.other_axes, rows)
+    return RowSignal(signal.parts, signal.channel_axis, signal.other_axes, rows=rows)
 
 
 def masked(visit: Visit, number: int, rows: Rows, values: npt.NDArray[Any]) -> Outcome:

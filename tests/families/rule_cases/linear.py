@@ -1,6 +1,7 @@
 """Kernels without windows: dense layers, einsum, products with a variable, embeddings."""
 
 import keras
+import numpy as np
 from keras import ops
 
 from tests.families.rule_cases.case import FINITE, TOKENS, VECTOR, Case, dense, tokens, vector
@@ -46,6 +47,39 @@ def embedded(x):
     return L.Embedding(50, 64, embeddings_initializer="he_normal")(x)
 
 
+@keras.saving.register_keras_serializable("tests")
+class Placed(L.Layer):
+    """Adds a row of a table to each place, which `rows` says; they are no input of the model."""
+
+    def __init__(self, rows, added=lambda x, row: x + row, **options):
+        super().__init__(**options)
+        self.rows, self.added = np.asarray(rows), added
+        self.table = L.Embedding(int(self.rows.max()) + 1, 64, embeddings_initializer="he_normal")
+
+    def build(self, shape):
+        self.places = self.add_weight(
+            shape=self.rows.shape, dtype="int32", initializer="zeros", trainable=False, name="rows"
+        )
+        self.places.assign(self.rows)
+        self.table.build(self.rows.shape)
+
+    def call(self, x):
+        return self.added(x, self.table(self.places))
+
+
+def placed(rows, note, *added, kinds=()):
+    """Averages over places, which are as large as the places are alike."""
+    return Case(
+        (L.Embedding, *kinds),
+        lambda x: dense(64)(Placed(rows, *added)(embedded(x))),
+        lambda u: dense(64)(L.GlobalAveragePooling1D()(dense(64)(u))),
+        (12,),
+        FINITE,
+        note,
+        inputs=words,
+    )
+
+
 CASES = (
     Case(
         L.Dense,
@@ -78,4 +112,16 @@ CASES = (
         FINITE,
         inputs=words,
     ),
+    placed([[*range(12)]], "places that differ"),
+    placed([[0, 1, 2] * 4], "places four of which are alike"),
+    placed([*range(12)], "places without a batch"),
+    placed([0, 1, 2] * 4, "places without a batch, four alike"),
+    placed(
+        [0, 1, 2] * 4,
+        "a batch of one in front",
+        lambda x, row: x + ops.expand_dims(0.5 * row, 0),
+        kinds=("ExpandDims",),
+    ),
+    placed([*range(12)], "a factor without a batch", lambda x, row: x * row),
+    placed([0, 1, 2] * 4, "a factor without a batch, four alike", lambda x, row: x * row),
 )
