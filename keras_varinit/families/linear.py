@@ -5,10 +5,8 @@ and output, such as heads, each have a kernel of their own. A known matrix that 
 acts by its values: E u² = Σ w² Var z + (Σ w)² (E z)².
 """
 
-import dataclasses
 import math
 from collections.abc import Sequence
-from typing import Any
 
 import keras
 import numpy as np
@@ -23,9 +21,8 @@ from keras_varinit.families.kernels import (
 )
 from keras_varinit.keras_private import is_variable
 from keras_varinit.maths import fans
-from keras_varinit.maths.covariance import Moments, near_pairs, outer
 from keras_varinit.maths.fans import subscripts
-from keras_varinit.maths.windows import Array, windows_in_place
+from keras_varinit.maths.windows import windows_in_place
 from keras_varinit.signals.constants import moments_of_variable
 from keras_varinit.signals.layouts import (
     back_to,
@@ -222,43 +219,3 @@ def _tensordot(visit: Visit, labels: list[str]) -> Outcome:
         kernel[int(other) % own] = labels[int(one) % rank]
     output = [x for x in labels if x not in kernel] + [x for x in kernel if x not in labels]
     return contracted(visit, labels, kernel, output)
-
-
-def with_matrix(visit: Visit, index: int, values: Array, *, signal_first: bool = True) -> Outcome:
-    """`z @ w` or `w @ z` with a matrix w of known numbers."""
-    signal, shape = visit.inputs[index], visit.call.input_shapes[index]
-    matrix = values if signal_first else np.swapaxes(values, -1, -2)
-    axis = len(shape) - (1 if signal_first else 2)
-    if matrix.ndim != 2 or axis == 0 or shape[axis] != matrix.shape[0]:
-        return unknown(visit, "a product with known numbers that are not a matrix is not modelled")
-    signal = with_channel_axes(signal, shape, (axis,))
-    sums = matrix.sum(axis=0)
-    spread, common = float(np.mean(np.sum(matrix**2, axis=0))), float(np.mean(sums**2))
-    mean = float(np.mean(sums))
-
-    def product(moments: Moments) -> Moments:
-        together = outer(moments.mean)
-        far = spread * (moments.far - together) + common * together
-        result = Moments(
-            moments.axes, moments.mean * mean, far, moments.excess * spread, moments.radius
-        )
-        second = spread * (moments.second - moments.mean**2) + common * moments.mean**2
-        near = near_pairs(moments)[0] + moments.excess
-        average = near_pairs(dataclasses.replace(moments.plain(), far=together))[0]
-        near = spread * (near - average) + common * average
-        excess = near - near_pairs(result)[0]
-        return Moments(moments.axes, result.mean, far, excess, moments.radius).with_second(second)
-
-    output = signal_at([(matrix.shape[1], product(signal.merged))], (axis,), len(shape))
-    back_scale = float(np.mean(np.sum(matrix**2, axis=1)))
-
-    def pullback(gradients: Gradients) -> Gradients:
-        results: list[Any] = [None] * len(visit.inputs)
-        gradient = gradients[0]
-        if gradient is not None:
-            part = gradient.parts[0] * back_scale
-            passed = gradient.with_parts((part,) * len(signal.parts))
-            results[index] = back_to(passed, signal, visit.inputs[index], len(shape))
-        return results
-
-    return Outcome((output,), pullback)

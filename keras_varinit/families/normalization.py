@@ -164,6 +164,8 @@ def position_normalization(visit: Visit) -> Outcome:
         )
         gamma = 1 / entries
     over_positions = "Group" in type(layer).__name__ or over == "example"
+    if signal.channels == 1 and not (over_positions or keeps_mean):
+        return _without_signal(visit, beta)
     total = signal.merged
     mean = np.zeros_like(total.mean) if keeps_mean else total.mean
     share = 0.0
@@ -217,6 +219,20 @@ def position_normalization(visit: Visit) -> Outcome:
         passed = gradient.less_coherent(left, left).with_parts(parts)
         passed = dataclasses.replace(passed, here=here, radial=radial)
         return only_first(passed, len(visit.inputs))
+
+    return Outcome((output,), pullback)
+
+
+def _without_signal(visit: Visit, beta: tuple[float, float]) -> Outcome:
+    """A single channel minus its mean, which is itself."""
+    visit.note(f"{visit.operation.name}: it normalizes a single channel, of which 0 is left")
+    mean, second = beta
+    signal = visit.inputs[0]
+    output = signal.each(lambda m: uniform(m.axes, mean, second, second))
+
+    def pullback(gradients: Gradients) -> Gradients:
+        gradient = gradients[0]
+        return only_first(gradient and gradient.scaled(0.0), len(visit.inputs))
 
     return Outcome((output,), pullback)
 

@@ -80,7 +80,8 @@ def einsum(
         fan_out=reached / beside if diagonal else reached,
         filter_axes=tuple(axis for axis, letter in enumerate(weights) if letter in output),
     )
-    if any(sizes[letter] is None for letter in {*summed, *diagonal}):
+    # An axis of size 1 in the kernel has no other size in an input whose shape is not known.
+    if any(sizes[letter] is None for letter in {*summed, *diagonal} - {*weights}):
         return fans
     entries = product(in_data.keys() & {*in_kernel, *summed, *diagonal}) * beside
     outputs = product({*in_kernel, *diagonal} & {*output})

@@ -25,6 +25,7 @@ from keras_varinit.signals.roles import Elementwise, Role, Weights
 from keras_varinit.tracing.reader import Node
 
 _SUMS = ("Add", "Subtract", "Average")
+_JOINING = ("ExtractPatches", "Flatten", "Ravel", "Reshape", "SpaceToDepth")
 _PRODUCTS = ("Multiply", "Divide", "TrueDivide", "DivideNoNan")
 
 
@@ -62,6 +63,9 @@ def of_outputs(
         total = sum(own)
         if total > 0 and math.isfinite(total):
             narrow = sum(o / total * math.sqrt(r) for o, r in zip(own, before, strict=True)) ** 2
+    elif name in _JOINING and output.channels > inputs[0].channels:
+        # Entries of different positions differ, as those that the taps of a kernel read.
+        narrow = max(narrow * inputs[0].channels / output.channels, of_input(output))
     elif name == "Concatenate" and output.channels == sum(s.channels for s in inputs):
         shares = [signal.channels / output.channels for signal in inputs]
         narrow = sum(share**2 * r for share, r in zip(shares, before, strict=True))

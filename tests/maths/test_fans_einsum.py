@@ -192,3 +192,10 @@ def test_a_pattern_that_the_layer_cannot_mean_is_noted_with_the_layer(monkeypatc
     )
     (note, *_) = kv.analyze(model).notes
     assert note.startswith("einsum: the einsum pattern 'ab,b1->a' cannot be read: 'b1' is not")
+
+
+def test_an_axis_of_one_is_known_although_the_input_is_not():
+    """The query of an attention over a single feature."""
+    found = fans.einsum("abc,cde->abde", (1, 4, 16))
+    assert (found.fan_in, found.fan_out) == (1, 64)
+    assert (found.connections, found.input_size, found.output_size) == (64, 1, 64)

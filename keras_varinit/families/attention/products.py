@@ -11,7 +11,8 @@ import keras
 import numpy as np
 
 from keras_varinit.families.attention.rows import RowGradient, Rows, RowSignal, with_rows
-from keras_varinit.families.linear import labels_of, raw_kernels, with_matrix
+from keras_varinit.families.known_matrices import with_matrix
+from keras_varinit.families.linear import labels_of, raw_kernels
 from keras_varinit.maths.covariance import Moments, uniform
 from keras_varinit.maths.patterns import everything
 from keras_varinit.maths.tokens import Attention, of_products
@@ -235,7 +236,11 @@ class _Logits:
         axes = axes_of(tuple(product.sizes[x] for x in positions))
         mean = math.prod(m.average(m.mean) for m in self.parts)
         second = query.second_moment * key.second_moment
-        pair = query.pair_moment * key.pair_moment
+        # What has no positions is the same for all those of an example.
+        pair = math.prod(
+            m.second_moment if others and not own else m.pair_moment
+            for m, own, others in zip(self.parts, self.orders, self.orders[::-1], strict=True)
+        )
         if self.are_twins:
             # Two examples u, v of one kernel: E uv = E u u', and E u²v² as for a Gaussian pair.
             mean = query.pair_moment
@@ -274,8 +279,12 @@ class _Logits:
                 second, coherence = gradient.sources[name]
             else:
                 count = self.product.count(self.tokens[1 - number])
-                total = gradient.second_moment(output) * other.second_moment * count
-                second, coherence = np.full(own.mean.shape, total), 0.0
+                # Σ_p x_p g_p: what positions have in common adds up where gradients agree.
+                rho, alike = gradient.coherence, (count - 1) * other.pair_moment
+                each = other.second_moment + rho * alike
+                total = gradient.second_moment(output) * count * each
+                coherence = rho * (other.second_moment + alike) / each if each > 0 else 0.0
+                second = np.full(own.mean.shape, total)
                 # How much softmax removes of what all keys have in common is unknown here.
                 if isinstance(output, RowSignal) and other.pair_moment > 0.1 * other.second_moment:
                     second = np.full(own.mean.shape, math.nan)

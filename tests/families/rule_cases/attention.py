@@ -52,6 +52,16 @@ def at_least(u):
     return ops.maximum(u, ops.mean(u, axis=-1, keepdims=True) - 1.0)
 
 
+def patches(x):
+    """Sixteen tokens of 108 entries each, from images of three channels."""
+    return dense(64)(ops.reshape(ops.image.extract_patches(x, 6), (-1, 16, 108)))
+
+
+def of_patches(u):
+    x = L.LayerNormalization()(u)
+    return dense()(multi_head(kernel_initializer=normal(64))(x, x))
+
+
 def mask(shape):
     return np.random.default_rng(0).random(shape) < 0.6
 
@@ -94,6 +104,14 @@ CASES = (
         TOKENS,
         WITHIN,
         "behind a norm by hand",
+    ),
+    Case(
+        (L.MultiHeadAttention, "ExtractPatches"),
+        patches,
+        of_patches,
+        (24, 24, 3),
+        WITHIN,
+        "patches",
     ),
     Case(
         (L.MultiHeadAttention, "Maximum"),

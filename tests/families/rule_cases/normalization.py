@@ -51,7 +51,13 @@ def few_channels(kind, units):
     )
 
 
+def single(u):
+    """Nothing is left of a channel by itself, so that the sum is what passes by."""
+    return dense(64)(L.Add()([u, L.LayerNormalization(beta_initializer="ones")(dense(1)(u))]))
+
+
 NORMALIZATIONS = (
+    Case(L.LayerNormalization, vector, single, VECTOR, FINITE, "a single channel"),
     between_maps(L.BatchNormalization, lambda x: L.BatchNormalization()(x)),
     between_maps(
         L.BatchNormalization,
