@@ -1,6 +1,6 @@
 """How far the predicted signal is from the measured one, on networks of many families.
 
-    python examples/benchmarks/signal_families.py [--group families|operations|all]
+    python examples/benchmarks/signal_families.py [--group families|operations|published|all]
         [--networks …] [--initializer lecun_normal] [--draws N] [--error SHARE] [--seed N]
         [--csv FILE] [--json FILE]
 
@@ -111,7 +111,7 @@ def measure(name: str, network: Network, options: argparse.Namespace) -> Line:
 
 
 HEADER = (
-    f"{'network':<28}{'forward':>8}{'None':>5}{'certain':>8}{'backward':>10}{'None':>5}"
+    f"{'network':<36}{'forward':>8}{'None':>5}{'certain':>8}{'backward':>10}{'None':>5}"
     f"{'certain':>8}{'of':>4}{'notes':>6}{'draws':>6}{'s':>6}  beyond the goal"
 )
 
@@ -119,7 +119,7 @@ HEADER = (
 def shown(line: Line) -> str:
     """For print."""
     return (
-        f"{line.network:<28}{_number(line.forward):>8}{line.forward_unknown:>5}"
+        f"{line.network:<36}{_number(line.forward):>8}{line.forward_unknown:>5}"
         f"{line.forward_certain:>8}{_number(line.backward):>10}{line.backward_unknown:>5}"
         f"{line.backward_certain:>8}{line.measured:>4}{len(line.notes):>6}{line.draws:>6}"
         f"{line.seconds:>6.1f}  {line.fails}"

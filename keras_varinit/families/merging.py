@@ -138,7 +138,10 @@ def joined(visit: Visit, name: str, arguments: Sequence[Any]) -> Outcome:
     joints: list[tuple[int, Joined]] = [(n, j) for n, j in results if j is not None]
     first = aligned[0].signal
     output = Signal(
-        tuple((n, joint.moments) for n, joint in joints), target.channel_axis, first.other_axes
+        tuple((n, joint.moments) for n, joint in joints),
+        target.channel_axis,
+        first.other_axes,
+        alike=any(a.signal.alike or (name in _LINEAR and a.copies > 1) for a in aligned),
     )
 
     def pullback(gradients: Gradients) -> Gradients:

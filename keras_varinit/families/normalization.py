@@ -157,6 +157,8 @@ def position_normalization(visit: Visit) -> Outcome:
     over = normalized_axes(visit)
     if over is None:
         return unknown(visit, "it normalizes over neither the channels nor a whole example")
+    if signal.alike:
+        return unknown(visit, "one of its summands is the same in all channels")
     keeps_mean = to_unit_length or "RMS" in type(layer).__name__
     if to_unit_length:
         entries = signal.channels * (

@@ -14,8 +14,11 @@ import numpy as np
 from keras_varinit.families.pooling_windows import (
     adaptive_windows,
     as_the_backend_pads,
+    chain_of,
     in_border,
+    in_chain,
     pool_windows,
+    pooled_signal,
     without_border,
 )
 from keras_varinit.maths.activated import (
@@ -129,15 +132,9 @@ def _raw_pooling_role(call: Call) -> Role:
     return Pooling(kind, math.prod(per_dimension(size, rank)))
 
 
-def _pooled_signal(visit: Visit) -> Signal:
-    """The first input with its channels where the layer or operation expects them."""
-    first = keras.config.image_data_format() == "channels_first"
-    return in_layout(visit, channel_axis_of(visit.operation, 1 if first else -1))
-
-
 @signal_rule(*layer_classes("MaxPooling1D", "MaxPooling2D", "MaxPooling3D"), "MaxPool")
 def _max_pooling(visit: Visit) -> Outcome:
-    signal = _pooled_signal(visit)
+    signal = pooled_signal(visit)
     target, _ = layout(visit.output_shape, signal.channel_axis)
     return _maxima(visit, signal, pool_windows(visit, signal.axes, target))
 
@@ -147,7 +144,7 @@ def _max_pooling(visit: Visit) -> Outcome:
     "AdaptiveMaxPool",
 )
 def _adaptive_max_pooling(visit: Visit) -> Outcome:
-    signal = _pooled_signal(visit)
+    signal = pooled_signal(visit)
     target, _ = layout(visit.output_shape, signal.channel_axis)
     windows = adaptive_windows(signal.axes, target)
     if windows is None:
@@ -166,10 +163,10 @@ def _maxima(visit: Visit, signal: Signal, windows: Sequence[AnyWindow]) -> Outco
     backs: dict[int, _Winners | _OfKinds] = {}
 
     def pooled(moments: Moments) -> Moments:
-        kinds = kinds_of(moments)
-        back = _OfKinds(moments, kinds, windows) if kinds else _Winners(moments, windows)
-        backs[id(moments)] = back
-        return back.maximum
+        back = backs[id(moments)] = _winners(moments, windows)
+        chain = chain_of(moments, windows)
+        maximum = back.maximum if chain is None else _winners(*chain).maximum
+        return in_chain(maximum, chain or (moments, tuple(windows)))
 
     output = signal.each(pooled)
 
@@ -228,6 +225,11 @@ class _Winners:
         return in_border(inner + both * float((weights * incoming).sum()), self.border)
 
 
+def _winners(moments: Moments, windows: Sequence[AnyWindow]) -> "_Winners | _OfKinds":
+    kinds = kinds_of(moments)
+    return _OfKinds(moments, kinds, windows) if kinds else _Winners(moments, windows)
+
+
 class _OfKinds:
     """`_Winners` for channels of several kinds, with a maximum for each kind."""
 
@@ -253,7 +255,7 @@ class _OfKinds:
 @signal_rule(*layer_classes("AveragePooling1D", "AveragePooling2D", "AveragePooling3D"))
 @signal_rule("AveragePool")
 def _average_pooling(visit: Visit) -> Outcome:
-    signal = _pooled_signal(visit)
+    signal = pooled_signal(visit)
     target, _ = layout(visit.output_shape, signal.channel_axis)
     windows = pool_windows(visit, signal.axes, target)
     return along_axes(visit, signal, as_the_backend_pads(windows))
@@ -266,7 +268,7 @@ def _average_pooling(visit: Visit) -> Outcome:
     "AdaptiveAveragePool",
 )
 def _adaptive_average_pooling(visit: Visit) -> Outcome:
-    signal = _pooled_signal(visit)
+    signal = pooled_signal(visit)
     target, _ = layout(visit.output_shape, signal.channel_axis)
     windows = adaptive_windows(signal.axes, target)
     if windows is None:

@@ -8,7 +8,7 @@ import keras
 import numpy as np
 
 from keras_varinit.maths.borders import padding_windows
-from keras_varinit.maths.covariance import Border
+from keras_varinit.maths.covariance import Border, Moments
 from keras_varinit.maths.fans import padding_and_outputs
 from keras_varinit.maths.windows import (
     AnyWindow,
@@ -20,8 +20,15 @@ from keras_varinit.maths.windows import (
     apply,
     axis_map,
 )
-from keras_varinit.signals.outcome import Visit
+from keras_varinit.signals.layouts import channel_axis_of, in_layout
+from keras_varinit.signals.outcome import Signal, Visit
 from keras_varinit.signals.roles import per_dimension
+
+
+def pooled_signal(visit: Visit) -> Signal:
+    """The first input with its channels where the layer or operation expects them."""
+    first = keras.config.image_data_format() == "channels_first"
+    return in_layout(visit, channel_axis_of(visit.operation, 1 if first else -1))
 
 
 def pool_windows(visit: Visit, source: Axes, target: Axes) -> list[Window]:
@@ -45,6 +52,34 @@ def without_border(windows: Sequence[Window], border: Border) -> list[Window]:
         dataclasses.replace(window, low=window.low + low, inputs=axis)
         for window, (low, _), axis in zip(windows, border.pads, border.source.axes, strict=True)
     ]
+
+
+_CHAIN = "maximum over windows"
+
+
+def in_chain(maximum: Moments, of: tuple[Moments, tuple[AnyWindow, ...]]) -> Moments:
+    """Remembers the map and the windows that a maximum is of."""
+    maximum.elsewhere[_CHAIN] = of
+    return maximum
+
+
+def chain_of(
+    moments: Moments, windows: Sequence[AnyWindow]
+) -> tuple[Moments, tuple[AnyWindow, ...]] | None:
+    """The map and the windows of a maximum over maxima, which is one over larger windows.
+
+    None if the moments are no maximum, or one with strides.
+    """
+    source, first = moments.elsewhere.get(_CHAIN, (None, ()))
+    if source is None or moments.border is not None or source.border is not None:
+        return None
+    joined: list[AnyWindow] = []
+    for one, two in zip(first, windows, strict=True):
+        if not isinstance(one, Window) or not isinstance(two, Window) or one.stride > 1:
+            return None
+        taps, low = one.taps + two.taps - 1, one.low + two.low
+        joined.append(dataclasses.replace(two, taps=taps, low=low, inputs=one.inputs))
+    return source, tuple(joined)
 
 
 def adaptive_windows(source: Axes, target: Axes) -> list[Linear] | None:

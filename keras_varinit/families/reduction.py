@@ -87,6 +87,8 @@ def linear_reduction(visit: Visit, axes: Sequence[int], *, mean: bool) -> Outcom
         return unknown(visit, "it sums over an unknown number of entries")
     if set(axes) & set(channels) and source.merged.common is not None:
         return unknown(visit, "a factor that all its channels share does not average out")
+    if set(axes) & set(channels) and source.alike:
+        return unknown(visit, "one of its summands is the same in all channels")
     if len(axes) == rank - 1 and not visit.operation.keepdims:
         return unknown(visit, "it leaves no channels")
     count = math.prod(math.inf if n is None else n for n in sizes)
@@ -258,6 +260,8 @@ def _extreme_of_channels(visit: Visit, axes: Sequence[int], sign: float) -> Outc
     first = _mirrored(visit.inputs[0], sign)
     signal, shape = first.outputs[0], visit.call.input_shapes[0]
     moments, count = signal.merged, signal.channels
+    if signal.alike:
+        return unknown(visit, "one of its summands is the same in all channels")
     if not moments.is_known() or len(signal.parts) > 1:
         return unknown(visit, "channels of several kinds are not modelled")
     root, function = moments.pre or moments, moments.function or IDENTITY

@@ -163,7 +163,7 @@ class Moments:
         return min(float(np.mean(correlations)), 1.0)
 
     @functools.cached_property
-    def elsewhere(self) -> "dict[Any, Moments]":
+    def elsewhere(self) -> "dict[Any, Any]":
         """Signals derived from this one for merging, so that two uses stay one object."""
         return {}
 

@@ -159,7 +159,8 @@ class _Move:
         if key not in moments.elsewhere:
             moments.elsewhere[key] = self._moved(moments)
             moments.elsewhere[key].elsewhere["origin"] = moments
-        return moments.elsewhere[key]
+        derived: Moments = moments.elsewhere[key]
+        return derived
 
     def _moved(self, moments: Moments) -> Moments:
         if moments.pre is not None and moments.function is not None:

@@ -28,12 +28,14 @@ class Signal:
             attention. All remaining dimensions except the batch are positions.
         lead: Of a tensor that does not depend on the model's inputs, so that its first dimension
             is no batch: E z_p z_q ÷ E z² of two places along it. None: not known.
+        alike: Whether one channel was added to all, so that they are not independent.
     """
 
     parts: tuple[tuple[int, Moments], ...]
     channel_axis: int = -1
     other_axes: tuple[int, ...] = ()
     lead: float | None = None
+    alike: bool = False
 
     @property
     def axes(self) -> Axes:

@@ -2,6 +2,7 @@
 
 from .network import Network
 from .operations import OPERATIONS
+from .published import PUBLISHED
 from .sequences import SEQUENCES
 from .vectors import VECTORS
 from .vision import VISION
@@ -9,4 +10,5 @@ from .vision import VISION
 GROUPS: dict[str, dict[str, Network]] = {
     "families": {**VISION, **SEQUENCES, **VECTORS},
     "operations": OPERATIONS,
+    "published": PUBLISHED,
 }

@@ -86,6 +86,8 @@ def softmax(visit: Visit, axes: Sequence[int]) -> Outcome:
     if signal.merged.common is not None:
         return unknown(visit, "all its logits share a factor that varies")
     if set(axes) <= set(channels):
+        if signal.alike:
+            return unknown(visit, "one of its summands is the same in all channels")
         return _over_channels(visit, math.prod(n or 1 for n in sizes))
     if set(axes) & set(channels):
         return unknown(visit, "softmax over channels and positions at once")

@@ -60,6 +60,11 @@ WINDOWED = (
     pooled(L.MaxPooling2D, lambda x: L.MaxPooling2D(2)(x), "2"),
     pooled(L.MaxPooling2D, lambda x: L.MaxPooling2D(3, 2, "same")(x), "3 over 2"),
     pooled(L.MaxPooling2D, lambda x: L.MaxPooling2D(3, 1, "same")(x), "3 over 1"),
+    pooled(
+        L.MaxPooling2D,
+        lambda x: L.MaxPooling2D(2)(L.MaxPooling2D(3, 1, "same")(x)),
+        "a maximum of maxima",
+    ),
     pooled_before(L.AveragePooling2D, lambda x: L.AveragePooling2D(2)(x), "before ReLU"),
     pooled_before(L.MaxPooling2D, lambda x: L.MaxPooling2D(3, 2, "same")(x), "before ReLU"),
     pooled(L.AveragePooling1D, lambda x: L.AveragePooling1D(3, 1)(x), "", line, LINE, rank=1),
