@@ -55,7 +55,19 @@ def run(seed, sized=True, before=None, callbacks=()):
         "again": [row.status for row in kv.inject(model)],
     }
 
+def mended():
+    # The bias of the first replica is that of a new model; that of the second is not.
+    with strategy.scope():
+        model = cnn(kv.ASVBackward(seed=1))
+    (bias, *_) = (v for v in model.trainable_variables if v.path.endswith("bias"))
+    first, second = strategy.experimental_local_results(bias.value)
+    second.assign(tf.ones(bias.shape))
+    differed = not replicas_agree(model) and not first.numpy().any()
+    kv.initialize(model, kv.ASVBackward(seed=1))
+    return [differed, replicas_agree(model), float(np.abs(second.numpy()).max())]
+
 print(json.dumps({
+    "mended": mended(),
     "inject inside the scope": run(1, before="in scope"),
     "inject outside the scope": run(1, before="outside"),
     "initialize": run(1, before="initialize"),
@@ -102,6 +114,12 @@ def test_replicas_of_a_mirrored_model_agree_and_it_trains(route, mirrored):
 def test_mirrored_model_starts_with_the_weights_of_its_seed(route, mirrored):
     expected = [value.tolist() for value in weights(injected())]
     assert mirrored[route]["start"] == expected
+
+
+@pytest.mark.slow
+def test_a_replica_that_differs_is_drawn_though_the_first_has_the_value(mirrored):
+    """What has its value already is not assigned; here that is so of one replica alone."""
+    assert mirrored["mended"] == [True, True, 0.0]
 
 
 def data_parallel():
