@@ -36,7 +36,7 @@ from keras_varinit.maths.expansions import (
 from keras_varinit.maths.laws import Kind, Law, Mixed, of_terms
 from keras_varinit.maths.together import factors_of
 from keras_varinit.maths.windows import Array
-from keras_varinit.signals.broadcasting import Aligned, align, regrouped
+from keras_varinit.signals.broadcasting import Aligned, align, are_alike, regrouped
 from keras_varinit.signals.constants import constant_signal, values_of
 from keras_varinit.signals.dependence import Dependence
 from keras_varinit.signals.outcome import Gradient, Gradients, Outcome, Signal, Visit, unknown
@@ -141,7 +141,7 @@ def joined(visit: Visit, name: str, arguments: Sequence[Any]) -> Outcome:
         tuple((n, joint.moments) for n, joint in joints),
         target.channel_axis,
         first.other_axes,
-        alike=any(a.signal.alike or (name in _LINEAR and a.copies > 1) for a in aligned),
+        alike=are_alike(aligned, summed=name in _LINEAR),
     )
 
     def pullback(gradients: Gradients) -> Gradients:

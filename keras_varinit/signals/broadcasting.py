@@ -67,6 +67,20 @@ class Aligned:
         return output.parts[0][1].average(gradient)
 
 
+def are_alike(operands: Sequence[Aligned], *, summed: bool) -> bool:
+    """Whether the channels of a function, or a sum, of signals have a summand in common.
+
+    It counts if a tenth of what varies in the sum is the same in all channels.
+    """
+    if any(each.signal.alike for each in operands):
+        return True
+    if not summed or all(each.copies == 1 for each in operands):
+        return False
+    varying = [each.signal.merged.spread[1] ** 2 for each in operands]
+    common = sum(v for v, each in zip(varying, operands, strict=True) if each.copies > 1)
+    return not common <= sum(varying) / 10
+
+
 def parts_for(gradients: Sequence[Array], output: Signal, source: Signal) -> list[Array]:
     """Second moments by the channel groups of `source`, averaged over overlapping groups.
 
