@@ -37,7 +37,8 @@ def _patches(visit: Visit) -> Outcome:
     target, _ = layout(visit.output_shape, signal.channel_axis)
     block = getattr(operation, "block_size", None)
     size = per_dimension(block or operation.size, rank)
-    strides = size if block else per_dimension(operation.strides, rank)
+    # Without strides patches do not overlap; older versions of Keras leave that to the backend.
+    strides = size if block else per_dimension(operation.strides or operation.size, rank)
     dilation = (1,) * rank if block else per_dimension(operation.dilation_rate, rank)
     padding = "valid" if block else operation.padding
     if len(visit.output_shape) != rank + 2 or len(target) != rank or len(size) != rank:
