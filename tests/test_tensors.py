@@ -73,7 +73,7 @@ def test_no_weight_of_an_accelerator_stays_on_the_host(look, read):
     assert read[-1] is weights[0]  # which would be seen
 
 
-def test_a_copy_is_read_only_where_it_must_be_and_its_own_otherwise():
+def test_what_was_read_is_a_copy():
     variable = keras.Variable(np.arange(6, dtype="float32").reshape(2, 3))
     before = tensors.to_numpy(variable)
     variable.assign(variable + 1)

@@ -19,7 +19,7 @@ import keras
 import numpy as np
 from keras import ops
 
-#: Rows that are scored at once; of 32×32 images a wide ResNet takes some 4 GB for as many.
+#: Rows that are scored at once: all of a large data set do not fit a GPU.
 _ROWS = 2048
 
 Arrays = tuple[np.ndarray, np.ndarray]

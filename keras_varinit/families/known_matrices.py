@@ -82,8 +82,8 @@ def _along_positions(visit: Visit, index: int, matrix: Array) -> Outcome:
         mean = float(sums.mean()) * moments.average(moments.mean)
         return uniform(axes, mean, float(np.diagonal(moved).mean()), _off_diagonal(moved))
 
-    parts = tuple((n, m) for n, m in signal.each(mixed).parts)
-    output = Signal(parts, signal.channel_axis, signal.other_axes)
+    parts, channels = signal.each(mixed).parts, (signal.channel_axis, signal.other_axes)
+    output = Signal(parts, *channels, alike=signal.alike)
 
     def pullback(gradients: Gradients) -> Gradients:
         results: list[Any] = [None] * len(visit.inputs)

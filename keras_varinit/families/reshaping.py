@@ -42,7 +42,7 @@ def reordering(visit: Visit, output: Signal) -> Outcome:
     """The outcome of an operation that moves each entry once; gradients pass back unchanged."""
     source = visit.inputs[0]
     # A copy, since entries at the same place of input and output are different.
-    output = output.each(Moments.copied)
+    output = dataclasses.replace(output.each(Moments.copied), alike=source.alike)
 
     def pullback(gradients: Gradients) -> Gradients:
         gradient = gradients[0]

@@ -284,9 +284,9 @@ def with_batch(signal: Signal, shape: Shape) -> Signal | None:
     Returns:
         None where it is not known how places along the first dimension are related.
     """
-    if len(shape) == 1 or shape[0] == 1:
-        return signal if len(shape) == 1 else expand(signal, len(shape) + 1, {1})
-    if signal.lead is None or signal.axes:
+    if len(shape) > 1 and shape[0] == 1:
+        return expand(signal, len(shape) + 1, {1})
+    if len(shape) != 2 or signal.lead is None:
         return None
     share = signal.lead
 

@@ -213,6 +213,16 @@ def test_places_of_a_table_are_not_known_behind_a_function():
         assert any("joins signals of different layouts" in n for n in analysis.notes) != known
 
 
+def test_a_summand_of_all_channels_is_remembered_through_layouts():
+    """It cancels in a softmax over the channels, which a permutation has moved."""
+    inputs = keras.Input((8, 16))
+    x = dense(32)(inputs) + L.Dense(1, kernel_initializer="he_normal", name="one")(inputs)
+    x = ops.softmax(L.Permute((2, 1))(x), axis=1)
+    analysis = kv.analyze(keras.Model(inputs, L.Dense(4, name="end")(x)))
+    assert analysis.predicted["end/kernel"].forward is None
+    assert any("is the same in all channels" in note for note in analysis.notes)
+
+
 def attended(x):
     normal = L.LayerNormalization()(x)
     return L.Add()([x, L.MultiHeadAttention(4, 16)(normal, normal)])

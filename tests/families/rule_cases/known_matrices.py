@@ -49,15 +49,11 @@ def two_hops(u):
     return pooled(ops.matmul(graph(10), x))
 
 
-def transformed(pool):
-    """A matrix of 48×48 for each example, which a second input gives, and all its positions."""
-
-    def back(u, other):
-        matrix = L.Reshape((48, 48))(dense(48 * 48)(other))
-        x = L.Dot(axes=(2, 1))([dense(48)(L.ReLU()(dense(96)(L.ReLU()(u)))), matrix])
-        return dense(64)(pool(L.ReLU()(dense(64)(x))))
-
-    return back
+def transformed(u, other):
+    """One matrix for all positions of an example, which another input gives."""
+    matrix = L.Reshape((48, 48))(dense(48 * 48)(other))
+    x = L.Dot(axes=(2, 1))([dense(48)(L.ReLU()(dense(96)(L.ReLU()(u)))), matrix])
+    return dense(64)(L.GlobalAveragePooling1D()(L.ReLU()(dense(64)(x))))
 
 
 CASES = (
@@ -86,7 +82,7 @@ CASES = (
     Case(
         L.Dot,
         tokens,
-        transformed(L.GlobalAveragePooling1D()),
+        transformed,
         [TOKENS, VECTOR],
         HEAVY,
         "a matrix for all positions",

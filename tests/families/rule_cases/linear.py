@@ -115,6 +115,7 @@ CASES = (
     placed([[*range(12)]], "places that differ"),
     placed([[0, 1, 2] * 4], "places four of which are alike"),
     placed([*range(12)], "places without a batch"),
+    placed([0], "one row for all places"),
     placed([0, 1, 2] * 4, "places without a batch, four alike"),
     placed(
         [0, 1, 2] * 4,
